@@ -1,0 +1,37 @@
+# make demo and make test are all a newcomer needs; both install what is missing first.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export FIFTYONE_DO_NOT_TRACK := true
+export FIFTYONE_DATABASE_VALIDATION := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install demo test check lock bench clean
+
+install: .venv/installed
+
+.venv/installed: requirements.lock setup.py settings.ini
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "The lock is for Python 3.11; give one with: make install PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian and Ubuntu run: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install
+	$(BIN)/hgdpo demo --workspace demo
+
+test: install
+	$(BIN)/python tests/run.py
+
+check: install
+	$(BIN)/ruff check hgdpo_curate tests setup.py
+	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
+	@test -z "$$(git status --porcelain)" || { git status --porcelain; echo "Notebooks and modules differ from what is committed; commit what nbdev_clean and nbdev_export wrote."; exit 1; }
+
+lock:
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate requirements.in --override overrides.txt -o requirements.lock
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,21 @@
+"""Look at your photographs, document them, and train HG-DPO: real photographs as winners."""
+__version__ = "0.1.0"
+
+_PUBLIC = {name: module for module, names in {
+    'workspace': 'Workspace create_workspace open_workspace UserError',
+    'images.photos': 'import_photos', 'images.pool': 'generate_pool', 'images.recon': 'reconstruct sdrecon',
+    'judge.scores': 'score_images load_scorer', 'judge.anatomy': 'flag_images',
+    'curate.pairs': 'draft_pairs freeze_split load_split', 'curate.app': 'build_dataset open_app read_reviews',
+    'train.stages': 'load_preset', 'train.curriculum': 'train_curriculum train_sft', 'train.sample': 'load_for_inference sample_images',
+    'train.tiny': 'train_tiny', 'evaluate.metrics': 'evaluate_runs pool_picture', 'document.cards': 'make_card', 'demo': 'run_demo',
+}.items() for name in names.split()}
+__all__ = list(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name):  # imported on first use, so that `import hgdpo_curate` stays instant
+    if name not in _PUBLIC: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    import importlib
+    return getattr(importlib.import_module(f'{__name__}.{_PUBLIC[name]}'), name)
+
+
+def __dir__(): return [*globals(), *__all__]
