@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/hgdpo demo --workspace demo
 
 test: install
-	$(BIN)/python tests/run.py
+	$(BIN)/python -m pytest
 
 check: install
 	$(BIN)/ruff check hgdpo_curate tests setup.py

@@ -14,9 +14,9 @@ from pathlib import Path
 from .workspace import UserError, create_workspace, open_workspace
 
 # %% ../nbs/71_cli.ipynb #call
-def _call(path, *a, **k):
+def _call(what, /, *a, **k):
     "Call `module.function` of the package, importing it only now."
-    module, name = path.rsplit('.', 1)
+    module, name = what.rsplit('.', 1)
     return getattr(importlib.import_module(f'hgdpo_curate.{module}'), name)(*a, **k)
 
 def _common(a): return dict(device=a.device, mixed_precision=a.mixed_precision)

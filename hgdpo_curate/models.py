@@ -7,7 +7,7 @@ __all__ = ['MANNEQUIN', 'SAMPLERS', 'FAMILIES', 'ATTENTION', 'LORA_FILE', 'KOHYA
            'model_hash', 'best_device', 'torch_dtype', 'load_pipeline', 'set_sampler', 'noise_scheduler',
            'encode_prompts', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded', 'make_images', 'add_lora',
            'adapter_parameters', 'freeze_all_but', 'reference', 'adapter_state', 'set_adapter_state', 'save_lora',
-           'read_lora', 'random_sd15']
+           'read_lora']
 
 # %% ../nbs/01_models.ipynb #import-contextlib-functools-json-os
 import contextlib, functools, json, os
@@ -74,7 +74,7 @@ def load_pipeline(name,               # hub id, folder, or 'mannequin'
     if family not in FAMILIES: raise UserError(f'{name} is a {family}; hgdpo_curate trains the Stable Diffusion 1.x family (StableDiffusionPipeline) only.')
     from diffusers import StableDiffusionPipeline
     _quiet()
-    try: pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype(mixed_precision), use_safetensors=True, safety_checker=None,
+    try: pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch_dtype(mixed_precision), use_safetensors=True, safety_checker=None,
                                                         feature_extractor=None, requires_safety_checker=False)
     except (OSError, ValueError, RuntimeError) as e: raise UserError(f'The pipeline in {folder} cannot be loaded ({str(e).splitlines()[0]}); fetch or save it again.') from e
     pipe.set_progress_bar_config(disable=True)
@@ -239,24 +239,3 @@ def read_lora(folder) -> dict: # {'unet': state, 'text_encoder': state}
         part, rest = k.split('.', 1)
         out.setdefault(part, {})[rest.replace('.lora_linear_layer.down.', '.lora_A.').replace('.lora_linear_layer.up.', '.lora_B.').replace('.lora.down.', '.lora_A.').replace('.lora.up.', '.lora_B.')] = v
     return out
-
-# %% ../nbs/01_models.ipynb #random-sd15
-def random_sd15(folder, width:int=32, seed:int=0) -> Path: # a pipeline folder
-    "Save an SD1.5 architecture (same blocks, same class names, reduced width, random weights) in the hub's layout, for tests and benchmarks."
-    import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-    from hgdpo_curate.networks import tiny_pipeline
-    tok = tiny_pipeline(['a photo of a person'], (32, 32)).tokenizer
-    tok.model_max_length = 77
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(width, 2*width, 4*width, 4*width), layers_per_block=2, attention_head_dim=8, cross_attention_dim=32,
-            down_block_types=('CrossAttnDownBlock2D',)*3 + ('DownBlock2D',), up_block_types=('UpBlock2D',) + ('CrossAttnUpBlock2D',)*3, norm_num_groups=16)
-        vae = AutoencoderKL(block_out_channels=(16, 16, 32, 32), down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4, latent_channels=4, norm_num_groups=16)
-        text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=77,
-            bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
-    pndm = PNDMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
-    pipe = StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tok, unet=unet, scheduler=pndm, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipe.save_pretrained(folder, safe_serialization=True)
-    return Path(folder)

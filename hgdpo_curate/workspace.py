@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['SCHEMAS', 'FLAGS', 'HARMLESS_FLAGS', 'DECISIONS', 'CONSENTS', 'DOMAINS', 'DEFAULTS', 'UserError', 'short_id',
            'file_sha256', 'prompt_id_of', 'atomic_path', 'write_text', 'write_json', 'read_json', 'Schema', 'now',
-           'to_arrow', 'from_arrow', 'Workspace', 'parse_resolution', 'create_workspace', 'open_workspace',
-           'set_base_model']
+           'to_arrow', 'from_arrow', 'progress_bar', 'Workspace', 'parse_resolution', 'create_workspace',
+           'open_workspace', 'set_base_model']
 
 # %% ../nbs/00_workspace.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, errno, hashlib, json, os, shutil, time, tomllib, uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-
-import pandas as pd
 
 # %% ../nbs/00_workspace.ipynb #usererror
 class UserError(Exception):
@@ -124,16 +122,30 @@ def to_arrow(df, schema):
         cols.append(pa.array([None if _missing(x) else x for x in v], type=arrow.field(name).type))
     return pa.table(cols, schema=arrow)
 
-def _missing(x): return x is None or x is pd.NA or (isinstance(x, float) and x != x)
+def _missing(x): return x is None or type(x).__name__ == 'NAType' or (isinstance(x, float) and x != x)
 
 def from_arrow(table, schema):
     "A DataFrame of an arrow table; JSON columns become objects, absent integers stay pandas `Int64`."
+    import pandas as pd
     df = table.to_pandas()
     for c, k in schema.columns.items():
         if k == 'json': df[c] = pd.Series([json.loads(x) if isinstance(x, str) else None for x in df[c]], index=df.index, dtype=object)
         if k == 'int': df[c] = df[c].astype('Int64')
         if k == 'float': df[c] = df[c].astype('float64')
     return df
+
+# %% ../nbs/00_workspace.ipynb #progress-bar
+@contextlib.contextmanager
+def progress_bar(total:int,     # how many items there are
+                 label:str,     # what is being done
+                 progress=None, # called as progress(total, label) -> update(n); None shows a tqdm bar
+                 done:int=0):   # how many of them were done before; yields update(n)
+    "Yield the function that moves the bar on by `n`."
+    if progress is not None:
+        yield progress(total - done, label)
+        return
+    from tqdm.auto import tqdm
+    with tqdm(total=total, desc=label, initial=done) as bar: yield bar.update
 
 # %% ../nbs/00_workspace.ipynb #workspace-2
 DEFAULTS = dict(base_model='', resolution='512', sampler='dpm', steps=50, guidance=5.0, seed=0, test_share=0.05)
@@ -149,7 +161,7 @@ class Workspace:
 
     def table(self, name:str,       # a key of `SCHEMAS`
               history:bool=False    # every row ever written, oldest first, instead of the last of each key
-             ) -> pd.DataFrame:
+             ):                     # a DataFrame
         "Read a table; an empty DataFrame with the right columns where nothing was written yet."
         import pyarrow as pa, pyarrow.parquet as pq
         schema = SCHEMAS[name]
@@ -165,7 +177,7 @@ class Workspace:
                rows                 # a DataFrame or a list of dicts; `at` is filled in
               ) -> int:             # how many rows were written
         "Add rows to a table as one new part, written whole or not at all."
-        import pyarrow.parquet as pq
+        import pandas as pd, pyarrow.parquet as pq
         df = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
         if not len(df): return 0
         df = df.assign(at=df['at'].fillna(now()) if 'at' in df else now())
@@ -206,7 +218,7 @@ class Workspace:
         "The resolution that every image of this workspace is made at or fitted to."
         return parse_resolution(self.config['resolution'])
 
-    def counts(self) -> pd.DataFrame:
+    def counts(self):                     # a DataFrame
         "How many images there are per domain and fold."
         im, pr = self.table('images'), self.table('prompts')
         df = im.merge(pr[['prompt_id', 'fold']], how='left', on='prompt_id')

@@ -69,7 +69,7 @@ def look(ws, rows, evaluator) -> dict: # rows of `images` with `prompt` -> array
     w, h = evaluator.config['size']
     px = np.stack([np.asarray(ws.open_image(p).resize((w, h))) for p in rows.path])
     out = run_evaluator(evaluator, px) | dict(pixels=px)
-    heads = evaluator.config['heads']
+    heads = dict(evaluator.config['heads'])
     if heads: out['prompt_accuracy'] = (out['attributes'] == head_targets(rows.prompt.tolist(), heads)).mean(1)
     if 'faulty' in out: out['failed'] = (out['faulty'] > evaluator.config['threshold']).astype(float)
     return out

@@ -8,7 +8,7 @@ __all__ = ['JOB', 'seed_of', 'image_job', 'choose_prompts', 'run_jobs', 'open_ba
 # %% ../../nbs/images/12_pool.ipynb #import-pandas-as-pd
 import pandas as pd
 
-from ..workspace import UserError, open_workspace, set_base_model, short_id
+from ..workspace import UserError, open_workspace, progress_bar, set_base_model, short_id
 
 # %% ../../nbs/images/12_pool.ipynb #seed-of
 JOB = ['image_id', 'prompt_id', 'prompt', 'seed', 'model', 'sampler', 'steps', 'guidance', 'timestep', 'source_id']
@@ -43,15 +43,15 @@ def run_jobs(ws, pipe, jobs:list, domain:str, batch:int=16, label='images', star
     todo = [j for j in jobs if j['image_id'] not in done]
     if not todo: return 0
     make = make or _maker(ws, pipe, todo, start_of)
-    rows, bar = [], _bar(len(todo), label, progress)
+    rows = []
     try:
-        for part in _batches(todo, batch):
-            images = make(part)
-            for j, im in zip(part, images):
-                keep = {k: j[k] for k in ('prompt_id', 'model', 'seed', 'timestep', 'guidance', 'steps')}
-                rows.append(ws.save_image(im, domain, j['image_id'], **keep))
-            bar(len(part))
-            if len(rows) >= 256: ws.append('images', rows); rows = []
+        with progress_bar(len(todo), label, progress) as bar:
+            for part in _batches(todo, batch):
+                for j, im in zip(part, make(part)):
+                    keep = {k: j[k] for k in ('prompt_id', 'model', 'seed', 'timestep', 'guidance', 'steps')}
+                    rows.append(ws.save_image(im, domain, j['image_id'], **keep))
+                bar(len(part))
+                if len(rows) >= 256: ws.append('images', rows); rows = []
     finally: ws.append('images', rows)
     return len(todo)
 
@@ -72,11 +72,6 @@ def _batches(jobs, batch):
         n = next((k for k in range(i, min(i + batch, len(jobs))) if key(jobs[k]) != key(jobs[i])), min(i + batch, len(jobs)))
         yield jobs[i:n]
         i = n
-
-def _bar(total, label, progress):
-    if progress is not None: return progress(total, label)
-    from tqdm.auto import tqdm
-    return tqdm(total=total, desc=label).update
 
 def open_base(ws, base=None, device=None, mixed_precision='no', sampler=None):
     "The workspace's base pipeline, its weights hash and its sampler; `base` sets it where the workspace has none yet."

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..images.mannequins import FAULTS
-from ..workspace import UserError, open_workspace
+from ..workspace import UserError, open_workspace, progress_bar
 
 # %% ../../nbs/judge/21_anatomy.ipynb #yunetfaces
 class YuNetFaces:
@@ -47,19 +47,19 @@ def detect(workspace,            # a `Workspace` or its folder
            domains=('real', 'generated'), batch:int=64, progress=None # which images; images at a time; called as progress(total, label) -> update(n)
           ) -> int:              # how many images were looked at now
     "Run a detector over the images and keep what it sees in `detections`; an image in which it sees nothing gets one row of kind 'none', so it is not looked at again."
-    from hgdpo_curate.images.pool import _bar
     ws = open_workspace(workspace)
     have = ws.table('detections').query('detector == @detector.name and detector_version == @detector.version').image_id
     im = ws.table('images')
     im = im[im.domain.isin(domains) & ~im.image_id.isin(have)]
     if not len(im): return 0
-    rows, bar = [], _bar(len(im), f'anatomy by {detector.name}', progress)
+    rows = []
     try:
-        for i in range(0, len(im), batch):
-            part = im.iloc[i:i+batch]
-            for iid, seen in zip(part.image_id, detector.detect([ws.open_image(p) for p in part.path])):
-                rows += [dict(image_id=iid, detector=detector.name, detector_version=detector.version, index=n, **d) for n, d in enumerate(seen or [dict(kind='none', confidence=0.)])]
-            bar(len(part))
+        with progress_bar(len(im), f'anatomy by {detector.name}', progress) as bar:
+            for i in range(0, len(im), batch):
+                part = im.iloc[i:i+batch]
+                for iid, seen in zip(part.image_id, detector.detect([ws.open_image(p) for p in part.path])):
+                    rows += [dict(image_id=iid, detector=detector.name, detector_version=detector.version, index=n, **d) for n, d in enumerate(seen or [dict(kind='none', confidence=0.)])]
+                bar(len(part))
     finally: ws.append('detections', rows)
     return len(im)
 

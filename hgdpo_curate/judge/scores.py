@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..workspace import UserError, open_workspace
+from ..workspace import UserError, open_workspace, progress_bar
 
 # %% ../../nbs/judge/20_scores.ipynb #scorer
 class Scorer(Protocol):
@@ -95,21 +95,21 @@ def score_images(workspace,                 # a `Workspace` or its folder
                  device=None, progress=None # torch device; called as progress(total, label) -> update(n)
                 ) -> int:                   # how many images were scored now
     "Score every image against its prompt. Stop it and run it again; nothing is scored twice. Raises `UserError` when a score is not a finite number."
-    from hgdpo_curate.images.pool import _bar
     ws = open_workspace(workspace)
     scorer = workspace_scorer(ws, scorer, path, device) if isinstance(scorer, str) else scorer
     have = ws.table('scores').query('scorer == @scorer.name and scorer_version == @scorer.version').image_id
     im = ws.table('images')
     im = im[im.domain.isin(domains) & ~im.image_id.isin(have)].merge(ws.table('prompts')[['prompt_id', 'prompt']], on='prompt_id')
     if not len(im): return 0
-    rows, bar = [], _bar(len(im), f'scores by {scorer.name}', progress)
+    rows = []
     try:
-        for i in range(0, len(im), batch):
-            part = im.iloc[i:i+batch]
-            s = np.asarray(scorer.score([ws.open_image(p) for p in part.path], part.prompt.tolist()), float)
-            bad = ~np.isfinite(s)
-            if bad.any(): raise UserError(f'The scorer {scorer.name} gave {s[bad][0]} for {ws.root/part.path[bad].iloc[0]}; look at that image, or use another scorer. The scores before it are kept.')
-            rows += [dict(image_id=i, scorer=scorer.name, scorer_version=scorer.version, score=float(v)) for i, v in zip(part.image_id, s)]
-            bar(len(part))
+        with progress_bar(len(im), f'scores by {scorer.name}', progress) as bar:
+            for i in range(0, len(im), batch):
+                part = im.iloc[i:i+batch]
+                s = np.asarray(scorer.score([ws.open_image(p) for p in part.path], part.prompt.tolist()), float)
+                bad = ~np.isfinite(s)
+                if bad.any(): raise UserError(f'The scorer {scorer.name} gave {s[bad][0]} for {ws.root/part.path[bad].iloc[0]}; look at that image, or use another scorer. The scores before it are kept.')
+                rows += [dict(image_id=i, scorer=scorer.name, scorer_version=scorer.version, score=float(v)) for i, v in zip(part.image_id, s)]
+                bar(len(part))
     finally: ws.append('scores', rows)
     return len(im)

@@ -9,7 +9,7 @@ __all__ = ['Shards', 'TrainingCache', 'prompt_key']
 import uuid
 from pathlib import Path
 
-from ..workspace import UserError, atomic_path, short_id
+from ..workspace import UserError, atomic_path, progress_bar, short_id
 
 # %% ../../nbs/train/42_cache.ipynb #shards
 class Shards:
@@ -49,22 +49,26 @@ class TrainingCache:
 
     def fill(self, pipe, files:dict, prompts, batch:int=32, progress=None): # files: sha256 -> path in the workspace
         "Encode what is not there yet. Raises `UserError` when the VAE gives NaN (an fp16 VAE that overflows)."
-        from hgdpo_curate.images.pool import _bar
-        from hgdpo_curate.models import encode_posterior, encode_prompts, to_pixels
+        from hgdpo_curate.models import encode_prompts
         todo = [(h, p) for h, p in files.items() if h not in self.latents]
-        bar = _bar(len(todo), 'latents', progress) if todo else None
+        if todo:
+            with progress_bar(len(todo), 'latents', progress) as bar: self._fill_latents(pipe, todo, batch, bar)
+        texts = [t for t in dict.fromkeys([*prompts, '']) if prompt_key(t) not in self.prompts]
+        if texts: self.prompts.add({prompt_key(t): e.float() for t, e in zip(texts, encode_prompts(pipe, texts))})
+
+    def _fill_latents(self, pipe, todo, batch, bar):
+        import torch
+        from hgdpo_curate.models import encode_posterior, to_pixels
         found = {}
         for i in range(0, len(todo), batch):
             part = todo[i:i+batch]
             mean, std = encode_posterior(pipe, to_pixels([self.ws.open_image(p) for _, p in part], self.ws.size, pipe.device))
-            if not mean.isfinite().all(): raise UserError(f'The VAE gave NaN for {part[0][1]} or a picture near it; load it in another precision with --mixed_precision no.')
-            import torch
+            bad = [p for (_, p), m in zip(part, mean) if not m.isfinite().all()]
+            if bad: raise UserError(f'The VAE gave NaN for {self.ws.root/bad[0]}; load it in another precision with --mixed_precision no.')
             found |= {h: torch.stack([m, s]) if bool(s.any()) else m[None] for (h, _), m, s in zip(part, mean.cpu(), std.cpu())}
             bar(len(part))
             if len(found) >= 2048: self.latents.add(found); found = {}
         self.latents.add(found)
-        texts = [t for t in dict.fromkeys([*prompts, '']) if prompt_key(t) not in self.prompts]
-        if texts: self.prompts.add({prompt_key(t): e.float() for t, e in zip(texts, encode_prompts(pipe, texts))})
 
     def sample_latents(self, hashes, generator): # -> (n, c, h, w) float32
         "A fresh sample of each image's posterior."

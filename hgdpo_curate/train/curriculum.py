@@ -15,7 +15,7 @@ import pandas as pd
 from ..curate.pairs import load_split
 from .losses import denoising_error, diffusion_dpo_loss, implicit_reward_margin, statistics_matching_loss, training_target
 from .stages import Preset, Stage, as_dict, load_preset
-from ..workspace import UserError, atomic_path, file_sha256, open_workspace, read_json, set_base_model, short_id, write_json
+from ..workspace import UserError, atomic_path, file_sha256, open_workspace, progress_bar, read_json, set_base_model, short_id, write_json
 
 # %% ../../nbs/train/44_curriculum.ipynb #order-of
 def order_of(n:int, seed:int, step:int, batch:int) -> np.ndarray: # indices 0..n-1 of the step's pairs
@@ -78,7 +78,7 @@ class StageRun:
         prompts = ['' if drop else p for p, drop in zip(rows.prompt, d['drop'].tolist())]
         pred = self.predict(noisy, t, rep(self.prompt_embeds(prompts, True)))
         err = denoising_error(pred, target)
-        if s.objective == 'sft': return err.mean(), dict(loss=float(err.mean()), winner_error=float(err.mean()))
+        if s.objective == 'sft': return err.mean(), dict(loss=err.mean().item(), winner_error=err.mean().item())
         with torch.no_grad():
             if s.part == 'unet':
                 from hgdpo_curate.models import reference
@@ -88,14 +88,14 @@ class StageRun:
         (w, l), (rw, rl) = err.chunk(2), ref.chunk(2)
         z = implicit_reward_margin(w, l, rw, rl, s.beta_dpo).detach()
         per_pair = diffusion_dpo_loss(w, l, rw, rl, s.beta_dpo)
-        figures = dict(implicit_accuracy=float((z > 0).float().mean()), margin=float(z.mean()), winner_error=float((w - rw).mean()), loser_error=float((l - rl).mean()))
+        figures = dict(implicit_accuracy=(z > 0).float().mean().item(), margin=z.mean().item(), winner_error=(w - rw).mean().item(), loser_error=(l - rl).mean().item())
         loss = per_pair.mean()
         if s.lambda_stat:
             half = len(rows)
             stat = statistics_matching_loss(pred[:half], ref_pred[:half], noisy[:half].to(pred.device), d['timesteps'].to(pred.device), self.ddpm).mean()
-            loss, figures['l_stat'] = loss + s.lambda_stat*stat, float(stat)
+            loss, figures['l_stat'] = loss + s.lambda_stat*stat, stat.item()
         if not torch.isfinite(loss): raise UserError(f'The loss of the stage {s.name} is not finite at step {step} (first bad pair {rows.pair_id.iloc[int((~per_pair.isfinite()).float().argmax())]}); the last checkpoint in {self.folder} is good, lower --learning_rate and run again.')
-        return loss, figures | dict(loss=float(loss))
+        return loss, figures | dict(loss=loss.item())
 
     def train_step(self) -> dict:
         "One optimiser step; its figures."
@@ -168,7 +168,6 @@ def save_curves(log, file, stage):
 # %% ../../nbs/train/44_curriculum.ipynb #run-stage
 def run_stage(pipe, cache, stage, pairs, folder, preset, start_state, fingerprint, resume='latest', progress=None) -> dict: # adapter state
     "Train one stage to its end, or go on with it; a finished one is only read."
-    from tqdm.auto import tqdm
     from hgdpo_curate.models import read_lora
     done = read_json(Path(folder)/'done.json')
     if done:
@@ -177,11 +176,11 @@ def run_stage(pipe, cache, stage, pairs, folder, preset, start_state, fingerprin
     run = StageRun(pipe, cache, stage, pairs, folder, preset, start_state, fingerprint)
     try:
         run.resume(resume)
-        bar = progress(stage.max_train_steps - run.step, f'training {stage.name}') if progress else tqdm(total=stage.max_train_steps, initial=run.step, desc=f'training {stage.name}').update
-        while run.step < stage.max_train_steps:
-            run.train_step()
-            bar(1)
-            if run.step % preset.checkpointing_steps == 0 and run.step < stage.max_train_steps: run.save_checkpoint()
+        with progress_bar(stage.max_train_steps, f'training {stage.name}', progress, run.step) as bar:
+            while run.step < stage.max_train_steps:
+                run.train_step()
+                bar(1)
+                if run.step % preset.checkpointing_steps == 0 and run.step < stage.max_train_steps: run.save_checkpoint()
         run.finish()
     except KeyboardInterrupt:
         if run.step: run.save_checkpoint()

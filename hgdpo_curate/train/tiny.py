@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..images.mannequins import ATTRIBUTES, COLOURS, FAULTS, HAIR, POSES, PLACES, SIZE, describe, draw_person
+from ..images.mannequins import ATTRIBUTES, COLOURS, FAULTS, HAIR, POSES, PLACES, SIZE, describe, draw_person, sample_attributes
 from ..networks import token_batch
 from ..workspace import UserError, atomic_path, open_workspace, write_json
 
@@ -159,10 +159,11 @@ def fit_vae(pipe, data, folder, steps, seed, progress, batch=8):
     vae.register_to_config(scaling_factor=float(1/z.std()))
     return state
 
-def fit_unet(pipe, data, folder, steps, seed, progress, batch=32):
-    "Train U-Net and text encoder to predict the noise (PAPER section 4: noise-prediction loss, DDPM schedule)."
+def fit_unet(pipe, data, folder, steps, seed, progress, batch=16):
+    "Train U-Net and text encoder on the DDPM schedule (PAPER section 4), to predict what the scheduler's `prediction_type` says."
     import torch
     from hgdpo_curate.models import encode_posterior, noise_scheduler
+    from hgdpo_curate.train.losses import training_target
     pipe.vae.requires_grad_(False)
     latents = torch.cat([encode_posterior(pipe, data.tensor(np.arange(i, min(i + 64, len(data))))*2 - 1)[0] for i in range(0, len(data), 64)])
     ids = pipe.tokenizer([*data.prompts, ''], padding='max_length', truncation=True, return_tensors='pt').input_ids
@@ -173,8 +174,8 @@ def fit_unet(pipe, data, folder, steps, seed, progress, batch=32):
         words = torch.where(torch.rand(batch, 1, generator=g) < .1, ids[-1:], ids[i])
         noise, t = torch.randn(latents[i].shape, generator=g), torch.randint(1000, (batch,), generator=g)
         pred = pipe.unet(ddpm.add_noise(latents[i], noise, t).contiguous(memory_format=torch.channels_last), t, pipe.text_encoder(words)[0]).sample
-        return (pred - noise).square().mean()
-    return _fit(folder, 'base', dict(unet=pipe.unet, text=pipe.text_encoder), loss_of, steps, 1e-3, seed, progress, ema=.998)
+        return (pred - training_target(ddpm, latents[i], noise, t)).square().mean()
+    return _fit(folder, 'base', dict(unet=pipe.unet, text=pipe.text_encoder), loss_of, steps, 1.5e-3, seed, progress, ema=.995)
 
 # %% ../../nbs/train/45_tiny.ipynb #fit-scorer
 def fit_scorer(net, tokenizer, data, folder, steps, seed, progress, batch=64):
@@ -219,7 +220,7 @@ def head_targets(prompts, heads:dict) -> np.ndarray: # (n, heads) index of the v
 def fit_evaluator(net, data, folder, steps, seed, progress, batch=64):
     "Train the evaluator's heads together: keypoints and fault where they are known, attributes on all, and how much detail is left."
     import torch, torch.nn.functional as F
-    targets, fault = torch.from_numpy(head_targets(data.prompts, net.config['heads'])), torch.from_numpy(data.fault)
+    targets, fault = torch.from_numpy(head_targets(data.prompts, dict(net.config['heads']))), torch.from_numpy(data.fault)
     def loss_of(step, g):
         i = torch.randint(len(data), (batch,), generator=g)
         x, amount = smear(data.tensor(i.numpy()), g)
@@ -292,7 +293,7 @@ def measure_tiny(pipe, scorer, evaluator, sound, mixed) -> dict:
     acc = scorer_accuracy(scorer, pipe.tokenizer, mixed)
     out = dict(vae_psnr=vae_psnr(pipe.vae, sound), **{k: float(v.mean()) for k, v in acc.items()})
     e = run_evaluator(evaluator, mixed.images)
-    out['attribute_accuracy'] = float((e['attributes'] == head_targets(mixed.prompts, evaluator.config['heads']))[mixed.fault == 0].mean())
+    out['attribute_accuracy'] = float((e['attributes'] == head_targets(mixed.prompts, dict(evaluator.config['heads'])))[mixed.fault == 0].mean())
     if 'keypoints' in e and mixed.keypoints is not None:
         ok = mixed.fault == 0
         out['keypoint_error'] = float(np.linalg.norm(e['keypoints'] - mixed.keypoints, axis=-1)[ok].mean())
@@ -301,15 +302,15 @@ def measure_tiny(pipe, scorer, evaluator, sound, mixed) -> dict:
     return out
 
 # %% ../../nbs/train/45_tiny.ipynb #base
-RECIPE = dict(vae=2600, base=1700, scorer=3000, evaluator=3000)   # optimiser steps; the base is stopped early on purpose
+RECIPE = dict(vae=2600, base=3000, scorer=3000, evaluator=3000)   # optimiser steps; the base is stopped early on purpose
 
-def _base(folder, pictures, size, seed, steps, progress):
+def _base(folder, pictures, captions, size, seed, steps, progress):
     "Autoencoder, U-Net and text encoder, saved as `<folder>/base`."
     import torch
     from diffusers import StableDiffusionPipeline
     from hgdpo_curate.networks import save_pipeline, tiny_pipeline
-    if (folder/'base'/'model_index.json').exists(): return StableDiffusionPipeline.from_pretrained(folder/'base', torch_dtype=torch.float32)
-    pipe = tiny_pipeline(pictures.prompts, size, seed)
+    if (folder/'base'/'model_index.json').exists(): return StableDiffusionPipeline.from_pretrained(folder/'base', dtype=torch.float32)
+    pipe = tiny_pipeline(captions, size, seed)
     done = folder/'vae_done.pt'
     if done.exists():
         saved = torch.load(done, weights_only=True)
@@ -326,6 +327,8 @@ def _base(folder, pictures, size, seed, steps, progress):
 def _judges(folder, pipe, for_scorer, for_evaluator, for_threshold, faults, size, seed, steps, progress):
     "Scorer and evaluator, each from its own pictures."
     from hgdpo_curate.networks import TinyEvaluator, TinyScorer, load_network, save_network
+    import torch
+    torch.manual_seed(seed)
     if not (folder/'scorer.json').exists():
         net, data = TinyScorer(len(pipe.tokenizer), pipe.tokenizer.model_max_length, faults, size=size), for_scorer()
         leftover = fit_scorer(net, pipe.tokenizer, data, folder, steps['scorer'], seed + 3, progress)
@@ -349,7 +352,8 @@ def train_mannequins(output,               # folder for base/, scorer and evalua
     folder, steps, progress = Path(output), RECIPE | (steps or {}), progress or _progress
     folder.mkdir(parents=True, exist_ok=True)
     n, s = drawings_each, 1000*seed
-    pipe = _base(folder, drawings(n[0], s + 100), SIZE, seed, steps, progress)
+    captions = [describe(sample_attributes(np.random.default_rng([s + 77, i]))) for i in range(4000)]
+    pipe = _base(folder, drawings(n[0], s + 100), captions, SIZE, seed, steps, progress)
     scorer, evaluator = _judges(folder, pipe, lambda: drawings(n[1], s + 200, True), lambda: drawings(n[2], s + 300, True), lambda: drawings(1500, s + 301, True), list(FAULTS), SIZE, seed, steps, progress)
     found = measure_tiny(pipe, scorer, evaluator, drawings(400, s + 990), drawings(1000, s + 991, True))
     write_json(folder/'about.json', dict(command=f'hgdpo tiny --mannequins --seed {seed} --output FOLDER', seed=seed, steps=steps, drawings=n, measured_on_held_out_drawings=found))
@@ -378,7 +382,7 @@ def train_tiny(workspace,         # a `Workspace` or its folder, with photos imp
     folder, steps = ws.root/'tiny', RECIPE | (steps or {})
     train = photographs(ws, 'train')
     folder.mkdir(exist_ok=True)
-    pipe = _base(folder, train, ws.size, seed, steps, progress)
+    pipe = _base(folder, train, train.prompts, ws.size, seed, steps, progress)
     halves = np.random.default_rng(seed).permutation(len(train))          # scorer and evaluator share no photo
     half = lambda i: Pictures(train.images[i], [train.prompts[j] for j in i], train.fault[i])
     cut = len(train)//2

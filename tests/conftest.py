@@ -1,0 +1,74 @@
+"""What the tests share: test data, a small workspace made once, an own MongoDB."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ.update(FIFTYONE_DO_NOT_TRACK='true', FIFTYONE_DATABASE_VALIDATION='false', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1',
+                  TOKENIZERS_PARALLELISM='false', MPLBACKEND='agg', HGDPO_REVIEWER='tester')
+
+
+def quiet(total, label): return lambda n: None
+def plain(items, **k): return items
+
+
+@pytest.fixture(scope='session')
+def test_data():
+    "Photographs and models beside the project; not part of it."
+    folder = Path(os.environ.get('HGDPO_TEST_DATA', ROOT.parent/'shared'))
+    if not (folder/'photos').is_dir(): pytest.skip(f'no test photographs at {folder}; set HGDPO_TEST_DATA to the folder that holds them')
+    return folder
+
+
+class Brightness:
+    "A scorer that needs no weights."
+    name, version = 'brightness', '1'
+    def score(self, images, prompts): return np.array([np.asarray(i, float).mean() for i in images])
+
+
+def make_workspace(folder, base, photos=8, size='40x56', steps=2, n=3, **config):
+    "A workspace with drawn photos, pool, reconstructions and scores."
+    from hgdpo_curate import create_workspace, generate_pool, import_photos, reconstruct, score_images
+    from hgdpo_curate.images.mannequins import export_photos
+    ws = create_workspace(folder, resolution=size, steps=steps, guidance=2., **config)
+    import_photos(ws, export_photos(Path(folder).parent/f'{Path(folder).name}-photos', photos, seed=3), progress=plain)
+    generate_pool(ws, n, base, progress=quiet)
+    reconstruct(ws, progress=quiet)
+    score_images(ws, Brightness(), progress=quiet)
+    return ws
+
+
+@pytest.fixture(scope='session')
+def random_base(tmp_path_factory):
+    "A tiny pipeline with random weights."
+    from hgdpo_curate.images.mannequins import draw_person
+    from hgdpo_curate.networks import save_pipeline, tiny_pipeline
+    return save_pipeline(tiny_pipeline([draw_person(i).prompt for i in range(20)], (40, 56)), tmp_path_factory.mktemp('base')/'tiny', half=False)
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory, random_base):
+    "A workspace ready for training; tests that change it take a copy."
+    from hgdpo_curate import freeze_split
+    ws = make_workspace(tmp_path_factory.mktemp('finished')/'ws', random_base)
+    freeze_split(ws, 'v1', 'brightness')
+    return ws
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    "Copies a workspace, so that a test may spoil it."
+    import shutil
+    from hgdpo_curate import open_workspace
+    return lambda ws, name='copy': open_workspace(shutil.copytree(ws.root, tmp_path/name))
+
+
+@pytest.fixture(scope='session')
+def mongo(tmp_path_factory):
+    "An own MongoDB, so that no FiftyOne elsewhere on the machine is touched."
+    from hgdpo_curate.curate.app import start_database
+    process = start_database(tmp_path_factory.mktemp('mongo'))
+    yield process
+    process.terminate(); process.wait()

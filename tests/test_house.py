@@ -1,0 +1,46 @@
+"""The house stands as it is drawn: rooms import only rooms with a lower number, and nothing happens on import."""
+import ast
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def rooms():
+    out = {}
+    for nb in sorted((ROOT/'nbs').rglob('[0-9]*.ipynb')):
+        name = re.search(r'default_exp ([\w.]+)', nb.read_text())[1]
+        out[name] = int(nb.stem.split('_')[0])
+    return out
+
+
+def test_a_room_imports_only_rooms_with_a_lower_number():
+    number = rooms()
+    assert len(number) > 15
+    for name, n in number.items():
+        file = ROOT/'hgdpo_curate'/(name.replace('.', '/') + '.py')
+        depth = name.count('.')
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.ImportFrom): continue
+            if node.level: full = '.'.join([*name.split('.')[:depth + 1 - node.level], node.module or ''])
+            elif (node.module or '').startswith('hgdpo_curate.'): full = node.module.removeprefix('hgdpo_curate.')
+            else: continue
+            assert number[full] < n, f'{name} ({n}) imports {full} ({number[full]})'
+
+
+def test_only_the_app_imports_fiftyone():
+    users = [p.name for p in (ROOT/'hgdpo_curate').rglob('*.py') if re.search(r'^\s*(import|from) fiftyone', p.read_text(), re.M)]
+    assert users == ['app.py']
+
+
+def test_import_and_help_load_nothing_heavy():
+    code = ("import sys, hgdpo_curate, hgdpo_curate.cli as c\ntry: c.make_parser().parse_args(['--help'])\nexcept SystemExit: pass\n"
+            "heavy = {'torch', 'diffusers', 'fiftyone', 'transformers', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules); assert not heavy, heavy")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_importable_from_the_top():
+    import hgdpo_curate
+    for name in hgdpo_curate.__all__: assert callable(getattr(hgdpo_curate, name))

@@ -1,0 +1,35 @@
+"""The networks that the package ships reach their floors on drawings they have never seen."""
+from conftest import ROOT
+
+
+def test_shipped_networks_reach_the_floors():
+    from hgdpo_curate.models import MANNEQUIN, assets_folder, load_pipeline
+    from hgdpo_curate.networks import load_network
+    from hgdpo_curate.train.tiny import FLOORS, drawings, measure_tiny
+    found = measure_tiny(load_pipeline(MANNEQUIN, 'cpu'), *(load_network(assets_folder(), n) for n in ('scorer', 'evaluator')), drawings(300, 770_001), drawings(1000, 770_002, True))
+    print(found)
+    for name in ('vae_psnr', 'sound_over_faulty', 'right_over_wrong', 'faulty_called_faulty'): assert found[name] >= FLOORS[name], (name, found)
+    for name in ('keypoint_error', 'sound_called_faulty'): assert found[name] <= FLOORS[name], (name, found)
+
+
+def test_shipped_networks_are_small_and_safetensors_only():
+    files = [p for p in (ROOT/'hgdpo_curate'/'assets').rglob('*') if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 12e6
+    assert not [p for p in files if p.suffix in ('.bin', '.pt', '.pth', '.ckpt', '.pkl')]
+
+
+def test_a_tiny_training_that_was_stopped_goes_on_where_it_was(tmp_path):
+    import torch
+    from hgdpo_curate.train.tiny import _fit
+    def loss_of(net): return lambda step, g: (net(torch.randn(8, 4, generator=g)) - 1).square().mean()
+    def run(folder, stop=None):
+        torch.manual_seed(0); net = torch.nn.Linear(4, 1)
+        def steps(it, *a):
+            for s in it:
+                if s == stop: raise KeyboardInterrupt
+                yield s
+        folder.mkdir(exist_ok=True)
+        try: _fit(folder, 'net', dict(net=net), loss_of(net), 30, 1e-2, 0, steps, every=10, ema=.9)
+        except KeyboardInterrupt: return run(folder)
+        return net.weight
+    assert torch.equal(run(tmp_path/'a'), run(tmp_path/'b', stop=17))

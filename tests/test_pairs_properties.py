@@ -1,0 +1,51 @@
+"""Pair selection holds for any pool."""
+import pandas as pd
+from hypothesis import given, settings, strategies as st
+
+from hgdpo_curate.curate.pairs import easy_pairs, hard_pairs, normal_pairs
+
+score = st.integers(0, 6).map(lambda i: i/4)          # few values, so that ties are common
+prompt = st.fixed_dictionaries(dict(pool=st.lists(score, min_size=0, max_size=5), recon=st.dictionaries(st.sampled_from([100, 400, 500, 600, 700]), score)))
+
+
+def tables(prompts):
+    rows = []
+    for p, d in enumerate(prompts):
+        rows += [dict(image_id=f'{p}g{i}', prompt_id=f'p{p}', domain='generated', timestep=None, score=s) for i, s in enumerate(d['pool'])]
+        rows += [dict(image_id=f'{p}r{t}', prompt_id=f'p{p}', domain='intermediate', timestep=t, score=s) for t, s in d['recon'].items()]
+    df = pd.DataFrame(rows, columns=['image_id', 'prompt_id', 'domain', 'timestep', 'score'])
+    return df.drop(columns='score'), df[['image_id', 'score']].assign(scorer='x')
+
+
+def three(images, scores, **k):
+    easy = easy_pairs(images, scores, **k); normal = normal_pairs(images, scores, easy, **k)
+    return easy, normal, hard_pairs(images, scores, normal, **k)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(prompt, max_size=4), st.randoms())
+def test_the_rules_of_the_paper_hold_in_any_row_order(prompts, random):
+    images, scores = tables(prompts)
+    easy, normal, hard = three(images, scores)
+    for e in easy.itertuples():
+        mine = scores[scores.image_id.str.startswith(f'{e.prompt_id[1:]}g')].score
+        assert e.winner_score == mine.max() > e.loser_score == mine.min()
+    assert (normal.winner_score >= normal.loser_score).all()
+    assert set(hard.prompt_id) <= set(normal.prompt_id) <= set(easy.prompt_id)
+    assert normal.loser_id.isin(easy.winner_id).all() and hard.loser_id.isin(normal.winner_id).all()
+    for df in (easy, normal, hard): assert df.prompt_id.is_unique and (df.winner_id != df.loser_id).all()
+    order = random.sample(range(len(images)), len(images))
+    for a, b in zip(three(images.iloc[order], scores.iloc[order[::-1]]), (easy, normal, hard)): pd.testing.assert_frame_equal(a, b)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(prompt, min_size=1, max_size=3), st.data())
+def test_a_confirmed_fault_never_wins_and_a_rejected_image_is_nowhere(prompts, data):
+    images, scores = tables(prompts)
+    if not len(images): return
+    bad = data.draw(st.sets(st.sampled_from(sorted(images.image_id)), max_size=3))
+    gone = data.draw(st.sets(st.sampled_from(sorted(images.image_id)), max_size=3))
+    flags = pd.DataFrame([dict(image_id=i, flag='extra_limb', status='confirmed') for i in sorted(bad)], columns=['image_id', 'flag', 'status'])
+    reviews = pd.DataFrame([dict(subject_id=i, decision='reject') for i in sorted(gone)], columns=['subject_id', 'decision'])
+    for df in three(images, scores, flags=flags, reviews=reviews):
+        assert not df.winner_id.isin(bad | gone).any() and not df.loser_id.isin(gone).any()

@@ -1,0 +1,96 @@
+"""The whole way on an SD1.5 *architecture* in the hub's layout: random weights at reduced width, since no hub can be reached here. Real weights have not been run."""
+import numpy as np
+import pytest
+import torch
+from conftest import make_workspace, quiet
+
+SIZE, STEPS, GUIDANCE = (64, 64), 4, 3.
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    from hgdpo_curate.networks import random_sd15
+    return random_sd15(tmp_path_factory.mktemp('sd15')/'model')
+
+
+@pytest.fixture
+def pipe(base):
+    from hgdpo_curate.models import load_pipeline
+    return load_pipeline(base, 'cpu')
+
+
+def pixels(image): return np.asarray(image).astype(int)
+def seed(n): return torch.Generator().manual_seed(int(n))
+
+
+def test_pool_to_lora_and_back_through_plain_diffusers(base, tmp_path):
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from hgdpo_curate import freeze_split, train_curriculum
+    ws = make_workspace(tmp_path/'ws', base, photos=4, size='64x64', steps=STEPS, n=2)
+    freeze_split(ws, 'v1', 'brightness')
+    counts = {s: len(df) for s, df in __import__('hgdpo_curate').load_split(ws).items() if s in ('easy', 'normal', 'hard')}
+    if not counts['normal']: pytest.fail(f'the drawn pool should leave normal pairs, has {counts}')
+    run = train_curriculum(ws, preset='mannequin', max_train_steps=1, train_batch_size=2, learning_rate=1e-2, progress=quiet)
+    for stage in ('easy', 'normal', 'hard', 'text_encoder', 'final'): assert (run/stage/'pytorch_lora_weights.safetensors').exists()
+
+    plain = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    plain.set_progress_bar_config(disable=True)
+    def draw(): return pixels(plain('a person', generator=seed(1), width=64, height=64, num_inference_steps=2).images[0])
+    before = draw()
+    plain.load_lora_weights(run/'final')
+    assert (draw() != before).any()
+
+
+def test_a_pool_image_is_what_diffusers_makes_with_the_same_seed_and_settings(base, tmp_path):
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    ws = make_workspace(tmp_path/'ws', base, photos=3, size='64x64', steps=STEPS, n=2)
+    im = ws.table('images').merge(ws.table('prompts')[['prompt_id', 'prompt']], on='prompt_id')
+    plain = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    for r in im[im.domain == 'generated'].itertuples():
+        want = plain(r.prompt, generator=seed(r.seed), width=64, height=64, num_inference_steps=STEPS, guidance_scale=2.).images[0]
+        assert np.abs(pixels(want) - pixels(ws.open_image(r.path))).max() <= 1        # batching changes rounding only
+
+
+def test_sdrecon_at_1000_is_a_plain_generation(pipe):
+    from hgdpo_curate import sdrecon
+    from hgdpo_curate.images.mannequins import draw_person
+    photo = draw_person(1).pil().resize(SIZE)
+    got = sdrecon(pipe, photo, 'a person', 1000, 5, STEPS, GUIDANCE)
+    want = pipe('a person', generator=seed(5), width=64, height=64, num_inference_steps=STEPS, guidance_scale=GUIDANCE).images[0]
+    assert (pixels(got) == pixels(want)).all()
+
+
+def test_sdrecon_starts_from_the_photo_noised_to_its_level(pipe):
+    from hgdpo_curate.images.mannequins import draw_person
+    from hgdpo_curate.images.recon import recon_start
+    from hgdpo_curate.models import encode_posterior, to_pixels
+    photo = draw_person(1).pil().resize(SIZE)
+    clean = encode_posterior(pipe, to_pixels([photo], SIZE))[0]
+    a = pipe.scheduler.alphas_cumprod
+    far = []
+    for t in (10, 100, 500, 900):
+        start = recon_start(pipe, [photo], t, [3], 20, SIZE)
+        noise = torch.randn(clean.shape, generator=seed(3))
+        assert start['timesteps'][0] == t - 1
+        assert torch.allclose(start['latents'], a[t - 1].sqrt()*clean + (1 - a[t - 1]).sqrt()*noise, atol=1e-4)
+        far.append((start['latents'] - clean).square().mean().item())
+    assert far == sorted(far) and far[0] < .05*far[-1]
+
+
+def test_sdrecon_matches_diffusers_img2img_where_the_step_grids_agree(pipe):
+    from diffusers import StableDiffusionImg2ImgPipeline
+    from hgdpo_curate import sdrecon
+    from hgdpo_curate.images.mannequins import draw_person
+    from hgdpo_curate.models import encode_posterior, to_pixels
+    photo, steps = draw_person(1).pil().resize(SIZE), 20
+    pipe.scheduler.set_timesteps(steps)
+    grid = [int(t) for t in pipe.scheduler.timesteps]
+    place = next(i for i, t in enumerate(grid) if t < 500)
+    img2img = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    img2img.set_progress_bar_config(disable=True)
+    latents = encode_posterior(pipe, to_pixels([photo], SIZE))[0]
+    want = img2img('a person', image=latents, strength=(steps - place)/steps, generator=seed(7), num_inference_steps=steps, guidance_scale=GUIDANCE).images[0]
+    got = sdrecon(pipe, photo, 'a person', grid[place] + 1, 7, steps, GUIDANCE)
+    assert np.abs(pixels(got) - pixels(want)).max() <= 2
