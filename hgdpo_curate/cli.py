@@ -21,7 +21,7 @@ def _call(what, /, *a, **k):
 
 def _common(a): return dict(device=a.device, mixed_precision=a.mixed_precision)
 
-def do_init(a): print(create_workspace(a.workspace, base_model=a.pretrained_model_name_or_path, resolution=a.resolution, steps=a.num_inference_steps, guidance=a.guidance_scale, seed=a.seed, test_share=a.test_share).root)
+def do_init(a): print(create_workspace(a.workspace, base_model=a.pretrained_model_name_or_path, resolution=a.resolution, steps=a.num_inference_steps, guidance=a.guidance_scale, seed=a.seed, test_share=a.test_share, sampler=a.sampler).root)
 def do_photos(a): print(_call('images.photos.import_photos', a.workspace, a.folder, a.skip_bad))
 def do_pool(a): print(_call('images.pool.generate_pool', a.workspace, a.n, a.pretrained_model_name_or_path, a.limit, batch=a.batch, **_common(a)), 'images made')
 def do_recon(a): print(_call('images.recon.reconstruct', a.workspace, a.levels, a.limit, batch=a.batch, base=a.pretrained_model_name_or_path, **_common(a)), 'images made')
@@ -30,7 +30,9 @@ def do_flag(a): print(_call('judge.anatomy.flag_images', a.workspace, a.detector
 def do_sft(a): print(_call('train.curriculum.train_sft', a.workspace, a.pretrained_model_name_or_path, **{k: v for k, v in dict(max_train_steps=a.max_train_steps, train_batch_size=a.train_batch_size, learning_rate=a.learning_rate, rank=a.rank).items() if v is not None}, seed=a.seed or 0, **_common(a)))
 
 def do_tiny(a):
-    steps = {k: v for k, v in ((s.split('=')[0], int(s.split('=')[1])) for s in a.steps)}
+    parts = [s.split('=') for s in a.steps]
+    if not all(len(p) == 2 and p[0] in ('vae', 'base', 'scorer', 'evaluator') and p[1].isdigit() for p in parts): _usage(f'--steps takes vae=N base=N scorer=N evaluator=N, not {" ".join(a.steps)}')
+    steps = {k: int(v) for k, v in parts}
     if a.mannequins: found = _call('train.tiny.train_mannequins', a.output or _usage('--mannequins needs --output FOLDER'), a.seed or 0, steps)
     else: found = _call('train.tiny.train_tiny', a.workspace or _usage('--workspace is needed'), a.seed or 0, steps)
     for k, v in found.items(): print(f'{k:22s} {v}')
@@ -38,7 +40,8 @@ def do_tiny(a):
 def do_curate(a):
     app = _call('curate.app.open_app', a.workspace, a.view, a.port, a.scorer)
     print(f'The App is open at {app.url}; close its tab or press Ctrl-C here when done, then run: hgdpo review --workspace {a.workspace}')
-    app.wait(-1)
+    try: app.wait(-1)
+    except KeyboardInterrupt: print()
 
 def do_review(a):
     n, unknown = _call('curate.app.read_reviews', a.workspace, a.reviewer)
@@ -52,7 +55,7 @@ def do_pairs(a):
 def do_train(a):
     names = 'max_train_steps train_batch_size learning_rate beta_dpo lambda_stat rank caption_dropout checkpointing_steps checkpoints_total_limit mixed_precision optimizer seed'.split()
     extra = dict(s.split('=', 1) if '=' in s else _usage(f'--set takes field=value, not {s!r}') for s in a.set)
-    print(_call('train.curriculum.train_curriculum', a.workspace, a.split, a.preset, a.run, a.pretrained_model_name_or_path, a.resume_from_checkpoint, a.device, **{n: getattr(a, n) for n in names}, **extra))
+    print(_call('train.curriculum.train_curriculum', a.workspace, a.split, a.preset, a.run, a.pretrained_model_name_or_path, a.resume_from_checkpoint, a.device, **({n: getattr(a, n) for n in names} | extra)))
 
 def do_sample(a): print(*_call('train.sample.sample_images', a.workspace, a.prompt, a.run, a.output, a.per_prompt, a.seed or 0, a.device), sep='\n')
 
@@ -71,7 +74,7 @@ def do_demo(a): _call('demo.run_demo', a.workspace or 'demo', a.quick, not a.no_
 
 def do_status(a):
     ws = open_workspace(a.workspace)
-    print(f'{ws.root}: base model {ws.config["base_model"] or "not set"}, {ws.config["resolution"]}')
+    print(f'{ws.root}: base model {ws.base_model or "not set"}, {ws.config["resolution"]}')
     print(ws.counts().to_string(index=False))
     for t in ('scores', 'flags', 'reviews', 'pairs'): print(f'{t:8s} {len(ws.table(t)):8d} rows')
     for kind in ('splits', 'runs'): print(f'{kind:8s} {", ".join(sorted(p.name for p in (ws.root/kind).glob("*") if p.is_dir() and not p.name.startswith("."))) or "none yet"}')
@@ -133,13 +136,13 @@ FLAGS_OF = dict(
     scorer=[('--scorer', dict(default='tiny', help='preference estimator: tiny, pickscore or clip'))])
 
 VERBS = {  # verb: (function, help, groups of flags, own flags)
-    'init': (do_init, 'make a workspace', ['model', 'seed'], [('--resolution', dict(help='512 or 704x1024 (width x height)')), ('--num_inference_steps', dict(type=int, help='solver steps (default 50)')), ('--guidance_scale', dict(type=float, help='guidance (default 5.0)')), ('--test_share', dict(type=float, help='share of prompts kept for testing (default 0.05)'))]),
+    'init': (do_init, 'make a workspace', ['model', 'seed'], [('--resolution', dict(help='512 or 704x1024 (width x height)')), ('--sampler', dict(choices=['dpm', 'ddim', 'euler', 'ddpm'], help='dpm (default) is what reconstructions need')), ('--num_inference_steps', dict(type=int, help='solver steps (default 50)')), ('--guidance_scale', dict(type=float, help='guidance (default 5.0)')), ('--test_share', dict(type=float, help='share of prompts kept for testing (default 0.05)'))]),
     'photos': (do_photos, 'bring in a folder of photos with captions', [], [('--folder', dict(required=True, help='photos with metadata.jsonl, metadata.csv or a .txt beside each')), ('--skip_bad', dict(action='store_true', help='leave unreadable photos out and list them, instead of stopping'))]),
     'tiny': (do_tiny, 'train a small base, scorer and evaluator on the workspace', ['seed'], [('--mannequins', dict(action='store_true', help='train the networks of the package on drawn people instead')), ('--output', dict(help='folder, with --mannequins')), ('--steps', dict(nargs='*', default=[], metavar='PART=N', help='optimiser steps of vae, base, scorer, evaluator'))]),
     'sft': (do_sft, 'fine-tune the base on the photos first', ['model', 'gpu', 'recipe', 'seed'], []),
     'pool': (do_pool, 'make the image pool', ['model', 'gpu', 'images'], [('--n', dict(type=int, default=20, help='images per prompt (the paper\'s N)'))]),
     'recon': (do_recon, 'make the intermediate domains (SDRecon)', ['model', 'gpu', 'images'], [('--levels', dict(type=int, nargs='+', default=[100, 400, 500, 600, 700], help='noise levels t, 1..1000'))]),
-    'score': (do_score, 'score every image against its prompt', ['scorer', 'gpu'], [('--scorer_path', dict(help='folder or hub id of the weights'))]),
+    'score': (do_score, 'score every image against its prompt', ['scorer'], [('--device', dict(help='torch device')), ('--scorer_path', dict(help='folder or hub id of the weights'))]),
     'flag': (do_flag, 'propose anatomy flags', [], [('--detector', dict(default='tiny', help='tiny (mannequins) or yunet (faces)')), ('--detector_path', dict(help='the YuNet .onnx file'))]),
     'curate': (do_curate, 'open the FiftyOne App on the curated views', ['scorer'], [('--view', dict(help='saved view to begin with')), ('--port', dict(type=int, default=5151, help='port on 127.0.0.1'))]),
     'review': (do_review, 'read decisions made in the App back into the tables', [], [('--reviewer', dict(help='who decided (default: HGDPO_REVIEWER or the login)'))]),

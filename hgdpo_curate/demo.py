@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['SIZES', 'Steps', 'run_demo', 'print_results']
 
-# %% ../nbs/70_demo.ipynb #import-time
-import time
+# %% ../nbs/70_demo.ipynb #import-sys-time
+import sys, time
 from pathlib import Path
 
 from .images.mannequins import SIZE, export_photos
-from .workspace import create_workspace
+from .workspace import UserError, create_workspace
 
 # %% ../nbs/70_demo.ipynb #steps
-SIZES = dict(full=dict(photos=150, test_share=.3, pool=8, per_prompt=3, steps={}), quick=dict(photos=16, test_share=.25, pool=3, per_prompt=1, steps=dict(max_train_steps=3)))
+SIZES = dict(full=dict(photos=150, test_share=.3, pool=8, per_prompt=2, steps={}), quick=dict(photos=16, test_share=.25, pool=3, per_prompt=1, steps=dict(max_train_steps=3)))
 
 class Steps:
     "Announces each step with its place, the time so far and an estimate of what remains."
@@ -44,12 +44,13 @@ def run_demo(workspace='demo',   # folder to make
     began, size = time.time(), SIZES['quick' if quick else 'full']
     say = Steps({'photos': 2, 'image pool': 24, 'reconstructions': 8, 'scores and flags': 4, 'pairs': 1, 'training': 33, 'evaluation': 20, 'card': 1} | ({'FiftyOne': 8} if app else {}))
     print(f'The demo uses {size["photos"]} drawn photos and N = {size["pool"]} images per prompt; the defaults for real work are all your photos and N = 20.')
-    ws = create_workspace(workspace, base_model=MANNEQUIN, resolution=f'{SIZE[0]}x{SIZE[1]}', steps=15, test_share=size['test_share'])
+    ws = create_workspace(workspace, base_model=MANNEQUIN, resolution=f'{SIZE[0]}x{SIZE[1]}', steps=10, test_share=size['test_share'])
     say('photos'); print(import_photos(ws, export_photos(ws.root/'photos', size['photos'], seed=2026)))
     say('image pool'); generate_pool(ws, size['pool'], progress=progress)
     say('reconstructions'); reconstruct(ws, progress=progress)
     say('scores and flags'); score_images(ws, progress=progress); print(flag_images(ws, progress=progress).to_string(index=False))
-    say('pairs'); freeze_split(ws, 'v1')
+    say('pairs')
+    if not (ws.root/'splits'/'v1').exists(): freeze_split(ws, 'v1')     # reviewed and run again, the demo keeps the split it trained on
     say('training'); run = train_curriculum(ws, 'v1', 'mannequin', 'demo', progress=progress, **size['steps'])
     say('evaluation'); evaluate_runs(ws, 'demo', per_prompt=size['per_prompt'], progress=progress)
     picture, rates = pool_picture(ws)
@@ -58,7 +59,8 @@ def run_demo(workspace='demo',   # folder to make
     if app:
         say('FiftyOne')
         from hgdpo_curate.curate.app import build_dataset
-        print(f'{len(build_dataset(ws))} images, with the saved views')
+        try: print(f'{len(build_dataset(ws))} images, with the saved views')
+        except UserError as e: print(f'Without the App: {e}')
     print_results(ws, run, rates, card, missing, time.time() - began, run/'final'/LORA_FILE)
     return ws.root
 
@@ -73,5 +75,5 @@ grid          {run/"evaluation"/"grid.png"}
 LoRA          {lora}
 card          {card}{f" (incomplete: {len(missing)} answers only a person can give)" if missing else ""}
 workspace     {ws.root}
-look at it    hgdpo curate --workspace {ws.root} --view "disagreements"
+look at it    {Path(sys.argv[0]).parent/'hgdpo' if Path(sys.argv[0]).name == 'hgdpo' else 'hgdpo'} curate --workspace {ws.root} --view "disagreements"
 {seconds/60:.1f} minutes in all''')

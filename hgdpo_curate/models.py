@@ -39,15 +39,16 @@ def pipeline_folder(name) -> Path: # hub id, folder, or 'mannequin'
     raise UserError(f'The base model {name} is not in the local cache and could not be downloaded ({type(why).__name__}); check the name and the network, or download it elsewhere with `hf download {name}` and give the folder.')
 
 @functools.lru_cache(maxsize=16)
-def _hash_folder(folder, stamp): return short_id(*[f'{p.parent.name}/{p.name}:{file_sha256(p)}' for p in _weight_files(folder)])
+def _hash_folder(folder, stamp): return short_id(*[f'{p.parent.name}/{p.name}:{file_sha256(p)}' for p in _deciding_files(folder)])
+def _deciding_files(folder): return sorted([*_weight_files(folder), *(p for d in ('scheduler', 'vae', 'unet', 'tokenizer') for p in (Path(folder)/d).glob('*.json') if 'tokenizer_config' not in p.name)])
 def _weight_files(folder): return sorted(p for p in Path(folder).glob('*/*.safetensors') if p.parent.name in ('unet', 'vae', 'text_encoder', 'text_encoder_2'))
 
 def model_hash(name) -> str: # hub id, folder, or 'mannequin'
-    "16 hex digits of a pipeline's weights. Raises `UserError` where there are none as safetensors."
+    "16 hex digits of all that decides a pipeline's pictures: weights, noise schedule, scaling, vocabulary. Raises `UserError` where there are none as safetensors."
     folder = pipeline_folder(name)
     files = _weight_files(folder)
     if not files: raise UserError(f'{folder} has no weights as .safetensors; save the pipeline again with save_pretrained(..., safe_serialization=True).')
-    return _hash_folder(str(folder), tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+    return _hash_folder(str(folder), tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in _deciding_files(folder)))
 
 # %% ../nbs/01_models.ipynb #best-device
 SAMPLERS = dict(dpm='DPMSolverMultistepScheduler', ddim='DDIMScheduler', euler='EulerDiscreteScheduler', ddpm='DDPMScheduler')
@@ -211,6 +212,7 @@ def _to_kohya(state): # {'unet.down_blocks.0...to_q.lora_A.weight': tensor} -> k
     for k, v in state.items():
         prefix, rest = k.split('.', 1)
         layer, which = rest.rsplit('.lora', 1)
+        layer = layer if prefix == 'unet' or layer.startswith('text_model.') else f'text_model.{layer}'   # the name that other tools know
         module = dict(unet='lora_unet_', text_encoder='lora_te_')[prefix] + layer.replace('.', '_')
         out[module + ('.lora_down.weight' if which.startswith(('_A', '.down')) else '.lora_up.weight')] = v
         if which.startswith(('_A', '.down')): out[module + '.alpha'] = torch.tensor(float(v.shape[0]))

@@ -60,7 +60,10 @@ def tiny_pipeline(captions,             # texts that the vocabulary is learned f
 def save_pipeline(pipe, folder, half:bool=True) -> Path:
     "Write a pipeline in diffusers' layout, in half precision, whole or not at all."
     import copy, shutil
-    out = copy.deepcopy(pipe).to(dtype=torch.float16) if half else pipe
+    out = pipe
+    if half:
+        out = copy.deepcopy(pipe)
+        for m in (out.unet, out.vae, out.text_encoder): torch.nn.Module.half(m)
     folder = Path(folder)
     with atomic_path(folder) as tmp:
         out.save_pretrained(tmp, safe_serialization=True)

@@ -218,6 +218,12 @@ class Workspace:
         "The resolution that every image of this workspace is made at or fitted to."
         return parse_resolution(self.config['resolution'])
 
+    @property
+    def base_model(self) -> str: # hub id, folder, 'mannequin' or ''
+        "The base model; a folder inside the workspace is kept relative to it, so that the workspace can be moved."
+        b = self.config['base_model']
+        return str(self.root/b[2:]) if b.startswith('./') else b
+
     def counts(self):                     # a DataFrame
         "How many images there are per domain and fold."
         im, pr = self.table('images'), self.table('prompts')
@@ -235,6 +241,18 @@ def parse_resolution(text) -> tuple: # (width, height)
         raise UserError(f'The resolution {text!r} is not usable; give 512 or 704x1024 (width x height, both multiples of 8 and at least 16).')
     return w, h
 
+def _portable(root, base) -> str: # as `workspace.toml` keeps it: './inside', an absolute folder, or a hub id
+    path = Path(str(base or ''))
+    if not base or not path.is_dir(): return str(base or '')
+    inside = path.resolve().is_relative_to(Path(root).resolve())
+    return './' + path.resolve().relative_to(Path(root).resolve()).as_posix() if inside else str(path.resolve())
+
+def _check_settings(config):
+    rules = dict(steps=(lambda v: v >= 1, 'at least 1'), guidance=(lambda v: v >= 0, '0 or more'), test_share=(lambda v: 0 <= v < 1, 'at least 0 and below 1'))
+    for k, (good, words) in rules.items():
+        if k in config and not good(config[k]): raise UserError(f'{k} is {config[k]}; it must be {words}.')
+    if 'resolution' in config: parse_resolution(config['resolution'])
+
 def create_workspace(root,              # folder to make; may exist if empty or already a workspace
                      **config           # overrides of `DEFAULTS`: base_model, resolution, sampler, steps, guidance, seed, test_share
                     ) -> Workspace:
@@ -243,7 +261,8 @@ def create_workspace(root,              # folder to make; may exist if empty or 
     root, config = Path(root), {k: v for k, v in config.items() if v is not None}
     unknown = set(config) - set(DEFAULTS) - {'name'}
     if unknown: raise UserError(f'A workspace has no setting {sorted(unknown)[0]!r}; it knows {", ".join(DEFAULTS)}.')
-    if 'resolution' in config: parse_resolution(config['resolution'])
+    _check_settings(config)
+    if 'base_model' in config: config['base_model'] = _portable(root, config['base_model'])
     if (root/'workspace.toml').exists():
         ws = Workspace(root)
         changed = [k for k, v in config.items() if str(ws.config.get(k)) != str(v)]
@@ -260,8 +279,9 @@ def open_workspace(root) -> Workspace: # a path or a `Workspace`
 def set_base_model(ws, base_model:str): # hub id or folder of a pipeline
     "Write the base model into `workspace.toml`; refused once images were made with another one, since pool and pairs belong to one base."
     import tomli_w
-    old = ws.config['base_model']
-    if old and old != str(base_model) and len(ws.table('images').query("domain in ('generated', 'intermediate')")):
-        raise UserError(f'{ws.root} holds images made with the base model {old!r}; use a new workspace for {str(base_model)!r}.')
-    ws.config['base_model'] = str(base_model)
+    old, base_model = ws.config['base_model'], _portable(ws.root, base_model)
+    if old == base_model: return
+    if old and len(ws.table('images').query("domain in ('generated', 'intermediate')")):
+        raise UserError(f'{ws.root} holds images made with the base model {old!r}; use a new workspace for {base_model!r}.')
+    ws.config['base_model'] = base_model
     write_text(ws.root/'workspace.toml', tomli_w.dumps(ws.config))

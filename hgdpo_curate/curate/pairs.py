@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PAIR', 'NORMAL_LEVELS', 'HARD_LEVEL', 'STAGES', 'barred_winners', 'rejected', 'easy_pairs', 'normal_pairs',
-           'hard_pairs', 'pairs_of', 'draft_pairs', 'freeze_split', 'load_split']
+           'hard_pairs', 'pairs_of', 'review_pairs', 'draft_pairs', 'freeze_split', 'load_split']
 
 # %% ../../nbs/curate/30_pairs.ipynb #from-pathlib-import-path
 from pathlib import Path
 
 import pandas as pd
 
+from ..images.photos import barred_photos
 from ..workspace import HARMLESS_FLAGS, UserError, atomic_path, file_sha256, now, open_workspace, read_json, short_id, write_json
 
 # %% ../../nbs/curate/30_pairs.ipynb #scored
@@ -18,7 +19,7 @@ PAIR = ['prompt_id', 'winner_id', 'loser_id', 'winner_score', 'loser_score']
 
 def _scored(images, scores):
     if scores.scorer.nunique() > 1: raise ValueError(f'scores of one scorer are wanted, not of {sorted(scores.scorer.unique())}')
-    return images.merge(scores[['image_id', 'score']], on='image_id').sort_values(['prompt_id', 'score', 'image_id'], kind='stable')
+    return images.merge(scores[['image_id', 'score']].dropna(), on='image_id').sort_values(['prompt_id', 'score', 'image_id'], kind='stable')
 
 def barred_winners(flags=None, reviews=None) -> dict: # image_id -> reason
     "Images that must not win: a person confirmed a fault, or the image is rejected."
@@ -64,7 +65,7 @@ def normal_pairs(images, scores, easy, flags=None, reviews=None) -> pd.DataFrame
     for e in easy.itertuples():
         if e.prompt_id not in best.index: dropped.append((e.prompt_id, '', 'no usable reconstruction at 400..700')); continue
         w = best.loc[e.prompt_id]
-        if w.score < e.winner_score: dropped.append((e.prompt_id, w.image_id, 'filter: f(winner) < f(loser)')); continue
+        if not w.score >= e.winner_score: dropped.append((e.prompt_id, w.image_id, 'filter: f(winner) < f(loser)')); continue
         if w.image_id != e.winner_id: rows.append((e.prompt_id, w.image_id, e.winner_id, w.score, e.winner_score))
     return _finish(rows, dropped)
 
@@ -86,18 +87,44 @@ def pairs_of(ws, scorer:str='tiny', use_flags:bool=True, use_reviews:bool=True, 
     "The three stages' pairs from the tables of a workspace. Raises `UserError` when there is nothing to choose from."
     im, sc = ws.table('images'), ws.table('scores').query('scorer == @scorer')
     if not len(sc): raise UserError(f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
-    reviews, flags, facts = ws.table('reviews') if use_reviews else None, ws.table('flags') if use_flags else None, ws.table('photo_facts')
-    if sc.score.isna().any(): raise UserError(f'A score by {scorer!r} is not a number (image {sc.image_id[sc.score.isna()].iloc[0]}); score again.')
+    reviews, flags = ws.table('reviews') if use_reviews else None, ws.table('flags') if use_flags else None
     pr = ws.table('prompts').query("fold == 'train'")
-    barred = set(facts.image_id[facts.consent.isin(['no', 'withdrawn']) | (facts.minors == 'yes')]) | set(rejected(reviews))
+    barred = barred_photos(ws, use_reviews)
     if approved_only: barred |= set(pr.real_image_id) - set(ws.table('reviews').query("decision == 'approve'").subject_id)
     im = im[im.prompt_id.isin(pr.prompt_id[~pr.real_image_id.isin(barred)])]
     pool = im[im.domain == 'generated']
     few = pool.groupby('prompt_id').size()
     if not len(pool) or few.max() < 2: raise UserError(f'The image pool has fewer than two images per prompt; run: hgdpo pool --workspace {ws.root} --n 20')
-    easy = easy_pairs(im, sc, flags, reviews)
-    normal = normal_pairs(im, sc, easy, flags, reviews)
-    return dict(easy=easy, normal=normal, hard=hard_pairs(im, sc, normal, flags, reviews, real_winner))
+    _check_scores(ws, im, sc, scorer)
+    flags = _with_recon_of_faulty_photos(flags, im)
+    easy = review_pairs(easy_pairs(im, sc, flags, reviews), 'easy', reviews)
+    normal = review_pairs(normal_pairs(im, sc, easy, flags, reviews), 'normal', reviews)
+    return dict(easy=easy, normal=normal, hard=review_pairs(hard_pairs(im, sc, normal, flags, reviews, real_winner), 'hard', reviews))
+
+def _check_scores(ws, im, sc, scorer):
+    "Every image that may be chosen has a score, all by the same weights."
+    if sc.score.isna().any(): raise UserError(f'A score by {scorer!r} is not a number (image {sc.image_id[sc.score.isna()].iloc[0]}); score again.')
+    wanted = im[(im.domain == 'generated') | (im.domain == 'intermediate') & im.timestep.isin(NORMAL_LEVELS)]
+    missing = (~wanted.image_id.isin(sc.image_id)).sum()
+    if missing: raise UserError(f'{missing} images have no score by {scorer!r} yet; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
+    if sc[sc.image_id.isin(wanted.image_id)].scorer_version.nunique() > 1: raise UserError(f'The scores by {scorer!r} come from several versions of it; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
+
+def _with_recon_of_faulty_photos(flags, im):
+    "A photo's confirmed fault is in its reconstructions too."
+    if flags is None or not len(flags): return flags
+    photo = im[im.domain == 'real'].merge(flags[['image_id', 'flag', 'status']], on='image_id')[['prompt_id', 'flag', 'status']]
+    return pd.concat([flags, im[im.domain == 'intermediate'].merge(photo, on='prompt_id')[['image_id', 'flag', 'status']]], ignore_index=True)
+
+def review_pairs(df, stage, reviews=None) -> pd.DataFrame:
+    "Honour what a person said of a drafted pair, by its `pair_id`: `reject` drops it, `swap` turns it round."
+    if reviews is None or not len(reviews) or df.empty: return df
+    last = reviews.drop_duplicates('subject_id', keep='last').set_index('subject_id').decision
+    said = pd.Series([short_id('pair', stage, r.prompt_id, r.winner_id, r.loser_id) for r in df.itertuples()], index=df.index).map(last)
+    out, swap, attrs = df.copy(), said == 'swap', df.attrs
+    for a, b in (('winner_id', 'loser_id'), ('winner_score', 'loser_score')): out.loc[swap, [a, b]] = df.loc[swap, [b, a]].to_numpy()
+    out = out[~said.isin(['reject', 'duplicate'])].reset_index(drop=True)
+    out.attrs = dict(attrs, dropped=attrs.get('dropped', []) + [dict(prompt_id=p, image_id='', reason='pair rejected') for p in df.prompt_id[said.isin(['reject', 'duplicate'])]])
+    return out
 
 def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
     "Choose the pairs of the three stages (see `pairs_of`) and write them to the table `pairs`."
@@ -129,7 +156,7 @@ def freeze_split(workspace,             # a `Workspace` or its folder
         if read_json(folder/'split.json')['content'] == content: return folder
         raise UserError(f'The split {name!r} is frozen and these pairs differ from it; freeze them under another name with --split.')
     pr = ws.table('prompts')
-    test = pr[(pr.fold == 'test')].merge(ws.table('images').query("domain == 'real'")[['image_id', 'path', 'sha256']], left_on='real_image_id', right_on='image_id', how='left')
+    test = pr[(pr.fold == 'test') & ~pr.real_image_id.isin(barred_photos(ws))].merge(ws.table('images').query("domain == 'real'")[['image_id', 'path', 'sha256']], left_on='real_image_id', right_on='image_id', how='left')
     used = set(stages['easy'].prompt_id)
     if used & set(test.prompt_id): raise UserError('A prompt of the test fold is among the training pairs; run: hgdpo photos again to mend the folds.')
     files = {f'{s}.parquet': df for s, df in stages.items()} | {'test_prompts.parquet': test[['prompt_id', 'prompt', 'real_image_id', 'path', 'sha256']]}
@@ -149,6 +176,9 @@ def load_split(workspace, name:str='v1') -> dict: # stage -> pairs with prompts 
     for f, sha in info['sha256'].items():
         if not (folder/f).exists() or file_sha256(folder/f) != sha: raise UserError(f'{folder/f} is not what was frozen; restore it from a copy, or freeze anew under another name.')
     out = {s: pd.read_parquet(folder/f'{s}.parquet') for s in STAGES}
+    photo, barred = ws.table('prompts').set_index('prompt_id').real_image_id, barred_photos(ws, reviews=False)
+    gone = {photo.get(p) for df in out.values() for p in df.prompt_id} & barred
+    if gone: raise UserError(f'{len(gone)} photos of the split {name!r} may no longer be used (consent or minors, the first is {sorted(gone)[0]}); freeze anew under another name.')
     for path, sha in {(p, h) for df in out.values() for who in ('winner', 'loser') for p, h in zip(df[f'{who}_path'], df[f'{who}_sha256'])}:
         if not (ws.root/path).exists() or file_sha256(ws.root/path) != sha: raise UserError(f'{ws.root/path} of the split {name!r} is gone or was changed; restore it, or freeze anew under another name.')
     return out | dict(test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)

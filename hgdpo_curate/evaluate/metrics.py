@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..curate.pairs import pairs_of
+from ..images.mannequins import is_drawn
+from ..images.photos import barred_photos
 from ..images.pool import choose_prompts, image_job, run_jobs, seed_of
 from ..judge.scores import score_images
 from ..train.sample import load_for_inference
@@ -57,18 +59,21 @@ def bootstrap(groups, statistic, draws:int=200, seed:int=0) -> tuple: # (low, hi
 HIGHER = dict(score=True, anatomy_failures=False, prompt_accuracy=True, frechet=False, detail=True, sharpness=None, hue_distance=False) # None: nearer to the photos is better
 LABELS = dict(score='score ↑', anatomy_failures='anatomy failures ↓', prompt_accuracy='prompt accuracy ↑', frechet='Fréchet distance ↓', detail='detail ↑', sharpness='sharpness (photo: {photo:.1f})', hue_distance='hue distance ↓')
 
-def workspace_evaluator(ws):
-    "The evaluator that `hgdpo tiny` trained in the workspace, else the mannequins'."
+def workspace_evaluator(ws): # a `TinyEvaluator`, or None
+    "The evaluator that `hgdpo tiny` trained in the workspace, or the mannequins' where all photos are drawings; None where neither knows the pictures."
     from hgdpo_curate.models import assets_folder
     from hgdpo_curate.networks import load_network
     own = ws.root/'tiny'
-    return load_network(own if (own/'evaluator.json').exists() else assets_folder(), 'evaluator')
+    if (own/'evaluator.json').exists(): return load_network(own, 'evaluator')
+    return load_network(assets_folder(), 'evaluator') if is_drawn(ws) else None
 
 def look(ws, rows, evaluator) -> dict: # rows of `images` with `prompt` -> arrays by name
-    "Read images and let the evaluator look at them."
-    w, h = evaluator.config['size']
-    px = np.stack([np.asarray(ws.open_image(p).resize((w, h))) for p in rows.path])
-    out = run_evaluator(evaluator, px) | dict(pixels=px)
+    "Read images and let the evaluator look at them; without one only what pixels tell is there."
+    px = np.stack([np.asarray(ws.open_image(p)) for p in rows.path])
+    out = dict(pixels=px)
+    if evaluator is None: return out
+    size = tuple(evaluator.config['size'])
+    out |= run_evaluator(evaluator, px if ws.size == size else np.stack([np.asarray(ws.open_image(p).resize(size)) for p in rows.path]))
     heads = dict(evaluator.config['heads'])
     if heads: out['prompt_accuracy'] = (out['attributes'] == head_targets(rows.prompt.tolist(), heads)).mean(1)
     if 'faulty' in out: out['failed'] = (out['faulty'] > evaluator.config['threshold']).astype(float)
@@ -78,10 +83,13 @@ def figures(seen:dict, prompts, scores, real:dict, base_hue:float, draws:int=200
     "Every metric of one set of images, with its interval over prompts."
     prompts = np.asarray(prompts)
     mean = lambda v: None if v is None else (float(np.mean(v)), *bootstrap(prompts, lambda i: np.mean(np.asarray(v)[i]), draws))
-    over = lambda f, n=draws: (f(np.arange(len(prompts))), *bootstrap(prompts, f, n))
+    def over(f, n=60): # drawing with replacement raises a distance, so the interval is reflected about the value (basic bootstrap)
+        value = f(np.arange(len(prompts)))
+        low, high = bootstrap(prompts, f, n)
+        return value, max(0., 2*value - high), 2*value - low
     return dict(score=mean(scores), anatomy_failures=mean(seen.get('failed')), prompt_accuracy=mean(seen.get('prompt_accuracy')),
-                frechet=over(lambda i: frechet_distance(seen['features'][i], real['features']), 60), detail=mean(seen['detail']),
-                sharpness=mean(laplacian_sharpness(seen['pixels'])), hue_distance=over(lambda i: hue_distance(mean_hue(seen['pixels'][i]), base_hue), 60))
+                frechet=over(lambda i: frechet_distance(seen['features'][i], real['features'])) if 'features' in seen and len(prompts) > 1 else None, detail=mean(seen.get('detail')),
+                sharpness=mean(laplacian_sharpness(seen['pixels'])), hue_distance=None if base_hue is None else over(lambda i: hue_distance(mean_hue(seen['pixels'][i]), base_hue)))
 
 # %% ../../nbs/evaluate/50_metrics.ipynb #arm-jobs
 ARMS = {'base': None, 'easy': 'easy', 'normal': 'normal', 'hard': 'final', 'hard + text encoder': 'final'}
@@ -124,16 +132,19 @@ def _seeded(seed):
     return seeded(seed)
 
 def _tabulate(ws, folder, jobs, scorer, prompts):
+    "Measure every arm. The photos compared with are the test fold's where there are 200 of them, else all: the Frechet distance needs many."
     im = ws.table('images').set_index('image_id')
     sc = ws.table('scores').query('scorer == @scorer').set_index('image_id').score
     text, net = ws.table('prompts').set_index('prompt_id').prompt, workspace_evaluator(ws)
-    real = im[im.domain == 'real'].assign(prompt=lambda d: text.reindex(d.prompt_id).to_numpy())
+    real = im[(im.domain == 'real') & ~im.index.isin(barred_photos(ws))]
+    held = real[real.prompt_id.isin(ws.table('prompts').query("fold == 'test'").prompt_id)]
+    real = (held if len(held) >= 200 else real).assign(prompt=lambda d: text.reindex(d.prompt_id).to_numpy())
     seen_real = look(ws, real, net)
     rows, seen, hue = [], {}, None
-    for arm, js in jobs.items():
+    for arm, js in sorted(jobs.items(), key=lambda j: j[0] != 'base'):      # base first: hue is measured against it
         mine = im.loc[[j['image_id'] for j in js]].assign(prompt=[j['prompt'] for j in js])
         seen[arm] = look(ws, mine, net)
-        hue = mean_hue(seen[arm]['pixels']) if hue is None else hue
+        if arm == 'base': hue = mean_hue(seen[arm]['pixels'])
         f = figures(seen[arm], mine.prompt_id, sc.reindex(mine.index).to_numpy(), seen_real, hue)
         rows += [dict(arm=arm, metric=m, value=v[0] if v else np.nan, low=v[1] if v else np.nan, high=v[2] if v else np.nan, images=len(js), prompts=mine.prompt_id.nunique()) for m, v in f.items()]
     photo = dict(failed=seen_real.get('failed'), sharpness=float(laplacian_sharpness(seen_real['pixels']).mean()))
@@ -141,7 +152,7 @@ def _tabulate(ws, folder, jobs, scorer, prompts):
     out = folder/'evaluation'
     out.mkdir(exist_ok=True)
     with atomic_path(out/'table.parquet') as tmp: table.to_parquet(tmp, index=False)
-    write_text(out/'table.md', to_markdown(table, photo['sharpness']) + '\n\n' + '\n'.join(verdicts(table)) + '\n')
+    write_text(out/'table.md', to_markdown(table, photo['sharpness']) + f'\n\nCompared with {len(real)} photos; {len(prompts)} prompts, {len(next(iter(jobs.values())))} images per model; score by {scorer}, which also chose the pairs.\n\n' + '\n'.join(verdicts(table)) + '\n')
     _grid(ws, jobs, prompts, im).save(out/'grid.png')
     return table
 

@@ -8,6 +8,7 @@ __all__ = ['JOB', 'seed_of', 'image_job', 'choose_prompts', 'run_jobs', 'open_ba
 # %% ../../nbs/images/12_pool.ipynb #import-pandas-as-pd
 import pandas as pd
 
+from .photos import barred_photos
 from ..workspace import UserError, open_workspace, progress_bar, set_base_model, short_id
 
 # %% ../../nbs/images/12_pool.ipynb #seed-of
@@ -23,11 +24,9 @@ def image_job(prompt_id, prompt, seed, model, size, sampler, steps, guidance, ti
     return dict(image_id=iid, prompt_id=prompt_id, prompt=prompt, seed=seed, model=model, sampler=sampler, steps=steps, guidance=float(guidance), timestep=timestep, source_id=source_id)
 
 def choose_prompts(ws, fold:str='train', limit:int=None, prompts=None) -> pd.DataFrame:
-    "Prompts of a fold whose photo may be used, in table order; `limit` takes the first ones, `prompts` just those ids."
+    "Prompts of a fold whose photo may be used (see `barred_photos`), by id; `limit` takes the first ones, `prompts` just those ids."
     pr = ws.table('prompts').query('fold == @fold')
-    facts = ws.table('photo_facts').set_index('image_id')
-    barred = set(facts.index[facts.consent.isin(['no', 'withdrawn']) | (facts.minors == 'yes')])
-    pr = pr[~pr.real_image_id.isin(barred)].sort_values('prompt_id')
+    pr = pr[~pr.real_image_id.isin(barred_photos(ws))].sort_values('prompt_id')
     if prompts is not None: pr = pr[pr.prompt_id.isin(list(prompts))]
     if not len(pr): raise UserError(f'{ws.root} has no usable prompts in the {fold} fold; import photos first with: hgdpo photos --workspace {ws.root} --folder PHOTOS')
     return pr.head(limit) if limit else pr
@@ -76,7 +75,7 @@ def _batches(jobs, batch):
 def open_base(ws, base=None, device=None, mixed_precision='no', sampler=None):
     "The workspace's base pipeline, its weights hash and its sampler; `base` sets it where the workspace has none yet."
     from hgdpo_curate.models import load_pipeline, model_hash
-    base = base or ws.config['base_model']
+    base = base or ws.base_model
     model = model_hash(base)
     set_base_model(ws, base)
     sampler = sampler or ws.config['sampler']

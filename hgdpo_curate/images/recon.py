@@ -31,7 +31,8 @@ def recon_start(pipe, images, timestep:int, seeds, steps:int, size) -> dict: # `
     if timestep == 1000: return {}
     clean = encode_posterior(pipe, to_pixels(images, size, pipe.device, pipe.vae.dtype))[0]
     noise = torch.cat([torch.randn((1, *clean.shape[1:]), generator=seeded(s)) for s in seeds]).to(clean)
-    pipe.scheduler.set_timesteps(timesteps=ts, device=pipe.device)
+    try: pipe.scheduler.set_timesteps(timesteps=ts, device=pipe.device)
+    except TypeError: raise UserError(f'The sampler {type(pipe.scheduler).__name__} cannot start at a noise level of its own; use --sampler dpm in the workspace.') from None
     noisy = pipe.scheduler.add_noise(clean, noise, torch.tensor(ts[:1]*len(clean)).to(clean.device))
     return dict(latents=(noisy/pipe.scheduler.init_noise_sigma).to(pipe.unet.dtype), timesteps=ts)
 

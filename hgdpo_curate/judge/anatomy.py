@@ -60,6 +60,7 @@ def detect(workspace,            # a `Workspace` or its folder
                 for iid, seen in zip(part.image_id, detector.detect([ws.open_image(p) for p in part.path])):
                     rows += [dict(image_id=iid, detector=detector.name, detector_version=detector.version, index=n, **d) for n, d in enumerate(seen or [dict(kind='none', confidence=0.)])]
                 bar(len(part))
+                if len(rows) >= 2048: ws.append('detections', rows); rows = []
     finally: ws.append('detections', rows)
     return len(im)
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..images.mannequins import is_drawn
 from ..workspace import UserError, open_workspace, progress_bar
 
 # %% ../../nbs/judge/20_scores.ipynb #scorer
@@ -85,6 +86,8 @@ def load_scorer(name:str='tiny', path=None, device=None) -> Scorer: # a key of `
 def workspace_scorer(ws, name:str='tiny', path=None, device=None) -> Scorer:
     "The named scorer; the tiny one comes from the workspace if `hgdpo tiny` trained one there."
     if name == 'tiny' and path is None and (ws.root/'tiny'/'scorer.safetensors').exists(): path = ws.root/'tiny'
+    if name == 'tiny' and path is None and not is_drawn(ws):
+        raise UserError(f'The tiny scorer of the package knows drawn people only; train one on these photos with: hgdpo tiny --workspace {ws.root}, or choose --scorer pickscore.')
     return load_scorer(name, path, device)
 
 def score_images(workspace,                 # a `Workspace` or its folder
@@ -111,5 +114,6 @@ def score_images(workspace,                 # a `Workspace` or its folder
                 if bad.any(): raise UserError(f'The scorer {scorer.name} gave {s[bad][0]} for {ws.root/part.path[bad].iloc[0]}; look at that image, or use another scorer. The scores before it are kept.')
                 rows += [dict(image_id=i, scorer=scorer.name, scorer_version=scorer.version, score=float(v)) for i, v in zip(part.image_id, s)]
                 bar(len(part))
+                if len(rows) >= 2048: ws.append('scores', rows); rows = []
     finally: ws.append('scores', rows)
     return len(im)

@@ -17,7 +17,7 @@ class Shards:
     def __init__(self, folder):
         self.folder, self.files, self.at = Path(folder), [], {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        for f in sorted(self.folder.glob('*.safetensors')): self._open(f)
+        for f in sorted(self.folder.glob('[!.]*.safetensors')): self._open(f)
 
     def _open(self, file):
         from safetensors import safe_open
@@ -43,9 +43,9 @@ class Shards:
 
 class TrainingCache:
     "Latents by the image's hash and prompt embeddings by the prompt's, for one base model."
-    def __init__(self, ws, model:str): # weights hash of the base
+    def __init__(self, ws, model:str, mixed_precision:str='no'): # hash of the base, and the precision it encodes in
         self.ws = ws
-        self.latents, self.prompts = (Shards(ws.root/'cache'/f'{kind}-{model}') for kind in ('latents', 'prompts'))
+        self.latents, self.prompts = (Shards(ws.root/'cache'/f'{kind}-{model}-{mixed_precision}') for kind in ('latents', 'prompts'))
 
     def fill(self, pipe, files:dict, prompts, batch:int=32, progress=None): # files: sha256 -> path in the workspace
         "Encode what is not there yet. Raises `UserError` when the VAE gives NaN (an fp16 VAE that overflows)."

@@ -41,7 +41,7 @@ class StageRun:
         same = pairs[pairs.winner_id == pairs.loser_id]
         if len(same) and stage.objective != 'sft': raise UserError(f'The pair {same.pair_id.iloc[0]} of {stage.name} pairs an image with itself; draft the pairs again.')
         self.pipe, self.cache, self.stage, self.pairs, self.folder, self.preset = pipe, cache, stage, pairs.reset_index(drop=True), Path(folder), preset
-        self.ddpm, self.fingerprint, self.step, self.log = noise_scheduler(pipe), fingerprint, 0, []
+        self.ddpm, self.fingerprint, self.step, self.log, self.whole = noise_scheduler(pipe), fingerprint, 0, [], True
         self.model = pipe.unet if stage.part == 'unet' else copy.deepcopy(pipe.text_encoder)
         self.params = add_lora(self.model, stage.part, stage.rank, seed=int(short_id(preset.seed, stage.name), 16) % 2**31)
         self.frozen = ''
@@ -103,12 +103,16 @@ class StageRun:
         s, began = self.stage, time.perf_counter()
         loss, figures = self.loss(self.step)
         self.optimizer.zero_grad()
-        loss.backward()
+        scale = 2.**14 if self.pipe.unet.dtype == torch.float16 else 1.      # keeps small gradients above fp16's smallest number
+        (loss*scale).backward()
+        for p in self.params: p.grad.div_(scale)
         figures['grad_norm'] = float(torch.nn.utils.clip_grad_norm_(self.params, s.max_grad_norm))
+        if not np.isfinite([figures['loss'], figures['grad_norm']]).all(): raise UserError(f'The loss or gradient of the stage {s.name} is not finite at step {self.step}; the last checkpoint in {self.folder} is good, lower --learning_rate and run again.')
         lr = s.learning_rate*min(1., (self.step + 1)/max(1, s.lr_warmup_steps))
         for group in self.optimizer.param_groups: group['lr'] = lr
+        self.whole = False                # a stop between here and the next line but one would leave weights of one step under the number of another
         self.optimizer.step()
-        self.step += 1
+        self.step, self.whole = self.step + 1, True
         figures.update(step=self.step, lr=lr, pairs_per_second=s.train_batch_size/(time.perf_counter() - began))
         self.log.append(figures)
         return figures
@@ -126,7 +130,10 @@ class StageRun:
         import torch
         from hgdpo_curate.models import set_adapter_state
         found = sorted((self.folder/'checkpoints').glob('step-*.pt'))
-        if not found or which != 'latest': return 0
+        if which != 'latest':
+            for old in found: old.unlink()
+            return 0
+        if not found: return 0
         state = torch.load(found[-1], weights_only=True, map_location='cpu')
         if state['fingerprint'] != self.fingerprint: raise UserError(f'{found[-1]} belongs to another split, base or configuration; use another --run name, or delete {self.folder}.')
         set_adapter_state(self.model, state['adapter'])
@@ -183,7 +190,7 @@ def run_stage(pipe, cache, stage, pairs, folder, preset, start_state, fingerprin
                 if run.step % preset.checkpointing_steps == 0 and run.step < stage.max_train_steps: run.save_checkpoint()
         run.finish()
     except KeyboardInterrupt:
-        if run.step: run.save_checkpoint()
+        if run.step and run.whole: run.save_checkpoint()
         raise
     finally:
         if stage.part == 'unet': pipe.unet.unload_lora()
@@ -204,10 +211,11 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     from hgdpo_curate.models import load_pipeline, model_hash
     from hgdpo_curate.train.cache import TrainingCache
     from hgdpo_curate.train.sample import write_final
+    if resume_from_checkpoint not in ('latest', '', None): raise UserError(f'--resume_from_checkpoint takes "latest", or "" to start unfinished stages anew, not {resume_from_checkpoint!r}.')
     ws = open_workspace(workspace)
     preset = load_preset(preset, **overrides)
     data = load_split(ws, split)
-    base = base or ws.config['base_model']
+    base = base or ws.base_model
     model = model_hash(base)
     folder = ws.root/'runs'/(run or preset.name)
     config = json.loads(json.dumps(dict(preset=as_dict(preset), split=split, split_content=data['info']['content'], base=str(base), base_hash=model), default=str))
@@ -217,7 +225,7 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
         raise UserError(f'{folder} was begun with another {what.replace("_", " ")}; give this one another name with --run, or delete that folder.')
     write_json(folder/'config.json', config)
     pipe = load_pipeline(base, device, preset.mixed_precision)
-    cache = TrainingCache(ws, model)
+    cache = TrainingCache(ws, model, preset.mixed_precision)
     files = {h: p for s in preset.stages for w in ('winner', 'loser') for h, p in zip(data[s.pairs][f'{w}_sha256'], data[s.pairs][f'{w}_path'])}
     cache.fill(pipe, files, [p for s in preset.stages for p in data[s.pairs].prompt], progress=progress)
     states = {}
@@ -240,7 +248,7 @@ def train_sft(workspace,                 # a `Workspace` or its folder
     from hgdpo_curate.networks import save_pipeline
     from hgdpo_curate.train.cache import TrainingCache
     ws = open_workspace(workspace)
-    base, folder = base or ws.config['base_model'], ws.root/'models'/'sft'
+    base, folder = base or ws.base_model, ws.root/'models'/'sft'
     if str(base) == str(folder): return folder
     if len(ws.table('images').query("domain in ('generated', 'intermediate')")): raise UserError(f'{ws.root} holds a pool already; fine-tune before making it, or use a new workspace.')
     real = choose_prompts(ws).merge(ws.table('images').query("domain == 'real'")[['prompt_id', 'path', 'sha256', 'image_id']], on='prompt_id')
@@ -248,9 +256,10 @@ def train_sft(workspace,                 # a `Workspace` or its folder
     stage = Stage('sft', objective='sft', max_train_steps=max_train_steps, train_batch_size=train_batch_size, learning_rate=learning_rate, rank=rank, caption_dropout=.1)
     preset = Preset('sft', (stage,), seed=seed, mixed_precision=mixed_precision)
     pipe, model = load_pipeline(base, device, mixed_precision), model_hash(base)
-    cache = TrainingCache(ws, model)
+    cache = TrainingCache(ws, model, preset.mixed_precision)
     cache.fill(pipe, dict(zip(real.sha256, real.path)), real.prompt, progress=progress)
     state = run_stage(pipe, cache, stage, rows, ws.root/'runs'/'sft', preset, None, short_id(json.dumps(dataclasses.asdict(stage)), seed, model, *sorted(real.sha256)), progress=progress)
+    pipe = load_pipeline(base, device)                 # fused in float32: half precision would round small changes away
     add_lora(pipe.unet, 'unet', rank)
     set_adapter_state(pipe.unet, state)
     pipe.unet.fuse_lora(); pipe.unet.unload_lora()

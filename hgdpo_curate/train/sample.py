@@ -66,7 +66,7 @@ def pipeline_class():
                 return values | dict(prompt_embeds=torch.cat([use[1], use[0]]) if guidance > 1 else use[0])
 
             self.scheduler.set_timesteps(steps)
-            first = int(self.scheduler.timesteps[0])
+            first = int(kw['timesteps'][0] if kw.get('timesteps') else self.scheduler.timesteps[0])
             start = near if self._acts(first) else plain
             if self._acts(first): self.text_lora_steps.append(first)
             return super().__call__(None, *args, prompt_embeds=start[0], negative_prompt_embeds=start[1], num_images_per_prompt=1, callback_on_step_end=switch,
@@ -107,7 +107,7 @@ def sample_images(workspace,            # a `Workspace` or its folder
     import torch
     from hgdpo_curate.workspace import atomic_path, open_workspace, short_id
     ws = open_workspace(workspace)
-    config = read_json(ws.root/'runs'/run/'config.json') if run else dict(base=ws.config['base_model'])
+    config = read_json(ws.root/'runs'/run/'config.json') if run else dict(base=ws.base_model)
     if config is None: raise UserError(f'There is no run {run!r} in {ws.root/"runs"}; train one with: hgdpo train --workspace {ws.root}')
     pipe = load_for_inference(config['base'], ws.root/'runs'/run/'final' if run else None, None if run else Inference(ws.config['steps'], ws.config['guidance']), device=device)
     paths = []

@@ -38,6 +38,7 @@ class Stage:
         for f in ('max_train_steps', 'train_batch_size', 'learning_rate', 'beta_dpo', 'rank'):
             if not getattr(self, f) > 0: raise UserError(f'{self.name}.{f} is {getattr(self, f)!r}; it must be greater than 0.')
         if not 0 <= self.caption_dropout < 1: raise UserError(f'{self.name}.caption_dropout is {self.caption_dropout}; it must lie in [0, 1).')
+        if self.part == 'text_encoder' and self.start: raise UserError(f'{self.name}: a text-encoder stage starts from base.')
         if self.lambda_stat and self.start: raise UserError(f'{self.name}: the statistics-matching loss compares with base, so it belongs to a stage that starts from base.')
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ def sd15_paper():
 
 def mannequin():
     "The miniature: minutes on two CPU cores, for the tiny base model of the package."
-    return Preset('mannequin', curriculum((160, 60, 60, 40), 4000., 2e6, 5e-4, 16, text_rank=16), Inference(steps=15, lora_weight=1.), pool_size=8, resolution='40x56', checkpointing_steps=100)
+    return Preset('mannequin', curriculum((120, 50, 50, 30), 4000., 2e6, 5e-4, 16, text_rank=16), Inference(steps=10, lora_weight=1.), pool_size=8, resolution='40x56', checkpointing_steps=100)
 
 def tiny_photos():
     "For a base trained by `hgdpo tiny` on your own photographs."
-    return Preset('tiny-photos', curriculum((300, 100, 100, 60), 4000., 2e6, 3e-4, 16, text_rank=16), Inference(steps=15, lora_weight=1.), pool_size=8, resolution='64x96', checkpointing_steps=100)
+    return Preset('tiny-photos', curriculum((300, 100, 100, 60), 4000., 2e6, 3e-4, 16, text_rank=16), Inference(steps=10, lora_weight=1.), pool_size=8, resolution='40x56', checkpointing_steps=100)
 
 PRESETS = {'sd15-paper': sd15_paper, 'mannequin': mannequin, 'tiny-photos': tiny_photos}
 
@@ -112,7 +113,8 @@ def load_preset(preset,        # a key of `PRESETS`, or a `Preset`
         if where == 'inference': preset = replace(preset, inference=_set(preset.inference, name, value))
         elif where and not preset.stage(where): raise UserError(f'{key!r} names no stage of {preset.name}; its stages are {", ".join(s.name for s in preset.stages)}.')
         elif where or name in {f.name for f in dataclasses.fields(Stage)} - {'name', 'start', 'pairs', 'part'}:
-            preset = replace(preset, stages=tuple(_set(s, name, value) if where in ('', s.name) else s for s in preset.stages))
+            fits = lambda s: s.name == where if where else name != 'lambda_stat' or (s.part == 'unet' and not s.start)   # statistics matching compares with base
+            preset = replace(preset, stages=tuple(_set(s, name, value) if fits(s) else s for s in preset.stages))
         else: preset = _set(preset, name, value)
     return preset
 

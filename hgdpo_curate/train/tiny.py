@@ -328,14 +328,15 @@ def _judges(folder, pipe, for_scorer, for_evaluator, for_threshold, faults, size
     "Scorer and evaluator, each from its own pictures."
     from hgdpo_curate.networks import TinyEvaluator, TinyScorer, load_network, save_network
     import torch
-    torch.manual_seed(seed)
     if not (folder/'scorer.json').exists():
+        torch.manual_seed(seed + 3)
         net, data = TinyScorer(len(pipe.tokenizer), pipe.tokenizer.model_max_length, faults, size=size), for_scorer()
         leftover = fit_scorer(net, pipe.tokenizer, data, folder, steps['scorer'], seed + 3, progress)
         save_network(net, folder, 'scorer'); leftover.unlink(missing_ok=True)
     if not (folder/'evaluator.json').exists():
         data = for_evaluator()
         truth = data.keypoints is not None
+        torch.manual_seed(seed + 5)
         net = TinyEvaluator(heads_of(data.prompts), data.keypoints.shape[1] if truth else 0, len(faults) if truth else 0, size=size)
         leftover = fit_evaluator(net, data, folder, steps['evaluator'], seed + 5, progress)
         if truth: calibrate(net, for_threshold())
