@@ -13,7 +13,7 @@ from .images.mannequins import SIZE, export_photos
 from .workspace import UserError, create_workspace
 
 # %% ../nbs/70_demo.ipynb #steps
-SIZES = dict(full=dict(photos=150, test_share=.3, pool=8, per_prompt=2, steps={}), quick=dict(photos=16, test_share=.25, pool=3, per_prompt=1, steps=dict(max_train_steps=3)))
+SIZES = dict(full=dict(photos=130, test_share=.3, pool=7, per_prompt=2, steps={}), quick=dict(photos=16, test_share=.25, pool=3, per_prompt=1, steps=dict(max_train_steps=3)))
 
 class Steps:
     "Announces each step with its place, the time so far and an estimate of what remains."
@@ -42,7 +42,7 @@ def run_demo(workspace='demo',   # folder to make
     from hgdpo_curate.models import MANNEQUIN, LORA_FILE
     from hgdpo_curate.train.curriculum import train_curriculum
     began, size = time.time(), SIZES['quick' if quick else 'full']
-    say = Steps({'photos': 2, 'image pool': 24, 'reconstructions': 8, 'scores and flags': 4, 'pairs': 1, 'training': 33, 'evaluation': 20, 'card': 1} | ({'FiftyOne': 8} if app else {}))
+    say = Steps({'photos': 1, 'image pool': 22, 'reconstructions': 7, 'scores and flags': 1, 'pairs': 1, 'training': 42, 'evaluation': 18, 'card': 1} | ({'FiftyOne': 7} if app else {}))
     print(f'The demo uses {size["photos"]} drawn photos and N = {size["pool"]} images per prompt; the defaults for real work are all your photos and N = 20.')
     ws = create_workspace(workspace, base_model=MANNEQUIN, resolution=f'{SIZE[0]}x{SIZE[1]}', steps=10, test_share=size['test_share'])
     say('photos'); print(import_photos(ws, export_photos(ws.root/'photos', size['photos'], seed=2026)))

@@ -9,8 +9,8 @@ __all__ = ['MANNEQUIN', 'SAMPLERS', 'FAMILIES', 'ATTENTION', 'LORA_FILE', 'KOHYA
            'adapter_parameters', 'freeze_all_but', 'reference', 'adapter_state', 'set_adapter_state', 'save_lora',
            'read_lora']
 
-# %% ../nbs/01_models.ipynb #import-contextlib-functools-json-os
-import contextlib, functools, json, os
+# %% ../nbs/01_models.ipynb #import-contextlib-functools-json-os-warn
+import contextlib, functools, json, os, warnings
 from importlib import resources
 from pathlib import Path
 
@@ -162,7 +162,8 @@ def add_lora(model,                # pipe.unet or pipe.text_encoder
     import torch
     from peft import LoraConfig
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights='gaussian', target_modules=ATTENTION[part])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Already found a `peft_config`')    # a second adapter, the reference, is meant
         torch.manual_seed(seed)
         model.add_adapter(config, adapter_name=name)
     params = adapter_parameters(model, name)

@@ -78,6 +78,35 @@ def test_decisions_not_yet_read_back_survive_a_rebuild(ws, built):
     assert 'reject' in build_dataset(ws, 'brightness').one(__import__('fiftyone').ViewField('image_id') == sample.image_id).tags
 
 
+def test_the_last_tag_decides_and_a_removed_one_takes_it_back(ws, built):
+    from hgdpo_curate import read_reviews
+    from hgdpo_curate.curate.app import build_dataset
+    def say(*tags):
+        photo.reload(); photo.tags = list(tags); photo.save()
+        read_reviews(ws)
+        return ws.table('reviews').query('subject_id == @photo.image_id').decision.tolist()
+    photo = built.load_saved_view('real: to review').first()
+    assert say('approve') == ['approve'] and say('approve', 'reject') == ['reject']
+    photo.reload()
+    assert photo.tags == ['reject'] and read_reviews(ws)[0] == 0                    # nothing flips back
+    assert say() == ['undecided']
+    photo.tags = ['flag:bad_hand']; photo.save(); read_reviews(ws)
+    photo.reload(); photo.tags = []; photo.save(); read_reviews(ws)
+    assert ws.table('flags').query('image_id == @photo.image_id').status.tolist() == ['cleared']
+    again = build_dataset(ws, 'brightness')
+    assert photo.image_id in again.load_saved_view('real: to review').values('image_id')
+
+
+def test_a_rejected_pair_is_dropped_and_a_swapped_one_turned_round(ws):
+    from hgdpo_curate.curate.pairs import draft_pairs
+    drafted = draft_pairs(ws, scorer='brightness')['easy']
+    rows = ws.table('pairs').query("stage == 'easy'").set_index('prompt_id').loc[drafted.prompt_id]
+    ws.append('reviews', [dict(subject_id=rows.pair_id.iloc[0], decision='reject', reviewer='x'), dict(subject_id=rows.pair_id.iloc[1], decision='swap', reviewer='x')])
+    easy = draft_pairs(ws, scorer='brightness')['easy'].set_index('prompt_id')
+    assert rows.index[0] not in easy.index
+    assert (easy.winner_id[rows.index[1]], easy.loser_id[rows.index[1]]) == (rows.loser_id.iloc[1], rows.winner_id.iloc[1])
+
+
 def test_a_database_that_does_not_start_is_named_with_its_remedy(tmp_path, monkeypatch):
     from hgdpo_curate import UserError
     from hgdpo_curate.curate import app

@@ -45,6 +45,9 @@ def untouched(ws): return not len(ws.table('images')) and not len(ws.table('prom
     (lambda f: (f/'00002.png').unlink(), '00002.png does not exist'),
     (lambda f: rewrite(f, lambda r: r[1].update(text=' ')), '00001.png has no caption'),
     (lambda f: rewrite(f, lambda r: r[1].update(consent='maybe')), 'maybe'),
+    (lambda f: rewrite(f, lambda r: r[1].update(minors='perhaps')), 'perhaps'),
+    (lambda f: rewrite(f, lambda r: r[1].update(person_box=[1, 2])), 'person box'),
+    (lambda f: rewrite(f, lambda r: r[1].update(file_name=None)), 'names no file'),
     (lambda f: rewrite(f, lambda r: r.append(r[0])), 'twice'),
     (lambda f: (f/'metadata.jsonl').write_text('{broken'), 'line 1'),
     (lambda f: [p.unlink() for p in f.iterdir()], 'holds no photos')])
@@ -117,19 +120,26 @@ def test_a_pool_with_fewer_than_two_images_is_refused(empty, photos, random_base
 def test_a_full_disk_leaves_the_tables_as_they_were(finished, copy_of, monkeypatch, capsys):
     import pyarrow.parquet as pq
     ws = copy_of(finished)
-    before = len(ws.table('scores'))
-    def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device')
+    before, write = len(ws.table('scores')), pq.write_table
+    def full(table, file, **k):
+        write(table, file, **k)
+        with open(file, 'r+b') as f: f.truncate(40)                           # the disk filled up halfway
+        raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(pq, 'write_table', full)
     assert said(capsys, main(['score', '--workspace', str(ws.root)]), 'disk is full') == 1
-    assert len(ws.table('scores')) == before and not list(ws.root.rglob('*.tmp*'))
+    assert len(ws.table('scores')) == before and not [p for p in ws.root.rglob('*') if '.tmp' in p.name]
+    monkeypatch.undo()
+    assert main(['score', '--workspace', str(ws.root)]) == 0 and len(ws.table('scores')) > before
 
 
 @pytest.mark.parametrize('argv, code, word', [
     (['train', '--preset', 'nonsense'], 1, 'no preset'), (['train', '--beta-dpo', '-1'], 1, 'greater than 0'), (['train', '--rank', 'eight'], 2, 'invalid int'),
-    (['train', '--set', 'soft.rank=3'], 1, 'no stage'), (['train', '--split', 'v9'], 1, 'hgdpo pairs'), (['score', '--scorer', 'nonsense'], 1, 'pickscore'), (['pool', '--colour', 'red'], 2, 'unrecognized'),
+    (['train', '--set', 'soft.rank=3'], 1, 'no stage'), (['train', '--resume_from_checkpoint', 'newest'], 1, 'latest'), (['tiny', '--steps', 'vae'], 2, '--steps takes'), (['train', '--split', 'v9'], 1, 'hgdpo pairs'), (['score', '--scorer', 'nonsense'], 1, 'pickscore'), (['pool', '--colour', 'red'], 2, 'unrecognized'),
     (['recon', '--levels', '0'], 1, 'noise level'), (['evaluate', '--run', 'none'], 1, 'hgdpo train'), (['flag', '--detector', 'yunet'], 1, '--detector_path'), (['card', '--split', 'v9'], 1, 'v9')])
 def test_a_wrong_flag_value_says_what_is_allowed(finished, capsys, argv, code, word):
-    assert said(capsys, main([argv[0], '--workspace', str(finished.root), *argv[1:]]), word) == code if code == 1 else (main([argv[0], '--workspace', str(finished.root), *argv[1:]]) == 2 and word in capsys.readouterr().err)
+    got = main([argv[0], '--workspace', str(finished.root), *argv[1:]])
+    err = capsys.readouterr().err
+    assert got == code and word in err and 'Traceback' not in err, err
 
 
 def test_a_stage_without_pairs_says_so(finished, copy_of):
@@ -154,3 +164,30 @@ def test_ctrl_c_exits_with_130_and_keeps_what_was_made(empty, photos, random_bas
     assert done.returncode == 130 and 'run the same command again' in done.stderr and 'Traceback' not in done.stderr
     kept = len(empty.table('images').query("domain == 'generated'"))
     assert 0 < kept < 24
+
+
+def test_the_networks_of_the_package_refuse_real_photographs(finished, copy_of, capsys):
+    ws = copy_of(finished)
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))
+    assert said(capsys, main(['score', '--workspace', str(ws.root)]), 'drawn people only', 'hgdpo tiny') == 1
+
+
+def test_scores_that_are_not_whole_make_no_pairs(finished, copy_of):
+    from hgdpo_curate.curate.pairs import pairs_of
+    ws = copy_of(finished)
+    scores = ws.table('scores').query("scorer == 'brightness'")
+    pool = ws.table('images').query("domain == 'generated'").image_id
+    ws.append('scores', scores[scores.image_id.isin(pool[:3])].drop(columns='at').assign(scorer_version='2'))
+    with pytest.raises(UserError, match='several versions'): pairs_of(ws, 'brightness')
+    with pytest.raises(UserError, match='hgdpo score'): pairs_of(ws, 'tiny')
+
+
+def test_a_workspace_can_be_moved_with_the_base_inside_it(finished, tmp_path, random_base):
+    from hgdpo_curate import generate_pool, open_workspace
+    from hgdpo_curate.workspace import set_base_model
+    ws = create_workspace(tmp_path/'here', resolution='40x56', steps=2)
+    import_photos(ws, export_photos(tmp_path/'photos', 3, seed=8), progress=plain)
+    shutil.copytree(random_base, ws.root/'tiny'/'base')
+    set_base_model(ws, ws.root/'tiny'/'base')
+    moved = open_workspace(shutil.move(ws.root, tmp_path/'there'))
+    assert generate_pool(moved, 2, progress=quiet) == 4

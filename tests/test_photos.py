@@ -48,11 +48,38 @@ def test_near_duplicates_and_equal_captions_share_a_fold(tmp_path, test_share, p
     folder = export_photos(tmp_path/'photos', photos, seed=4)
     rows = [json.loads(x) for x in (folder/'metadata.jsonl').read_text().splitlines()]
     for r in rows[:6]: r['text'] = 'the same words'
+    from PIL import Image                                                     # a twin of every tenth photo, one pixel apart
+    for r in rows[10::10]:
+        im = Image.open(folder/r['file_name']); im.putpixel((0, 0), (9, 9, 9)); im.save(folder/f'twin-{r["file_name"]}')
+    rows += [r | dict(file_name=f'twin-{r["file_name"]}', text=f'{r["text"]} again') for r in rows[10::10]]
     (folder/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     ws = create_workspace(tmp_path/'ws', resolution='40x56', test_share=test_share)
     import_photos(ws, folder, progress=plain)
     pr = ws.table('prompts')
     assert pr.query("prompt == 'the same words'").fold.nunique() == 1
-    assert 0 < (pr.fold == 'test').sum() <= max(1, round(test_share*photos))
+    assert 0 < (pr.fold == 'test').sum() <= max(1, round(test_share*len(pr)))
     fold = pr.set_index('real_image_id').fold
+    assert len(ws.table('duplicates')) >= 3
     for d in ws.table('duplicates').itertuples(): assert fold[d.image_id] == fold[d.other_id]
+
+
+def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
+    import json
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.images.photos import barred_photos
+    folder = export_photos(tmp_path/'photos', 6, seed=4)
+    rows = [json.loads(x) for x in (folder/'metadata.jsonl').read_text().splitlines()]
+    def write(): (folder/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    rows[0]['consent'], rows[1]['minors'], rows[2]['minors'] = False, True, ' Yes '
+    write()
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    import_photos(ws, folder, progress=plain)
+    assert len(barred_photos(ws)) == 3
+    (folder/'copy.png').write_bytes((folder/'00004.png').read_bytes())          # the same photo twice: the stricter word counts
+    rows[3]['consent'] = 'withdrawn'
+    rows.append(rows[4] | dict(file_name='copy.png', consent='no'))
+    write()
+    report = import_photos(ws, folder, progress=plain)
+    assert (report.imported, report.restated, len(report.exact_duplicates)) == (0, 2, 1)
+    assert len(barred_photos(ws)) == 5

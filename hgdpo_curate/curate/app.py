@@ -11,6 +11,7 @@ __all__ = ['MONGO_REMEDY', 'ROLES', 'FIELDS', 'INDEXES', 'VIEWS', 'IMAGE_DECISIO
 import getpass, os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .pairs import pairs_of
@@ -65,7 +66,7 @@ def open_flags(ws) -> pd.DataFrame:
     f = ws.table('flags')
     human = f[f.source == 'human']
     said = set(zip(human.image_id, human.flag))
-    rule = f[(f.source != 'human') & [k not in said for k in zip(f.image_id, f.flag)]] if len(f) else f
+    rule = f[(f.source != 'human') & np.array([k not in said for k in zip(f.image_id, f.flag)], bool)]
     return pd.concat([rule, human]).query("status in ('proposed', 'confirmed')")
 
 def sample_rows(ws, scorer:str='tiny') -> pd.DataFrame:

@@ -56,6 +56,7 @@ class StageRun:
     def predict(self, noisy, timesteps, embeds):
         import torch
         device = self.pipe.device
+        noisy = noisy.contiguous(memory_format=torch.channels_last)         # as the U-Net's weights lie
         mixed = torch.autocast(device.type, self.pipe.unet.dtype, enabled=self.pipe.unet.dtype != torch.float32)
         with mixed: return self.pipe.unet(noisy.to(device, self.pipe.unet.dtype), timesteps.to(device), embeds.to(device, self.pipe.unet.dtype)).sample
 

@@ -92,7 +92,7 @@ def sd15_paper():
 
 def mannequin():
     "The miniature: minutes on two CPU cores, for the tiny base model of the package."
-    return Preset('mannequin', curriculum((120, 50, 50, 30), 4000., 2e6, 5e-4, 16, text_rank=16), Inference(steps=10, lora_weight=1.), pool_size=8, resolution='40x56', checkpointing_steps=100)
+    return Preset('mannequin', curriculum((120, 50, 50, 30), 4000., 2e6, 5e-4, 12, text_rank=16), Inference(steps=10, lora_weight=1.), pool_size=8, resolution='40x56', checkpointing_steps=100)
 
 def tiny_photos():
     "For a base trained by `hgdpo tiny` on your own photographs."
