@@ -309,12 +309,13 @@ def _base(folder, pictures, captions, size, seed, steps, progress):
     import torch
     from diffusers import StableDiffusionPipeline
     from hgdpo_curate.networks import save_pipeline, tiny_pipeline
-    if (folder/'base'/'model_index.json').exists(): return StableDiffusionPipeline.from_pretrained(folder/'base', dtype=torch.float32)
+    saved = lambda: StableDiffusionPipeline.from_pretrained(folder/'base', dtype=torch.float32)      # what is measured is what is on disk
+    if (folder/'base'/'model_index.json').exists(): return saved()
     pipe = tiny_pipeline(captions, size, seed)
     done = folder/'vae_done.pt'
     if done.exists():
-        saved = torch.load(done, weights_only=True)
-        pipe.vae.load_state_dict(saved['vae']); pipe.vae.register_to_config(scaling_factor=saved['scaling_factor'])
+        kept = torch.load(done, weights_only=True)
+        pipe.vae.load_state_dict(kept['vae']); pipe.vae.register_to_config(scaling_factor=kept['scaling_factor'])
     else:
         leftover = fit_vae(pipe, pictures, folder, steps['vae'], seed, progress)
         with atomic_path(done) as tmp: torch.save(dict(vae=pipe.vae.state_dict(), scaling_factor=pipe.vae.config.scaling_factor), tmp)
@@ -322,7 +323,7 @@ def _base(folder, pictures, captions, size, seed, steps, progress):
     leftover = fit_unet(pipe, pictures, folder, steps['base'], seed + 1, progress)
     save_pipeline(pipe, folder/'base')
     for f in (leftover, done): f.unlink(missing_ok=True)
-    return pipe
+    return saved()
 
 def _judges(folder, pipe, for_scorer, for_evaluator, for_threshold, faults, size, seed, steps, progress):
     "Scorer and evaluator, each from its own pictures."
