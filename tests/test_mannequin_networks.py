@@ -5,7 +5,8 @@ from conftest import ROOT
 def test_shipped_networks_reach_the_floors():
     from hgdpo_curate.models import MANNEQUIN, assets_folder, load_pipeline
     from hgdpo_curate.networks import load_network
-    from hgdpo_curate.train.tiny import FLOORS, drawings, measure_tiny
+    from hgdpo_curate.images.pictures import drawings
+    from hgdpo_curate.train.tiny import FLOORS, measure_tiny
     found = measure_tiny(load_pipeline(MANNEQUIN, 'cpu'), *(load_network(assets_folder(), n) for n in ('scorer', 'evaluator')), drawings(300, 770_001), drawings(1000, 770_002, True))
     print(found)
     for name in ('vae_psnr', 'sound_over_faulty', 'right_over_wrong', 'faulty_called_faulty'): assert found[name] >= FLOORS[name], (name, found)
