@@ -8,6 +8,7 @@ __all__ = ['tiny_pipeline', 'save_pipeline', 'random_sd15', 'TinyScorer', 'token
 
 # %% ../nbs/02_networks.ipynb #import-json
 import json
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,19 +17,32 @@ import torch.nn.functional as F
 
 from .workspace import UserError, atomic_path, write_json
 
-# %% ../nbs/02_networks.ipynb #tokenizer
+# %% ../nbs/02_networks.ipynb #merges
+def _merges(words, most): # Counter of words -> list of pairs to merge, most frequent first
+    "Byte-pair merges with ties broken by the alphabet; the library's trainer breaks them differently in every process."
+    split, out = {w: [*w[:-1], w[-1] + '</w>'] for w in words}, []
+    while len(out) < most:
+        pairs = Counter()
+        for w, n in words.items():
+            for p in zip(split[w], split[w][1:]): pairs[p] += n
+        best = max(pairs, key=lambda p: (pairs[p], p), default=None)
+        if best is None or pairs[best] < 2: break
+        out.append(best)
+        for s in split.values():
+            i = 0
+            while i < len(s) - 1:
+                if (s[i], s[i + 1]) == best: s[i:i + 2] = [s[i] + s[i + 1]]
+                i += 1
+    return out
+
 def _tokenizer(captions, max_tokens):
-    from tokenizers import Tokenizer, trainers
     from transformers import CLIPTokenizer
-    special = ['<|startoftext|>', '<|endoftext|>']
     tok = CLIPTokenizer().backend_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=1200, min_frequency=2, special_tokens=special, end_of_word_suffix='</w>', initial_alphabet=sorted({*map(chr, range(33, 127))}), show_progress=False)
-    fresh = Tokenizer(type(tok.model)(end_of_word_suffix='</w>', unk_token=special[1]))
-    fresh.normalizer, fresh.pre_tokenizer = tok.normalizer, tok.pre_tokenizer
-    fresh.train_from_iterator(captions, trainer)
-    model = json.loads(fresh.to_str())['model']
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(' ')) for m in model['merges']]
-    t = CLIPTokenizer(vocab=model['vocab'], merges=merges)
+    words = Counter(w for c in captions for w, _ in tok.pre_tokenizer.pre_tokenize_str(tok.normalizer.normalize_str(c)))
+    letters = sorted({*map(chr, range(33, 127)), *(c for w in words for c in w)})
+    merges = _merges(words, 1000)
+    tokens = ['<|startoftext|>', '<|endoftext|>', *letters, *(c + '</w>' for c in letters), *(a + b for a, b in merges)]
+    t = CLIPTokenizer(vocab={w: i for i, w in enumerate(dict.fromkeys(tokens))}, merges=merges)
     longest = max(len(t(c).input_ids) for c in captions)
     t.model_max_length = min(max_tokens, -(-longest//8)*8)
     return t

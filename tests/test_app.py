@@ -11,7 +11,7 @@ def ws(finished, copy_of): return copy_of(finished)
 @pytest.fixture
 def built(ws):
     from hgdpo_curate.curate.app import build_dataset
-    ds = build_dataset(ws, 'brightness')
+    ds = build_dataset(ws, 'chance')
     yield ds
     if not ds.deleted: ds.delete()
 
@@ -47,9 +47,9 @@ def test_dropping_and_rebuilding_loses_nothing(ws, built):
     sample = built.load_saved_view('real: to review').first()
     sample.tags.append('approve'); sample.save()
     read_reviews(ws)
-    first = contents(build_dataset(ws, 'brightness'))
+    first = contents(build_dataset(ws, 'chance'))
     __import__('fiftyone').delete_dataset(built.name)
-    again = build_dataset(ws, 'brightness')
+    again = build_dataset(ws, 'chance')
     assert contents(again) == first
     assert again.load_saved_view('real: approved').values('image_id') == [sample.image_id]
 
@@ -68,14 +68,14 @@ def test_a_tag_set_through_the_api_comes_back_as_a_row(ws, built):
     assert (flag.image_id, flag.flag, flag.status, flag.source) == (pool.image_id, 'extra_limb', 'confirmed', 'human')
     assert read_reviews(ws)[0] == 0                                                # read again: nothing new
     from hgdpo_curate.curate.pairs import pairs_of
-    assert pool.image_id not in set(pairs_of(ws, 'brightness')['easy'].winner_id)        # a confirmed fault never wins
+    assert pool.image_id not in set(pairs_of(ws, 'chance')['easy'].winner_id)        # a confirmed fault never wins
 
 
 def test_decisions_not_yet_read_back_survive_a_rebuild(ws, built):
     from hgdpo_curate.curate.app import build_dataset
     sample = built.load_saved_view('real: to review').first()
     sample.tags.append('reject'); sample.save()
-    assert 'reject' in build_dataset(ws, 'brightness').one(__import__('fiftyone').ViewField('image_id') == sample.image_id).tags
+    assert 'reject' in build_dataset(ws, 'chance').one(__import__('fiftyone').ViewField('image_id') == sample.image_id).tags
 
 
 def test_the_last_tag_decides_and_a_removed_one_takes_it_back(ws, built):
@@ -93,16 +93,16 @@ def test_the_last_tag_decides_and_a_removed_one_takes_it_back(ws, built):
     photo.tags = ['flag:bad_hand']; photo.save(); read_reviews(ws)
     photo.reload(); photo.tags = []; photo.save(); read_reviews(ws)
     assert ws.table('flags').query('image_id == @photo.image_id').status.tolist() == ['cleared']
-    again = build_dataset(ws, 'brightness')
+    again = build_dataset(ws, 'chance')
     assert photo.image_id in again.load_saved_view('real: to review').values('image_id')
 
 
 def test_a_rejected_pair_is_dropped_and_a_swapped_one_turned_round(ws):
     from hgdpo_curate.curate.pairs import draft_pairs
-    drafted = draft_pairs(ws, scorer='brightness')['easy']
+    drafted = draft_pairs(ws, scorer='chance')['easy']
     rows = ws.table('pairs').query("stage == 'easy'").set_index('prompt_id').loc[drafted.prompt_id]
     ws.append('reviews', [dict(subject_id=rows.pair_id.iloc[0], decision='reject', reviewer='x'), dict(subject_id=rows.pair_id.iloc[1], decision='swap', reviewer='x')])
-    easy = draft_pairs(ws, scorer='brightness')['easy'].set_index('prompt_id')
+    easy = draft_pairs(ws, scorer='chance')['easy'].set_index('prompt_id')
     assert rows.index[0] not in easy.index
     assert (easy.winner_id[rows.index[1]], easy.loser_id[rows.index[1]]) == (rows.loser_id.iloc[1], rows.winner_id.iloc[1])
 

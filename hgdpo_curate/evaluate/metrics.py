@@ -107,7 +107,7 @@ def evaluate_runs(workspace,              # a `Workspace` or its folder
                   arms=tuple(ARMS),       # which models of it
                   per_prompt:int=2,       # images per test prompt
                   limit:int=None,         # only the first so many test prompts
-                  scorer:str='tiny',      # preference estimator, the one that chose the pairs
+                  scorer='tiny',          # preference estimator, the one that chose the pairs: a key of `SCORERS` or a `Scorer`
                   batch:int=16, device=None, progress=None # as in `generate_pool`
                  ) -> pd.DataFrame:       # one row per arm and metric: value, low, high
     "Draw the test prompts with every model of a run, same seeds, and measure them. Stop it and run it again. Writes table and grid into the run. Raises `UserError`."
@@ -127,7 +127,7 @@ def evaluate_runs(workspace,              # a `Workspace` or its folder
         draw = lambda part: pipe([j['prompt'] for j in part], generator=[_seeded(j['seed']) for j in part], width=ws.size[0], height=ws.size[1]).images
         run_jobs(ws, pipe, jobs[arm], 'evaluation', batch, f'evaluating {arm}', make=draw, progress=progress)
     score_images(ws, scorer, ('evaluation', 'real'), progress=progress)
-    return _tabulate(ws, folder, jobs, scorer, prompts)
+    return _tabulate(ws, folder, jobs, getattr(scorer, 'name', scorer), prompts)
 
 def _seeded(seed):
     from hgdpo_curate.models import seeded
@@ -174,7 +174,8 @@ ORDERINGS = [('score', 'easy', 'base'), ('anatomy_failures', 'easy', 'base'), ('
 
 def verdicts(stats:dict, groups) -> list: # arm -> metric -> function of rows; prompt of each row -> sentences
     "For each ordering of the paper that these arms can show: the paired difference over the same prompts and seeds, and whether its interval excludes 0."
-    out = []
+    n, out = len(set(groups)), []
+    if n < 10: return [f'- {n} prompts are too few for a verdict; evaluate at least 10.']
     for metric, better, worse in ORDERINGS:
         f, g = (stats.get(a, {}).get(metric) for a in (better, worse))
         if f is None or g is None: continue

@@ -1,0 +1,28 @@
+"""SFT makes the base; samples are drawn from it."""
+import json
+
+import pytest
+import torch
+from conftest import plain, quiet
+
+
+def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_path, random_base, capsys):
+    from hgdpo_curate import UserError, create_workspace, generate_pool, import_photos, train_sft
+    from hgdpo_curate.cli import main
+    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.models import load_pipeline, read_lora
+    ws = create_workspace(tmp_path/'ws', base_model=random_base, resolution='40x56', steps=2)
+    import_photos(ws, export_photos(tmp_path/'photos', 5, seed=8), progress=plain)
+    before = load_pipeline(random_base, 'cpu').unet.state_dict()
+    folder = train_sft(ws, max_train_steps=3, train_batch_size=2, learning_rate=1e-2, rank=4, progress=quiet)
+    assert ws.base_model == str(folder) and json.loads((folder/'model_index.json').read_text())['_class_name'] == 'StableDiffusionPipeline'
+    after, lora = load_pipeline(folder, 'cpu').unet.state_dict(), read_lora(ws.root/'runs'/'sft')['unet']
+    name = next(k for k in lora if 'lora_A' in k).removesuffix('.lora_A.weight')
+    delta = lora[f'{name}.lora_B.weight'] @ lora[f'{name}.lora_A.weight']
+    assert torch.allclose(after[f'{name}.weight'], before[f'{name}.weight'] + delta, atol=1e-5) and delta.abs().max() > 0
+    assert after.keys() == before.keys()                                          # no adapter is left in the base
+    assert train_sft(ws, progress=quiet) == folder                                # run again: it is the base already
+    assert generate_pool(ws, 2, progress=quiet) == 8
+    assert main(['sample', '--workspace', str(ws.root), '--prompt', 'a person', '--per-prompt', '2']) == 0
+    assert len(list((ws.root/'samples').glob('*.png'))) == 2
+    with pytest.raises(UserError, match='pool already'): train_sft(ws, random_base, progress=quiet)
