@@ -2,12 +2,12 @@
 __version__ = "0.1.0"
 
 _PUBLIC = {name: module for module, names in {
-    'workspace': 'Workspace create_workspace open_workspace UserError',
+    'workspace': 'Workspace create_workspace open_workspace workspace_status UserError UsageError',
     'images.photos': 'import_photos', 'images.pool': 'generate_pool', 'images.recon': 'reconstruct sdrecon',
     'judge.scores': 'score_images load_scorer', 'judge.anatomy': 'flag_images',
     'curate.pairs': 'draft_pairs freeze_split load_split', 'curate.app': 'build_dataset open_app read_reviews',
     'train.stages': 'load_preset', 'train.curriculum': 'train_curriculum train_sft', 'train.sample': 'load_for_inference sample_images',
-    'train.tiny': 'train_tiny', 'evaluate.metrics': 'evaluate_runs pool_picture', 'document.cards': 'make_card', 'demo': 'run_demo',
+    'train.tiny': 'train_tiny', 'evaluate.metrics': 'evaluate_runs pool_picture', 'document.cards': 'make_card', 'demo': 'run_demo', 'doctor': 'check_machine',
 }.items() for name in names.split()}
 __all__ = list(_PUBLIC)  # noqa: PLE0605
 

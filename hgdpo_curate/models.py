@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['MANNEQUIN', 'SAMPLERS', 'FAMILIES', 'ATTENTION', 'LORA_FILE', 'KOHYA_FILE', 'assets_folder', 'pipeline_folder',
-           'model_hash', 'best_device', 'torch_dtype', 'load_pipeline', 'set_sampler', 'noise_scheduler',
-           'encode_prompts', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded', 'make_images', 'add_lora',
-           'adapter_parameters', 'freeze_all_but', 'reference', 'adapter_state', 'set_adapter_state', 'save_lora',
-           'read_lora']
+           'model_hash', 'best_device', 'usable_device', 'torch_dtype', 'load_pipeline', 'set_sampler',
+           'noise_scheduler', 'encode_prompts', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded',
+           'make_images', 'add_lora', 'adapter_parameters', 'freeze_all_but', 'reference', 'adapter_state',
+           'set_adapter_state', 'save_lora', 'read_lora']
 
 # %% ../nbs/01_models.ipynb #import-contextlib-functools-json-os-warn
 import contextlib, functools, json, os, warnings
 from importlib import resources
 from pathlib import Path
 
-from .workspace import UserError, file_sha256, short_id, atomic_path
+from .workspace import UsageError, UserError, file_sha256, short_id, atomic_path
 
 # %% ../nbs/01_models.ipynb #assets-folder
 MANNEQUIN = 'mannequin'   # the tiny base model in the package
@@ -59,6 +59,14 @@ def best_device() -> str:
     import torch
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
+def usable_device(device=None) -> str:
+    "The wanted device, or `best_device()`. Raises `UsageError` for one that is not there."
+    import torch
+    if not device: return best_device()
+    try: torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e: raise UsageError(f'The device {device!r} cannot be used here ({str(e).splitlines()[0][:80]}); give --device cpu, or leave it out.') from e
+    return str(device)
+
 def torch_dtype(name): # 'no', 'fp16' or 'bf16', as in --mixed_precision
     "The torch dtype of a --mixed_precision value; 'no' is float32."
     import torch
@@ -80,7 +88,7 @@ def load_pipeline(name,               # hub id, folder, or 'mannequin'
     except (OSError, ValueError, RuntimeError) as e: raise UserError(f'The pipeline in {folder} cannot be loaded ({str(e).splitlines()[0]}); fetch or save it again.') from e
     pipe.set_progress_bar_config(disable=True)
     for m in (pipe.unet, pipe.vae, pipe.text_encoder): m.requires_grad_(False).eval()
-    device = device or best_device()
+    device = usable_device(device)
     if device == 'cpu': pipe.unet.to(memory_format=_channels_last())
     set_sampler(pipe, sampler)
     return pipe.to(device)

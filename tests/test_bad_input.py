@@ -111,7 +111,9 @@ def test_a_scorer_that_returns_nan_is_named_with_the_image(finished, copy_of):
 
 def test_a_pool_with_fewer_than_two_images_is_refused(empty, photos, random_base, capsys):
     import_photos(empty, photos, progress=plain)
-    assert said(capsys, main(['pool', '--workspace', str(empty.root), '--n', '1']), 'two images') == 1
+    assert said(capsys, main(['pool', '--workspace', str(empty.root), '--n', '1']), 'below 2') == 2
+    from hgdpo_curate import generate_pool
+    with pytest.raises(UserError, match='two images'): generate_pool(empty, 1)
     from hgdpo_curate import score_images
     score_images(empty, Chance(), progress=quiet)
     assert said(capsys, main(['pairs', '--workspace', str(empty.root), '--scorer', 'chance']), 'hgdpo pool') == 1
@@ -133,9 +135,9 @@ def test_a_full_disk_leaves_the_tables_as_they_were(finished, copy_of, monkeypat
 
 
 @pytest.mark.parametrize('argv, code, word', [
-    (['train', '--preset', 'nonsense'], 1, 'no preset'), (['train', '--beta-dpo', '-1'], 1, 'greater than 0'), (['train', '--rank', 'eight'], 2, 'invalid int'),
-    (['train', '--set', 'soft.rank=3'], 1, 'no stage'), (['train', '--resume_from_checkpoint', 'newest'], 1, 'latest'), (['tiny', '--steps', 'vae'], 2, '--steps takes'), (['train', '--split', 'v9'], 1, 'hgdpo pairs'), (['score', '--scorer', 'nonsense'], 1, 'pickscore'), (['pool', '--colour', 'red'], 2, 'unrecognized'),
-    (['recon', '--levels', '0'], 1, 'noise level'), (['evaluate', '--run', 'none'], 1, 'hgdpo train'), (['flag', '--detector', 'yunet'], 1, '--detector_path'), (['card', '--split', 'v9'], 1, 'v9')])
+    (['train', '--preset', 'nonsense'], 2, 'no preset'), (['train', '--beta-dpo', '-1'], 2, 'greater than 0'), (['train', '--rank', 'eight'], 2, 'invalid int'),
+    (['train', '--set', 'soft.rank=3'], 2, 'no stage'), (['train', '--resume_from_checkpoint', 'newest'], 2, 'latest'), (['tiny', '--steps', 'vae'], 2, '--steps takes'), (['train', '--split', 'v9'], 1, 'hgdpo pairs'), (['score', '--scorer', 'nonsense'], 2, 'pickscore'), (['pool', '--colour', 'red'], 2, 'unrecognized'),
+    (['recon', '--levels', '0'], 2, 'below 1'), (['recon', '--levels', '2000'], 2, 'noise level'), (['evaluate', '--run', 'none'], 1, 'hgdpo train'), (['flag', '--detector', 'yunet'], 1, '--detector_path'), (['card', '--split', 'v9'], 1, 'v9')])
 def test_a_wrong_flag_value_says_what_is_allowed(finished, capsys, argv, code, word):
     got = main([argv[0], '--workspace', str(finished.root), *argv[1:]])
     err = capsys.readouterr().err

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIR', 'NORMAL_LEVELS', 'HARD_LEVEL', 'STAGES', 'barred_winners', 'rejected', 'easy_pairs', 'normal_pairs',
-           'hard_pairs', 'pairs_of', 'review_pairs', 'draft_pairs', 'freeze_split', 'load_split']
+           'hard_pairs', 'approved_photos', 'pairs_of', 'review_pairs', 'draft_pairs', 'freeze_split', 'load_split']
 
 # %% ../../nbs/curate/30_pairs.ipynb #from-pathlib-import-path
 from pathlib import Path
@@ -40,8 +40,9 @@ def _finish(rows, dropped):
     out.attrs['dropped'] = pd.DataFrame(dropped, columns=['prompt_id', 'image_id', 'reason']).to_dict('records')
     return out
 
-def easy_pairs(images, scores, flags=None, reviews=None) -> pd.DataFrame:
-    "D_E: per prompt the best-scored image of the pool against the worst-scored one. Equal scores are dropped."
+def easy_pairs(images, scores, flags=None, reviews=None, prefer_flagged_losers:bool=False) -> pd.DataFrame:
+    "D_E: per prompt the best-scored image of the pool against the worst-scored one (or the worst-scored with a confirmed fault). Equal scores are dropped."
+    faulty = set(barred_winners(flags)) if prefer_flagged_losers else set()
     pool = _scored(images[images.domain == 'generated'], scores)
     gone, barred, rows, dropped = rejected(reviews), barred_winners(flags, reviews), [], []
     for pid, g in pool.groupby('prompt_id', sort=True):
@@ -50,7 +51,7 @@ def easy_pairs(images, scores, flags=None, reviews=None) -> pd.DataFrame:
         fit = g[~g.image_id.isin(barred)]
         if len(fit) and g.image_id.iloc[-1] in barred: dropped.append((pid, g.image_id.iloc[-1], f'best score, but {barred[g.image_id.iloc[-1]]}'))
         if len(g) < 2 or not len(fit): dropped.append((pid, '', 'fewer than two usable images')); continue
-        w, l = fit.iloc[-1], g.iloc[0]
+        w, l = fit.iloc[-1], next((r for r in g.itertuples() if r.image_id in faulty), g.iloc[0])
         if not w.score > l.score: dropped.append((pid, w.image_id, 'no image scores above the loser')); continue
         rows.append((pid, w.image_id, l.image_id, w.score, l.score))
     return _finish(rows, dropped)
@@ -73,31 +74,45 @@ def hard_pairs(images, scores, normal, flags=None, reviews=None, real_winner:boo
     "D_H: over the prompts that the normal stage kept, the reconstruction at t1 (or the photo itself) against the normal winner."
     x = images[images.domain == 'real'] if real_winner else images[(images.domain == 'intermediate') & (images.timestep == HARD_LEVEL)]
     barred, rows, dropped = barred_winners(flags, reviews), [], []
-    near = x[~x.image_id.isin(barred)].merge(scores[['image_id', 'score']], on='image_id', how='left').drop_duplicates('prompt_id', keep='last').set_index('prompt_id')
+    near = x[~x.image_id.isin(barred)].merge(scores[['image_id', 'score']], on='image_id', how='left').sort_values('image_id').drop_duplicates('prompt_id', keep='last').set_index('prompt_id')
     for n in normal.itertuples():
         if n.prompt_id not in near.index: dropped.append((n.prompt_id, '', 'no usable photo' if real_winner else 'no usable reconstruction at 100')); continue
         w = near.loc[n.prompt_id]
         rows.append((n.prompt_id, w.image_id, n.winner_id, w.score, n.winner_score))
     return _finish(rows, dropped)
 
-# %% ../../nbs/curate/30_pairs.ipynb #pairs-of
+# %% ../../nbs/curate/30_pairs.ipynb #approved-photos
 STAGES = ('easy', 'normal', 'hard')
 
-def pairs_of(ws, scorer:str='tiny', use_flags:bool=True, use_reviews:bool=True, approved_only:bool=False, real_winner:bool=False) -> dict: # stage -> pairs
+def approved_photos(ws) -> set: # image ids
+    "Photos whose last decision, by whomever, is an approval."
+    last = ws.table('reviews').drop_duplicates('subject_id', keep='last')
+    return set(last.subject_id[last.decision == 'approve'])
+
+def pairs_of(ws,                    # a `Workspace`
+             scorer:str='tiny',     # whose scores choose
+             use_flags:bool=True, use_reviews:bool=True,   # False for both is the paper's plain rule
+             approved_only:bool=False,         # only photos that a person approved
+             real_winner:bool=False,           # the photo itself wins the hard stage, not its reconstruction at 100
+             prefer_flagged_losers:bool=False, # the worst-scored image with a confirmed fault loses the easy stage, where there is one
+             prompts=None                      # only these prompt ids
+            ) -> dict:                         # stage -> pairs; `attrs['dropped']` lists what was left out and why
     "The three stages' pairs from the tables of a workspace. Raises `UserError` when there is nothing to choose from."
-    im, sc = ws.table('images'), ws.table('scores').query('scorer == @scorer')
+    im = ws.table('images')
+    if prompts is not None: im = im[im.prompt_id.isin(prompts)]
+    sc = (ws.table('scores') if prompts is None else ws.table('scores', only=('image_id', im.image_id))).query('scorer == @scorer')
     if not len(sc): raise UserError(f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
     reviews, flags = ws.table('reviews') if use_reviews else None, ws.table('flags') if use_flags else None
     pr = ws.table('prompts').query("fold == 'train'")
     barred = barred_photos(ws, use_reviews)
-    if approved_only: barred |= set(pr.real_image_id) - set(ws.table('reviews').query("decision == 'approve'").subject_id)
+    if approved_only: barred |= set(pr.real_image_id) - approved_photos(ws)
     im = im[im.prompt_id.isin(pr.prompt_id[~pr.real_image_id.isin(barred)])]
     pool = im[im.domain == 'generated']
     few = pool.groupby('prompt_id').size()
     if not len(pool) or few.max() < 2: raise UserError(f'The image pool has fewer than two images per prompt; run: hgdpo pool --workspace {ws.root} --n 20')
     _check_scores(ws, im, sc, scorer)
     flags = _with_recon_of_faulty_photos(flags, im)
-    easy = review_pairs(easy_pairs(im, sc, flags, reviews), 'easy', reviews)
+    easy = review_pairs(easy_pairs(im, sc, flags, reviews, prefer_flagged_losers), 'easy', reviews)
     normal = review_pairs(normal_pairs(im, sc, easy, flags, reviews), 'normal', reviews)
     return dict(easy=easy, normal=normal, hard=review_pairs(hard_pairs(im, sc, normal, flags, reviews, real_winner), 'hard', reviews))
 
@@ -119,7 +134,9 @@ def review_pairs(df, stage, reviews=None) -> pd.DataFrame:
     "Honour what a person said of a drafted pair, by its `pair_id`: `reject` drops it, `swap` turns it round."
     if reviews is None or not len(reviews) or df.empty: return df
     last = reviews.drop_duplicates('subject_id', keep='last').set_index('subject_id').decision
-    said = pd.Series([short_id('pair', stage, r.prompt_id, r.winner_id, r.loser_id) for r in df.itertuples()], index=df.index).map(last)
+    drawn, turned = (pd.Series([short_id('pair', stage, r.prompt_id, *ids(r)) for r in df.itertuples()], index=df.index).map(last)
+                     for ids in (lambda r: (r.winner_id, r.loser_id), lambda r: (r.loser_id, r.winner_id)))
+    said = drawn.mask((drawn == 'swap') & turned.isin(['reject', 'duplicate']), turned)      # of a pair turned round, what was said afterwards
     out, swap, attrs = df.copy(), said == 'swap', df.attrs
     for a, b in (('winner_id', 'loser_id'), ('winner_score', 'loser_score')): out.loc[swap, [a, b]] = df.loc[swap, [b, a]].to_numpy()
     out = out[~said.isin(['reject', 'duplicate'])].reset_index(drop=True)
@@ -163,9 +180,17 @@ def freeze_split(workspace,             # a `Workspace` or its folder
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         for f, df in files.items(): df.to_parquet(tmp/f, index=False)
-        write_json(tmp/'split.json', dict(name=name, at=now(), scorer=scorer, choices=choices, content=content, base_model=ws.config['base_model'], resolution=ws.config['resolution'],
+        write_json(tmp/'split.json', dict(name=name, at=now(), scorer=scorer, choices=choices, content=content, base_model=ws.config['base_model'], pool=_pool_facts(ws, stages),
             counts={s: len(df) for s, df in stages.items()}, test_prompts=len(test), dropped={s: df.attrs.get('dropped', []) for s, df in stages.items()}, sha256={f: file_sha256(tmp/f) for f in files}))
     return folder
+
+def _pool_facts(ws, stages) -> dict: # fields of `train.stages.Pool`
+    "How the pool was made that these pairs were chosen from."
+    im = ws.table('images')
+    im = im[im.prompt_id.isin(stages['easy'].prompt_id)]
+    pool = im[im.domain == 'generated']
+    return dict(size=int(pool.groupby('prompt_id').size().median()), levels=sorted(int(t) for t in im[im.domain == 'intermediate'].timestep.dropna().unique()),
+                resolution=ws.config['resolution'], sampler=ws.config['sampler'], steps=int(pool.steps.iloc[0]), guidance=float(pool.guidance.iloc[0]))
 
 def load_split(workspace, name:str='v1') -> dict: # stage -> pairs with prompts and files; 'test' -> prompts; 'info' -> split.json
     "Read a frozen split. Raises `UserError` where it is absent, was changed, or an image it names is gone or differs."

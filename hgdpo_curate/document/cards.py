@@ -82,7 +82,7 @@ def _body(ws, split, data, answers, missing):
         *[f'| {s} | {len(data[s])} | {w} | {l} | {len(info["dropped"][s])} |' for s, w, l in (('easy', 'best-scored image of the pool', 'worst-scored image of the pool'), ('normal', 'best-scored reconstruction at 400..700', 'easy winner'), ('hard', 'reconstruction at 100', 'normal winner'))],
         f'\nTest fold: {info["test_prompts"]} prompts, none of which is in training. The filter of the normal stage left out {cut} of {len(data["easy"])} prompts.\n',
         '![scores of winners and losers](scores.png)\n', '## How it was made',
-        f'Base model `{escape(info["base_model"])}`, {info["resolution"]} pixels, scores by `{info["scorer"]}`, sampler {ws.config["sampler"]}, {ws.config["steps"]} steps, guidance {ws.config["guidance"]}, seed {ws.config["seed"]}; frozen {info["at"]}.\n',
+        f'Base model `{escape(info["base_model"])}`, {info["pool"]["resolution"]} pixels, scores by `{info["scorer"]}`, sampler {ws.config["sampler"]}, {ws.config["steps"]} steps, guidance {ws.config["guidance"]}, seed {ws.config["seed"]}; frozen {info["at"]}.\n',
         '## Photographs', f'### Consent\n{tally(facts.consent)}\n', f'### Licence\n{tally(facts.licence)}\n', f'### Minors\n{tally(facts.minors)}\n', f'GPS positions found on import (dropped from the copies): {int((facts.exif_gps == "present").sum())}.\n',
         'Race, gender and identity are neither stored nor inferred: not measured.\n', '## What a person states',
         *[f'### {q}\n{escape(answers[k]) if k in answers else "*missing*"}\n' for k, q in QUESTIONS.items()],

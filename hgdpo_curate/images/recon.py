@@ -7,14 +7,14 @@ __all__ = ['LEVELS', 'TRAINING_LEVELS', 'recon_timesteps', 'recon_start', 'sdrec
 
 # %% ../../nbs/images/13_recon.ipynb #from-hgdpo-curate-images-pool-import-cho
 from .pool import choose_prompts, image_job, open_base, run_jobs, seed_of
-from ..workspace import UserError, open_workspace
+from ..workspace import UsageError, UserError, open_workspace
 
 # %% ../../nbs/images/13_recon.ipynb #check-level
 LEVELS = tuple(range(100, 1001, 100))   # t1 .. t10
 TRAINING_LEVELS = (100, 400, 500, 600, 700)  # t1 for the hard stage, t4..t7 for the normal one
 
 def _check_level(t):
-    if not 0 < t <= 1000: raise UserError(f'A noise level lies above 0 and up to 1000, not {t}.')
+    if not 0 < t <= 1000: raise UsageError(f'A noise level lies above 0 and up to 1000, not {t}; give --levels 100 400 500 600 700 as in the paper.')
 
 def recon_timesteps(scheduler, timestep:int, steps:int) -> list: # descending indices 0..999
     "The sampler's own grid of `steps`, from level t (index t-1) down; the whole grid at t = 1000."

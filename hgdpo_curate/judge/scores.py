@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ..images.mannequins import is_drawn
-from ..workspace import UserError, open_workspace, progress_bar
+from ..workspace import UsageError, UserError, open_workspace, progress_bar
 
 # %% ../../nbs/judge/20_scores.ipynb #scorer
 class Scorer(Protocol):
@@ -71,6 +71,12 @@ class ClipLike:
             v, t = (F.normalize(_vector(f), dim=-1) for f in (self.model.get_image_features(**px), self.model.get_text_features(**tx)))
             return (self.model.logit_scale.exp()*(v*t).sum(-1)).float().cpu().numpy()
 
+    def embed(self, images) -> np.ndarray: # (n, d)
+        "Embeddings of pictures, e.g. to find near duplicates."
+        import torch
+        px = self.processor(images=[i.convert('RGB') for i in images], return_tensors='pt').to(self.device)
+        with torch.no_grad(): return _vector(self.model.get_image_features(**px)).float().cpu().numpy()
+
 def _vector(f): return f if hasattr(f, 'shape') else f.pooler_output   # transformers 5 wraps the projected features
 
 SCORERS = dict(tiny='the tiny scorer of the package or the workspace', pickscore='PickScore v1 (yuvalkirstain/PickScore_v1)', clip='CLIP ViT-L/14 (openai/clip-vit-large-patch14)')
@@ -80,7 +86,7 @@ def load_scorer(name:str='tiny', path=None, device=None) -> Scorer: # a key of `
     if name == 'tiny': return Tiny(path, device=device)
     if name == 'pickscore': return ClipLike(name, path or 'yuvalkirstain/PickScore_v1', path or 'laion/CLIP-ViT-H-14-laion2B-s32B-b79K', device)
     if name == 'clip': return ClipLike(name, path or 'openai/clip-vit-large-patch14', None, device)
-    raise UserError(f'There is no scorer {name!r}; choose one of {", ".join(SCORERS)}.')
+    raise UsageError(f'There is no scorer {name!r}; choose one of {", ".join(SCORERS)}.')
 
 # %% ../../nbs/judge/20_scores.ipynb #workspace-scorer
 def workspace_scorer(ws, name:str='tiny', path=None, device=None) -> Scorer:
@@ -111,7 +117,7 @@ def score_images(workspace,                 # a `Workspace` or its folder
                 part = im.iloc[i:i+batch]
                 s = np.asarray(scorer.score([ws.open_image(p) for p in part.path], part.prompt.tolist()), float)
                 bad = ~np.isfinite(s)
-                if bad.any(): raise UserError(f'The scorer {scorer.name} gave {s[bad][0]} for {ws.root/part.path[bad].iloc[0]}; look at that image, or use another scorer. The scores before it are kept.')
+                if bad.any(): raise UserError(f'The scorer {scorer.name} gave {s[bad][0]} for {ws.root/part.path[bad].iloc[0]}; look at that image, or use another scorer; the scores before it are kept.')
                 rows += [dict(image_id=i, scorer=scorer.name, scorer_version=scorer.version, score=float(v)) for i, v in zip(part.image_id, s)]
                 bar(len(part))
                 if len(rows) >= 2048: ws.append('scores', rows); rows = []

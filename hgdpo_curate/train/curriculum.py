@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ..curate.pairs import load_split
+from ..images.pool import check_base
 from .losses import denoising_error, diffusion_dpo_loss, implicit_reward_margin, statistics_matching_loss, training_target
-from .stages import Preset, Stage, as_dict, load_preset
-from ..workspace import UserError, atomic_path, file_sha256, open_workspace, progress_bar, read_json, set_base_model, short_id, write_json
+from .stages import Pool, Preset, Stage, as_dict, load_preset
+from ..workspace import UsageError, UserError, atomic_path, file_sha256, open_workspace, portable_base, progress_bar, read_json, set_base_model, short_id, write_json
 
 # %% ../../nbs/train/44_curriculum.ipynb #order-of
 def order_of(n:int, seed:int, step:int, batch:int) -> np.ndarray: # indices 0..n-1 of the step's pairs
@@ -50,7 +51,7 @@ class StageRun:
             add_lora(self.model, stage.part, stage.rank, 'reference')
             for name in ('default', 'reference'): set_adapter_state(self.model, start_state, name)
             self.model.set_adapter('default'); freeze_all_but(self.model)
-        self.optimizer = make_optimizer(preset.optimizer, self.params, stage.learning_rate)
+        self.optimizer = make_optimizer(preset.optimizer, self.params, stage.learning_rate, preset.adam_betas)
         self.shape = cache.latents.stack([self.pairs.winner_sha256[0]]).shape[2:]
 
     def predict(self, noisy, timesteps, embeds):
@@ -153,14 +154,14 @@ class StageRun:
         write_json(self.folder/'done.json', dict(stage=dataclasses.asdict(self.stage), fingerprint=self.fingerprint, pairs=len(self.pairs), steps=self.step, sha256=file_sha256(file)))
         return file
 
-def make_optimizer(name, params, lr):
-    "AdamW with betas (0.9, 0.999); `adamw8bit` is bitsandbytes', as in the paper, where it is installed."
+def make_optimizer(name, params, lr, betas=(.9, .999)):
+    "AdamW; `adamw8bit` is bitsandbytes', as in the paper, where it is installed."
     import torch
     if name == 'adamw8bit':
         try: from bitsandbytes.optim import AdamW8bit
         except ImportError: raise UserError('The optimizer adamw8bit needs bitsandbytes; install it (pip install bitsandbytes), or train with --optimizer adamw.') from None
-        return AdamW8bit(params, lr=lr, betas=(.9, .999), weight_decay=1e-2)
-    return torch.optim.AdamW(params, lr=lr, betas=(.9, .999), weight_decay=1e-2)
+        return AdamW8bit(params, lr=lr, betas=betas, weight_decay=1e-2)
+    return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=1e-2)
 
 def save_curves(log, file, stage):
     "Loss, implicit accuracy and the errors against the reference as a picture."
@@ -212,17 +213,19 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     from hgdpo_curate.models import load_pipeline, model_hash
     from hgdpo_curate.train.cache import TrainingCache
     from hgdpo_curate.train.sample import write_final
-    if resume_from_checkpoint not in ('latest', '', None): raise UserError(f'--resume_from_checkpoint takes "latest", or "" to start unfinished stages anew, not {resume_from_checkpoint!r}.')
+    if resume_from_checkpoint not in ('latest', '', None): raise UsageError(f'--resume_from_checkpoint takes "latest", or "" to start unfinished stages anew, not {resume_from_checkpoint!r}.')
     ws = open_workspace(workspace)
     preset = load_preset(preset, **overrides)
     data = load_split(ws, split)
     base = base or ws.base_model
     model = model_hash(base)
+    check_base(ws, model)
+    made = Pool(**data['info']['pool'])                                  # as the pool of this split was really made
     folder = ws.root/'runs'/(run or preset.name)
-    config = json.loads(json.dumps(dict(preset=as_dict(preset), split=split, split_content=data['info']['content'], base=str(base), base_hash=model), default=str))
+    config = json.loads(json.dumps(dict(preset=as_dict(dataclasses.replace(preset, pool=made)), split=split, split_content=data['info']['content'], base=portable_base(ws.root, base), base_hash=model), default=str))
     old = read_json(folder/'config.json')
-    if old is not None and old != config:
-        what = next(k for k in config if old.get(k) != config[k])
+    if old is not None and {k: v for k, v in old.items() if k != 'base'} != {k: v for k, v in config.items() if k != 'base'}:   # the hash says which base it is
+        what = next(k for k in config if k != 'base' and old.get(k) != config[k])
         raise UserError(f'{folder} was begun with another {what.replace("_", " ")}; give this one another name with --run, or delete that folder.')
     write_json(folder/'config.json', config)
     pipe = load_pipeline(base, device, preset.mixed_precision)

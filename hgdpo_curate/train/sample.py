@@ -101,19 +101,21 @@ def sample_images(workspace,            # a `Workspace` or its folder
                   prompts:list,         # texts
                   run:str=None,         # name of a run; None draws with base
                   output=None,          # folder for the PNG files; None is <workspace>/samples
-                  per_prompt:int=1, seed:int=0, device=None # images per prompt, first seed, torch device
+                  per_prompt:int=1, seed:int=0, device=None, progress=None # images per prompt, first seed, torch device, as in `generate_pool`
                  ) -> list:             # paths
-    "Draw images by the paper's inference rules and write them as PNG files."
+    "Draw images by the paper's inference rules and write them as PNG files; those there already are not drawn again."
     import torch
-    from hgdpo_curate.workspace import atomic_path, open_workspace, short_id
+    from hgdpo_curate.workspace import atomic_path, file_sha256, open_workspace, progress_bar, short_id
     ws = open_workspace(workspace)
     config = read_json(ws.root/'runs'/run/'config.json') if run else dict(base=ws.base_model)
     if config is None: raise UserError(f'There is no run {run!r} in {ws.root/"runs"}; train one with: hgdpo train --workspace {ws.root}')
-    pipe = load_for_inference(config['base'], ws.root/'runs'/run/'final' if run else None, None if run else Inference(ws.config['steps'], ws.config['guidance']), device=device)
-    paths = []
-    for p in prompts:
-        for k in range(seed, seed + per_prompt):
-            image = pipe(p, generator=torch.Generator().manual_seed(k), width=ws.size[0], height=ws.size[1]).images[0]
-            paths.append(Path(output or ws.root/'samples')/f'{short_id(run or "base", p)}-{k}.png')
-            with atomic_path(paths[-1]) as tmp: image.save(tmp)
-    return paths
+    pipe = load_for_inference(ws.base_at(config['base']), ws.root/'runs'/run/'final' if run else None, None if run else Inference(ws.config['steps'], ws.config['guidance']), device=device, sampler=ws.config['sampler'])
+    model = short_id(run or 'base', config.get('base_hash'), *([file_sha256(f) for f in (ws.root/'runs'/run/'final').glob('pytorch_lora_weights.safetensors')] if run else [ws.base_model]))
+    jobs = [(p, k, Path(output or ws.root/'samples')/f'{short_id(model, p)}-{k}.png') for p in prompts for k in range(seed, seed + per_prompt)]
+    with progress_bar(len(jobs), 'samples', progress) as bar:
+        for p, k, file in jobs:
+            if not file.exists():                                   # drawn before, by the same weights
+                image = pipe(p, generator=torch.Generator().manual_seed(k), width=ws.size[0], height=ws.size[1]).images[0]
+                with atomic_path(file) as tmp: image.save(tmp)
+            bar(1)
+    return [f for *_, f in jobs]

@@ -15,7 +15,7 @@ import numpy as np
 from ..images.mannequins import ATTRIBUTES, FAULTS, SIZE, describe, sample_attributes
 from ..images.pictures import Pictures, change_a_word, drawings, parse_prompt, photographs, with_corruptions
 from ..networks import token_batch
-from ..workspace import UserError, atomic_path, open_workspace, write_json
+from ..workspace import UserError, atomic_path, open_workspace, read_json, write_json
 
 # %% ../../nbs/train/45_tiny.ipynb #fit
 def _fit(folder, name, modules, loss_of, steps, lr, seed, progress, every=250, ema=0.):
@@ -198,9 +198,10 @@ def scorer_accuracy(net, tokenizer, data, seed=0) -> dict: # accuracies with the
     rng = np.random.default_rng(seed)
     sound = np.flatnonzero(data.fault == 0)
     right = score_pictures(net, tokenizer, data.images[sound], [data.prompts[i] for i in sound])
-    other = np.array([rng.choice([j for j in rng.permutation(sound)[:20] if data.prompts[j] != data.prompts[i]]) for i in sound])
-    wrong = score_pictures(net, tokenizer, data.images[sound], [data.prompts[i] for i in other])
-    out = dict(right_over_wrong=right > wrong)
+    others = {i: [j for j in rng.permutation(sound)[:20] if data.prompts[j] != data.prompts[i]] for i in sound}
+    told = np.array([bool(others[i]) for i in sound], bool)                                # a caption that all share cannot be mistaken
+    wrong = score_pictures(net, tokenizer, data.images[sound[told]], [data.prompts[rng.choice(others[i])] for i in sound[told]]) if told.any() else np.zeros(0)
+    out = dict(right_over_wrong=right[told] > wrong)
     if (data.fault > 0).any():
         bad = np.flatnonzero(data.fault > 0)
         n = min(len(bad), len(sound))
@@ -264,6 +265,14 @@ def _judges(folder, pipe, for_scorer, for_evaluator, for_threshold, faults, size
         save_network(net, folder, 'evaluator'); leftover.unlink(missing_ok=True)
     return load_network(folder, 'scorer'), load_network(folder, 'evaluator')
 
+def _hold_to_recipe(folder, seed, steps):
+    "Networks that were begun with one seed and so many steps are finished with them, or made anew elsewhere."
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = dict(seed=seed, steps=steps)
+    old = read_json(folder/'recipe.json', recipe)
+    if old != recipe: raise UserError(f'The networks in {folder} were begun with seed {old["seed"]} and steps {old["steps"]}; give the same, or delete that folder to train anew.')
+    write_json(folder/'recipe.json', recipe)
+
 def train_mannequins(output,               # folder for base/, scorer and evaluator
                      seed:int=0,           # of weights and drawings
                      steps:dict=None,      # optimiser steps, see `RECIPE`
@@ -272,7 +281,7 @@ def train_mannequins(output,               # folder for base/, scorer and evalua
                     ) -> dict:             # the figures of `FLOORS`, on drawings that no network has seen
     "Train the networks that the package ships: `hgdpo tiny --mannequins --output FOLDER`."
     folder, steps, progress = Path(output), RECIPE | (steps or {}), progress or _progress
-    folder.mkdir(parents=True, exist_ok=True)
+    _hold_to_recipe(folder, seed, steps)
     n, s = drawings_each, 1000*seed
     captions = [describe(sample_attributes(np.random.default_rng([s + 77, i]))) for i in range(4000)]
     pipe = _base(folder, drawings(n[0], s + 100), captions, SIZE, seed, steps, progress)
@@ -296,8 +305,10 @@ def train_tiny(workspace,         # a `Workspace` or its folder, with photos imp
     from hgdpo_curate.workspace import set_base_model
     ws, progress = open_workspace(workspace), progress or _progress
     folder, steps = ws.root/'tiny', RECIPE | (steps or {})
+    if ws.base_model not in ('', str(folder/'base')) and len(ws.table('images').query("domain in ('generated', 'intermediate')")):
+        raise UserError(f'{ws.root} holds a pool made with {ws.base_model}; train tiny networks in a new workspace.')
     train = photographs(ws, 'train')
-    folder.mkdir(exist_ok=True)
+    _hold_to_recipe(folder, seed, steps)
     pipe = _base(folder, train, train.prompts, ws.size, seed, steps, progress)
     halves = np.random.default_rng(seed).permutation(len(train))          # scorer and evaluator share no photo
     half = lambda i: Pictures(train.images[i], [train.prompts[j] for j in i], train.fault[i])
@@ -305,7 +316,7 @@ def train_tiny(workspace,         # a `Workspace` or its folder, with photos imp
     scorer, evaluator = _judges(folder, pipe, lambda: with_corruptions(half(halves[:cut]), seed), lambda: half(halves[cut:]), None, ['corrupted'], ws.size, seed, steps, progress)
     test = photographs(ws, 'test')
     wins = scorer_accuracy(scorer, pipe.tokenizer, with_corruptions(test, seed + 9))
-    found = dict(vae_psnr=vae_psnr(pipe.vae, test), test_photos=len(test), anatomy_failures='not measured', **{k: dict(zip(('share', 'low', 'high'), wilson(v))) for k, v in wins.items()})
+    found = dict(vae_psnr=vae_psnr(pipe.vae, test), test_photos=len(test), anatomy_failures='not measured', **{k: dict(zip(('share', 'low', 'high'), wilson(v))) if len(v) else 'not measured' for k, v in wins.items()})
     write_json(folder/'about.json', dict(seed=seed, steps=steps, photos=len(train), measured_on_test_photos=found))
     set_base_model(ws, folder/'base')
     return found

@@ -1,0 +1,37 @@
+// One key per photo: while a sample is open, a key runs an operator on it and the next sample comes up.
+(function () {
+  const DECIDE = { a: ["approve"], d: ["reject"], u: ["duplicate"], 0: ["clear"] };
+  const FLAGS = ["extra_limb", "missing_limb", "bad_hand", "bad_foot", "deformed_face", "extra_face", "bad_proportion", "impossible_pose", "merged_bodies"];
+  FLAGS.forEach((flag, i) => (DECIDE[String(i + 1)] = ["flag", { flag }]));
+  const STAY = { w: ["swap"] }; // a swapped pair is looked at once more
+  const LEGEND = "a approve, d reject, u duplicate, w swap the pair, 0 clear flags, " + FLAGS.map((f, i) => `${i + 1} ${f.replace("_", " ")}`).join(", ");
+  localStorage.setItem("fiftyone-enterprise-tooltip-seen", "true");
+
+  const typing = (el) => el && (/^(INPUT|TEXTAREA|SELECT)$/.test(el.tagName) || el.isContentEditable);
+
+  function Keys() {
+    const id = recoil.useRecoilValue(__fos__.nullableModalSampleId);
+    React.useEffect(() => {
+      let busy = false;
+      const press = (e) => {
+        const todo = DECIDE[e.key] || STAY[e.key];
+        if (!id || !todo || busy || e.repeat || e.ctrlKey || e.metaKey || e.altKey || typing(document.activeElement)) return;
+        e.preventDefault();
+        e.stopImmediatePropagation();
+        busy = true;
+        const [name, params] = todo;
+        __foo__.executeOperator(`@hgdpo/curate/${name}`, { ...params, sample_id: id, by_key: true }, {
+          callback: (result) => {
+            busy = false;
+            if (!(result && result.error) && DECIDE[e.key]) document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+          },
+        });
+      };
+      window.addEventListener("keydown", press, true); // before the App's own keys
+      return () => window.removeEventListener("keydown", press, true);
+    }, [id]);
+    return React.createElement("span", { title: LEGEND, "data-cy": "hgdpo-keys", style: { padding: "0 6px", cursor: "help" } }, "⌨ a d u w 0-9");
+  }
+
+  __fop__.registerComponent({ name: "HgdpoKeys", label: "HgdpoKeys", component: Keys, type: __fop__.PluginComponentType.Component, activator: () => true });
+})();
