@@ -89,8 +89,9 @@ FIELDS = dict(image_id='str', prompt_id='str', prompt='str', domain='str', fold=
               consent='str', licence='str', sharpness='float', coverage='float', photo_width='int', photo_height='int', faces='int')
 INDEXES = ['image_id', 'prompt_id', 'contested', [('domain', 1), ('decision', 1)], [('domain', 1), ('duplicate', 1), ('prompt_id', 1)], [('domain', 1), ('rank', 1)], [('prompt_id', 1), ('rank', 1)], [('prompt_id', 1), ('score', -1)],
            [('domain', 1), ('anatomy_failure', 1), ('score', -1)], [('disagreement', 1), ('prompt_id', 1)], *[[(s, 1), ('prompt_id', 1)] for s in ('easy', 'normal', 'hard')], [('easy', 1), ('score', -1)]]
-SIDEBAR = dict(review=['decision', 'reviewer', 'said', 'contested', 'duplicate'], anatomy=['anatomy_failure', 'flags', 'confirmed', 'reasons', 'people', 'faces_seen', 'hands'], pairs=['score', 'rank', 'easy', 'normal', 'hard', 'disagreement'],
-               photo=['domain', 'fold', 'prompt', 'consent', 'licence', 'sharpness', 'coverage', 'faces', 'photo_width', 'photo_height'], made=['image_id', 'prompt_id', 'seed', 'timestep', 'width', 'height', 'easy_pair', 'normal_pair', 'hard_pair'])
+SIDEBAR = dict(review=['decision', 'reviewer', 'said', 'contested', 'duplicate'], anatomy=['anatomy_failure', 'flags', 'confirmed', 'reasons', 'people', 'people_seen', 'faces_seen', 'hands'], pairs=['score', 'rank', 'easy', 'normal', 'hard', 'disagreement'],
+               photo=['domain', 'fold', 'prompt', 'consent', 'licence', 'sharpness', 'coverage', 'faces', 'photo_width', 'photo_height'], made=['image_id', 'prompt_id', 'seed', 'timestep', 'width', 'height', 'easy_pair', 'normal_pair', 'hard_pair', 'id', 'filepath', 'created_at', 'last_modified_at'],
+               metadata=['metadata.size_bytes', 'metadata.mime_type', 'metadata.width', 'metadata.height', 'metadata.num_channels'])
 COLOURS = dict(decision=dict(approve='#2a9d5c', reject='#c0392b', duplicate='#888888'), easy=dict(winner='#2a9d5c', loser='#d1603d'), normal=dict(winner='#2a9d5c', loser='#d1603d'), hard=dict(winner='#2a9d5c', loser='#d1603d'))
 
 def dataset_name(ws) -> str: # e.g. hgdpo-my_people-1a2b3c4d
@@ -140,7 +141,7 @@ def _declare(fo, ds):
     for f, k in FIELDS.items(): ds.add_sample_field(f, fo.ListField, subfield=fo.StringField) if k == 'list' else ds.add_sample_field(f, kinds[k])
     for f, k in LABEL_FIELDS.items(): ds.add_sample_field(f, fo.EmbeddedDocumentField, embedded_doc_type=getattr(fo, k))
     ds.default_skeleton = fo.KeypointSkeleton(labels=COCO, edges=[[5, 7, 9], [6, 8, 10], [11, 13, 15], [12, 14, 16], [5, 6, 12, 11, 5], [0, 1, 3], [0, 2, 4]])
-    ds.app_config.sidebar_groups = [fo.SidebarGroupDocument(name='tags', paths=['tags'], expanded=True), *[fo.SidebarGroupDocument(name=n, paths=[p for p in paths if p in ds.get_field_schema()], expanded=n in ('review', 'anatomy', 'pairs')) for n, paths in SIDEBAR.items()]]
+    ds.app_config.sidebar_groups = [fo.SidebarGroupDocument(name='tags', paths=['tags'], expanded=True), *[fo.SidebarGroupDocument(name=n, paths=[p for p in paths if ds.get_field(p) is not None], expanded=n in ('review', 'anatomy', 'pairs')) for n, paths in SIDEBAR.items()]]
     ds.app_config.active_fields = fo.ActiveFields(paths=['decision', 'flags', 'easy', 'score', 'people', 'faces_seen'])
     ds.app_config.color_scheme = fo.ColorScheme(color_by='value', show_skeletons=True, fields=[dict(path=f, colorByAttribute='value', valueColors=[dict(value=v, color=c) for v, c in m.items()]) for f, m in COLOURS.items()])
     ds.save()

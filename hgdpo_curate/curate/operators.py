@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'GRID', 'VIEWER', 'OPERATORS', 'workspace_of', 'decide_samples', 'flag_samples', 'clear_samples',
-           'swap_samples', 'next_to_review', 'Approve', 'Reject', 'Duplicate', 'Flag', 'Clear', 'Swap', 'Next', 'Keys',
-           'progress_text', 'score_plots', 'Progress', 'register']
+           'swap_samples', 'next_to_review', 'Approve', 'Reject', 'ApproveSelected', 'RejectSelected', 'Duplicate',
+           'Flag', 'FlagSelected', 'Clear', 'Swap', 'Next', 'progress_text', 'score_plots', 'Progress', 'register']
 
 # %% ../../nbs/curate/33_operators.ipynb #import-fiftyone-operators-as-foo
 import fiftyone.operators as foo
@@ -123,6 +123,9 @@ class Reject(_Review):
     name, label, icon = 'reject', 'Reject', 'close'
     def act(self, ctx, ids): return f'{decide_samples(ctx.dataset, ids, "reject")} rejected'
 
+class ApproveSelected(Approve): name, label, place = 'approve_selected', 'Approve the selected', GRID
+class RejectSelected(Reject): name, label, place = 'reject_selected', 'Reject the selected', GRID
+
 class Duplicate(_Review):
     name, label, icon, place = 'duplicate', 'Mark as duplicates', 'content_copy', GRID
     def act(self, ctx, ids): return f'{decide_samples(ctx.dataset, ids, "duplicate")} marked; the first stays' if len(ids) > 1 else f'{decide_samples(ctx.dataset, ids, "duplicate")} set aside as a duplicate'
@@ -136,6 +139,8 @@ class Flag(_Review):
         form.enum('side', ['', 'left', 'right'], label='Which side of the picture', default='')
         return types.Property(form, view=types.View(label='Flag anatomy'))
     def act(self, ctx, ids): return f'{flag_samples(ctx.dataset, ids, ctx.params["flag"], ctx.params.get("part") or "", ctx.params.get("side") or "")} flagged {ctx.params["flag"]}'
+
+class FlagSelected(Flag): name, label, place = 'flag_selected', 'Flag anatomy of the selected', GRID
 
 class Clear(_Review):
     name, label, icon = 'clear', 'Clear flags', 'layers_clear'
@@ -155,14 +160,6 @@ class Next(_Review):
         found = next_to_review(ctx.dataset, ctx.current_sample)
         if found is None: ctx.ops.notify('Every photo is reviewed', variant='success'); return dict(left=0)
         ctx.ops.open_sample(id=found)
-
-class Keys(_Review):
-    "Not an action: puts the keyboard listener beside the buttons of an open sample."
-    name, label, icon = 'keys', 'Review by keys', 'keyboard'
-    @property
-    def config(self): return foo.OperatorConfig(name='keys', label=self.label, unlisted=True)
-    def resolve_placement(self, ctx): return types.Placement(VIEWER, types.View(component='HgdpoKeys', componentsProps={}))
-    def execute(self, ctx): return {}
 
 # %% ../../nbs/curate/33_operators.ipynb #progress-text
 def progress_text(p) -> str: # of `review_progress`; Markdown
@@ -199,7 +196,7 @@ class Progress(foo.Panel):
             panel.plot(f'scores_{s}', layout=dict(title=dict(text=f'{s}: scores of winners and losers', font=dict(size=12)), barmode='overlay', height=220, margin=dict(t=30, b=24, l=30, r=8)))
         return types.Property(panel, view=types.GridView(orientation='vertical', width=100))
 
-OPERATORS = [Approve, Reject, Duplicate, Flag, Clear, Swap, Next, Keys, Progress]
+OPERATORS = [Approve, Reject, ApproveSelected, RejectSelected, FlagSelected, Duplicate, Flag, Clear, Swap, Next, Progress]
 
 def register(plugin):
     "Called by FiftyOne."

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..images.mannequins import FAULTS
-from .detectors import DETECTORS, JOINTS, detect, load_detector
+from .detectors import JOINTS, detect, load_detector
 from ..workspace import FLAGS, open_workspace
 
 # %% ../../nbs/judge/22_anatomy.ipynb #seen
@@ -31,7 +31,8 @@ THRESHOLDS = dict(
     shorter=.85,        # legs are too short below this multiple of the shortest real ones
     real_people=20,     # fewer people in the approved photos measure no proportions
     fold=8.,            # degrees: two full-length bones folded flatter than this
-    second_face=.8,     # confidence of a face that counts as a second one
+    sure_face=.8,       # confidence of a face that counts
+    second_face=.3,     # a second face counts from this share of the first one's area; smaller ones are passers-by
     face_skew=.25,      # how far the nose may lie outside the span of eyes and mouth, in units of that span
     hand=.5,            # a hand that the hand model itself doubts
     fault=.5,           # probability of the fault head
@@ -63,7 +64,7 @@ def proposal(flag, reason, confidence, part='', side=''):
 # %% ../../nbs/judge/22_anatomy.ipynb #rule-no-person
 def rule_no_person(seen):
     "A detector of people found nobody."
-    if not DETECTORS[seen.detector].finds_people or seen.people: return []
+    if seen.detector not in JOINTS or seen.people: return []
     best = max((d['confidence'] for d in seen.of('person')), default=0.)
     return [proposal('no_person', f'no person with confidence {THRESHOLDS["sure_person"]} or more (best {best:.2f})', 1 - best)]
 
@@ -164,8 +165,10 @@ def rule_impossible_pose(seen):
 # %% ../../nbs/judge/22_anatomy.ipynb #rule-second-face
 def rule_second_face(seen):
     "More than one confident face where the picture should show one person."
-    sure = seen.of('face', THRESHOLDS['second_face'])
-    return [proposal('extra_face', f'{len(sure)} faces, each with confidence {THRESHOLDS["second_face"]} or more', min(d['confidence'] for d in sure), 'face')] if len(sure) > 1 else []
+    area = lambda d: d['box'][2]*d['box'][3]
+    sure = sorted(seen.of('face', THRESHOLDS['sure_face']), key=area)[::-1]
+    large = [d for d in sure if area(d) >= THRESHOLDS['second_face']*area(sure[0])]
+    return [proposal('extra_face', f'{len(large)} faces of similar size, each with confidence {THRESHOLDS["sure_face"]} or more', min(d['confidence'] for d in large), 'face')] if len(large) > 1 else []
 
 def rule_deformed_face(seen):
     "Eyes, nose and mouth of the surest face are not in the order of a face. Landmarks: right eye, left eye, nose, right and left corner of the mouth."
@@ -237,7 +240,7 @@ def propose_flags(workspace) -> pd.DataFrame: # flag, images
     return now.flag.value_counts().rename_axis('flag').rename('images').reset_index()
 
 def flag_images(workspace, detector='tiny', path=None, domains=('real', 'generated'), accept_noncommercial=False, progress=None) -> pd.DataFrame: # flag, images
-    "Detect and propose in one go; `detector` is a key of `DETECTORS` or `tiny`, `path` its weights. Raises `UserError`."
+    "Detect and propose in one go; `detector` is a key of `detectors.DETECTORS`, `path` its weights. Raises `UserError`."
     ws = open_workspace(workspace)
     detect(ws, load_detector(detector, path, ws, accept_noncommercial), domains, progress=progress)
     return propose_flags(ws)

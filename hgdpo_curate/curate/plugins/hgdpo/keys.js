@@ -33,5 +33,13 @@
     return React.createElement("span", { title: LEGEND, "data-cy": "hgdpo-keys", style: { padding: "0 6px", cursor: "help" } }, "⌨ a d u w 0-9");
   }
 
+  // An operator that does nothing but hold the listener's place beside the buttons of an open sample.
+  class Place extends __foo__.Operator {
+    get config() { return new __foo__.OperatorConfig({ name: "keys", label: "Review by keys", unlisted: true }); }
+    async execute() {}
+    resolvePlacement() { return new __foo__.types.Placement(__foo__.types.Places.SAMPLES_VIEWER_ACTIONS, new __foo__.types.ComponentView("HgdpoKeys")); }
+  }
+
   __fop__.registerComponent({ name: "HgdpoKeys", label: "HgdpoKeys", component: Keys, type: __fop__.PluginComponentType.Component, activator: () => true });
+  __foo__.registerOperator(Place, "@hgdpo/curate");
 })();
