@@ -7,7 +7,7 @@ export FIFTYONE_DATABASE_VALIDATION := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test check lock clean
+.PHONY: install demo test check bench lock clean
 
 install: .venv/installed
 
@@ -29,6 +29,9 @@ check: install
 	$(BIN)/ruff check hgdpo_curate tests setup.py
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 	@test -z "$$(git status --porcelain)" || { git status --porcelain; echo "Notebooks and modules differ from what is committed; commit what nbdev_clean and nbdev_export wrote."; exit 1; }
+
+bench: install
+	$(BIN)/python benchmarks/curate.py 1000 10000 100000
 
 lock:
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate requirements.in --override overrides.txt -o requirements.lock

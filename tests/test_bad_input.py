@@ -54,7 +54,36 @@ def untouched(ws): return not len(ws.table('images')) and not len(ws.table('prom
 def test_a_bad_photo_folder_is_refused_and_the_workspace_unharmed(empty, photos, capsys, spoil, word):
     spoil(photos)
     assert said(capsys, importing(empty, photos), word) == 1
-    assert untouched(empty)
+    assert untouched(empty) and not list((empty.root/'images').rglob('*.png'))
+
+
+def test_a_photo_without_its_text_file_and_photos_that_nobody_names_are_told(empty, photos, capsys):
+    extra = photos/'extra.png'
+    extra.write_bytes((photos/'00000.png').read_bytes())
+    assert importing(empty, photos) == 0 and 'not named in the metadata' in capsys.readouterr().out
+    (photos/'metadata.jsonl').unlink()
+    fresh = create_workspace(empty.root.parent/'fresh', resolution='40x56')
+    for n in (0, 1, 3): (photos/f'0000{n}.txt').write_text('a person')
+    extra.with_suffix('.txt').write_text('a person')
+    assert said(capsys, importing(fresh, photos), '00002.png has no caption', '00002.txt') == 1 and untouched(fresh)
+
+
+def test_what_was_stated_once_is_not_forgotten_and_other_captions_are_told(empty, photos, capsys):
+    rewrite(photos, lambda r: [x.pop('consent') for x in r])
+    assert importing(empty, photos, '--consent', 'withdrawn') == 0
+    rewrite(photos, lambda r: r[0].update(text='another caption'))
+    assert importing(empty, photos) == 0 and 'under another caption' in capsys.readouterr().out
+    assert set(empty.table('photo_facts').consent) == {'withdrawn'}
+    assert said(capsys, importing(empty, photos, '--consent', 'perhaps'), 'perhaps') == 1
+
+
+def test_an_interrupted_import_keeps_what_was_read(empty, photos, monkeypatch):
+    def some(items, **k):
+        yield from items[:2]
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): import_photos(empty, photos, progress=some)
+    assert len(empty.table('images')) == 2
+    assert import_photos(empty, photos, progress=plain).already == 2 and len(empty.table('images')) == 4
 
 
 def test_broken_photos_can_be_left_out(empty, photos, capsys):
@@ -68,6 +97,26 @@ def test_another_base_model_is_refused(finished, copy_of, random_base, tmp_path,
     other = shutil.copytree(random_base, tmp_path/'other')
     code = main(['pool', '--workspace', str(ws.root), '--pretrained-model-name-or-path', str(other), '--n', '3'])
     assert said(capsys, code, 'new workspace') == 1
+
+
+def test_a_base_whose_weights_were_exchanged_is_refused(finished, copy_of, random_base, tmp_path, capsys):
+    from hgdpo_curate import networks
+    from hgdpo_curate.images.mannequins import draw_person
+    ws = copy_of(finished)
+    other = networks.save_pipeline(networks.tiny_pipeline([draw_person(i).prompt for i in range(20)], (40, 56), seed=1), tmp_path/'other', half=False)
+    code = main(['train', '--workspace', str(ws.root), '--preset', 'mannequin', '--pretrained_model_name_or_path', str(other)])
+    assert said(capsys, code, 'other weights') == 1
+
+
+def test_a_run_goes_on_after_its_workspace_was_moved_or_called_by_another_path(finished, copy_of, tmp_path, monkeypatch):
+    from hgdpo_curate import train_curriculum
+    ws = copy_of(finished, 'before')
+    few = dict(preset='mannequin', max_train_steps=1, train_batch_size=2, progress=quiet)
+    run = train_curriculum(ws, **few)
+    monkeypatch.chdir(ws.root.parent)
+    assert train_curriculum('before', **few).resolve() == run.resolve()
+    moved = shutil.move(ws.root, tmp_path/'after')
+    assert train_curriculum(moved, **few).name == 'mannequin'
 
 
 def test_a_pipeline_of_another_family_is_refused(empty, photos, random_base, tmp_path, capsys):
@@ -109,6 +158,18 @@ def test_a_scorer_that_returns_nan_is_named_with_the_image(finished, copy_of):
     assert not len(ws.table('scores').query("scorer == 'broken'"))
 
 
+def test_a_broken_scorer_ends_the_verb_with_one_sentence(finished, copy_of, random_base, capsys):
+    import torch
+    from hgdpo_curate.models import assets_folder
+    from safetensors.torch import load_file, save_file
+    ws = copy_of(finished)
+    shutil.copytree(assets_folder(), ws.root/'tiny')
+    weights = load_file(ws.root/'tiny'/'scorer.safetensors')
+    save_file({k: torch.full_like(v, float('nan')) for k, v in weights.items()}, ws.root/'tiny'/'scorer.safetensors')
+    assert said(capsys, main(['score', '--workspace', str(ws.root)]), 'nan', '.png') == 1
+    assert not len(ws.table('scores').query("scorer == 'tiny'"))
+
+
 def test_a_pool_with_fewer_than_two_images_is_refused(empty, photos, random_base, capsys):
     import_photos(empty, photos, progress=plain)
     assert said(capsys, main(['pool', '--workspace', str(empty.root), '--n', '1']), 'below 2') == 2
@@ -134,10 +195,36 @@ def test_a_full_disk_leaves_the_tables_as_they_were(finished, copy_of, monkeypat
     assert main(['score', '--workspace', str(ws.root)]) == 0 and len(ws.table('scores')) > before
 
 
+@pytest.mark.parametrize('error', ['SafetensorError: Io(Os { code: 28, kind: StorageFull, message: "No space left on device" }) os error 28', 'PytorchStreamWriter failed writing file data/3'])
+def test_a_full_disk_while_training_leaves_no_half_files(finished, copy_of, monkeypatch, capsys, error):
+    import safetensors.torch
+    import torch
+    ws = copy_of(finished)
+    def full(*a, **k): raise RuntimeError(error)
+    with monkeypatch.context() as m:
+        m.setattr(safetensors.torch, 'save_file', full); m.setattr(torch, 'save', full)
+        argv = ['train', '--workspace', str(ws.root), '--preset', 'mannequin', '--max_train_steps', '2', '--checkpointing_steps', '1', '--train_batch_size', '2']
+        assert said(capsys, main(argv), 'disk is full') == 1
+    assert not [p for p in ws.root.rglob('*') if '.tmp' in p.name]
+    assert main(argv) == 0
+
+
+def test_doctor_names_a_database_that_does_not_answer_and_two_opencvs(monkeypatch, capsys):
+    import importlib.metadata
+    from types import SimpleNamespace
+    monkeypatch.setenv('FIFTYONE_DATABASE_URI', 'mongodb://127.0.0.1:9')
+    real = list(importlib.metadata.distributions())
+    monkeypatch.setattr(importlib.metadata, 'distributions', lambda: [*real, SimpleNamespace(metadata={'Name': 'opencv-python'})])
+    assert main(['doctor']) == 1
+    out = capsys.readouterr().out
+    assert 'BAD MongoDB' in out and 'does not answer' in out and 'BAD OpenCV' in out and 'keep one' in out and out.count('->') == 2
+
+
 @pytest.mark.parametrize('argv, code, word', [
     (['train', '--preset', 'nonsense'], 2, 'no preset'), (['train', '--beta-dpo', '-1'], 2, 'greater than 0'), (['train', '--rank', 'eight'], 2, 'invalid int'),
     (['train', '--set', 'soft.rank=3'], 2, 'no stage'), (['train', '--resume_from_checkpoint', 'newest'], 2, 'latest'), (['tiny', '--steps', 'vae'], 2, '--steps takes'), (['train', '--split', 'v9'], 1, 'hgdpo pairs'), (['score', '--scorer', 'nonsense'], 2, 'pickscore'), (['pool', '--colour', 'red'], 2, 'unrecognized'),
-    (['recon', '--levels', '0'], 2, 'below 1'), (['recon', '--levels', '2000'], 2, 'noise level'), (['evaluate', '--run', 'none'], 1, 'hgdpo train'), (['flag', '--detector', 'yunet'], 1, '--detector_path'), (['card', '--split', 'v9'], 1, 'v9')])
+    (['pool', '--batch', '0'], 2, 'below 1'), (['pool', '--limit', '-5'], 2, 'below 1'), (['train', '--checkpointing_steps', '0'], 2, 'below 1'), (['curate', '--port', '99999'], 2, 'between 1024'), (['train', '--device', 'nonsense'], 2, '--device cpu'),
+    (['init', '--resolution', '512x512x3'], 2, 'multiples of 8'), (['recon', '--levels', '0'], 2, 'below 1'), (['recon', '--levels', '2000'], 2, 'noise level'), (['evaluate', '--run', 'none'], 1, 'hgdpo train'), (['flag', '--detector', 'yunet'], 1, '--detector_path'), (['card', '--split', 'v9'], 1, 'v9')])
 def test_a_wrong_flag_value_says_what_is_allowed(finished, capsys, argv, code, word):
     got = main([argv[0], '--workspace', str(finished.root), *argv[1:]])
     err = capsys.readouterr().err

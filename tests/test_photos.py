@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import plain
 
+# what becomes of a file whose case says so; every other file is read
 REFUSED = {'pillow/hopper_unknown_pixel_mode.tif', 'pillow/truncated_end_chunk.png', 'pillow/truncated_image.png', 'pillow/truncated_jpeg.jpg', 'pillow/hopper.heif'}
 
 
@@ -83,3 +84,58 @@ def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
     report = import_photos(ws, folder, progress=plain)
     assert (report.imported, report.restated, len(report.exact_duplicates)) == (0, 2, 1)
     assert len(barred_photos(ws)) == 5
+
+
+def test_every_file_of_the_manifest_has_its_expected_outcome(test_data, tmp_path):
+    "Copies in another size or format are proposed as duplicates, gray and CMYK become RGB, refused ones are listed; nothing is left out in silence."
+    import json
+    from hgdpo_curate import create_workspace, import_photos
+    folder = test_data/'photos'/'awkward'
+    cases = {r['file']: r['case'] for r in csv.DictReader(open(folder/'manifest.tsv'), delimiter='\t')}
+    copy = tmp_path/'awkward'
+    import shutil
+    shutil.copytree(folder, copy)
+    (copy/'metadata.jsonl').write_text('\n'.join(json.dumps(dict(file_name=f, text=f)) for f in cases))
+    ws = create_workspace(tmp_path/'ws', resolution='64x80')
+    report = import_photos(ws, copy, skip_bad=True, progress=plain)
+    name = {i: f for i, f in zip(ws.table('prompts').real_image_id, ws.table('prompts').prompt)}
+    assert len(report.refused) == len(REFUSED) and report.imported + len(report.exact_duplicates) + len(report.refused) == len(cases)
+    alike = {frozenset((name[a], name[b])) for a, b in zip(ws.table('duplicates').image_id, ws.table('duplicates').other_id)}
+    exact = {f: g for f, g in report.exact_duplicates}
+    for f, case in cases.items():
+        if f in REFUSED: assert any(f.split('/')[-1] in r for r in report.refused), f
+        elif 'downscaled duplicate of 200x250' in case: assert frozenset((f, f.replace('100x125', '200x250'))) in alike, f
+        elif case.startswith(('same photo', 'downscaled duplicate')): assert f in exact or any(f in pair and 'hopper' in str(pair) for pair in alike), f
+    assert not [p for p in alike if {f.split('/')[0] for f in p} == {'congress', 'pillow'}]        # no stranger is taken for another
+    assert report.unstated == dict(licence=report.imported, consent=report.imported, minors=report.imported)
+    sizes = ws.table('photo_facts').set_index('image_id')
+    assert (sizes.photo_width[[i for i, f in name.items() if f.startswith('congress/200x250')]] == 200).all()
+
+
+def test_embeddings_find_near_duplicates_where_a_model_is_given(tmp_path):
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.mannequins import export_photos
+    photos = export_photos(tmp_path/'photos', 6, seed=4)
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    looked = []
+    def embed(images): looked.extend(images); return np.stack([[1., 0.] if n in (0, 3) else [0., float(n + 1)] if n % 2 else [float(n + 1), float(-n - 1)] for n in range(len(images))])
+    report = import_photos(ws, photos, embed=embed, progress=plain)
+    assert len(looked) == 6 and report.near_duplicates == len(ws.table('duplicates')) > 0
+
+
+def test_the_three_known_pairs_of_street_are_found(test_data, tmp_path):
+    "On the photographs concerned and a hundred others; of these none is taken for another."
+    import json
+    from hgdpo_curate import create_workspace, import_photos
+    street = test_data/'photos'/'street'
+    rows = [json.loads(x) for x in (street/'metadata.jsonl').read_text().splitlines()]
+    known = {frozenset((f'{a}.jpg', f'{b}.jpg')) for a, b, _ in csv.reader(open(street.parent/'street'/'duplicates.tsv'), delimiter='\t') if a != 'a'}
+    pick = [r for n, r in enumerate(rows) if n % 10 == 0 or any(r['file_name'] in k for k in known)]
+    (tmp_path/'photos').mkdir()
+    for r in pick: (tmp_path/'photos'/r['file_name']).symlink_to(street/r['file_name'])
+    (tmp_path/'photos'/'metadata.jsonl').write_text('\n'.join(json.dumps(r | dict(text=f'{r["file_name"]} {r["text"]}')) for r in pick))
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    import_photos(ws, tmp_path/'photos', progress=plain)
+    name = {i: p.split(' ')[0] for i, p in zip(ws.table('prompts').real_image_id, ws.table('prompts').prompt)}
+    found = {frozenset((name[a], name[b])) for a, b in zip(ws.table('duplicates').image_id, ws.table('duplicates').other_id)}
+    assert known <= found and len(found) <= len(known) + 1, found - known

@@ -39,7 +39,38 @@ def test_pool_to_lora_and_back_through_plain_diffusers(base, tmp_path):
     def draw(): return pixels(plain('a person', generator=seed(1), width=64, height=64, num_inference_steps=2).images[0])
     before = draw()
     plain.load_lora_weights(run/'final')
-    assert (draw() != before).any()
+    both = draw()
+    assert (both != before).any()
+    plain.unload_lora_weights()
+    assert (draw() == before).all()
+    from safetensors.torch import load_file
+    state = load_file(run/'final'/'pytorch_lora_weights.safetensors')
+    alone = {}
+    for part in ('unet', 'text_encoder'):                                       # each part acts by itself, so neither was dropped on loading
+        plain.load_lora_weights({k: v for k, v in state.items() if k.startswith(f'{part}.')})
+        alone[part] = draw()
+        plain.unload_lora_weights()
+        assert (alone[part] != before).any() and (alone[part] != both).any(), part
+    plain.load_lora_weights(run/'final', weight_name='kohya_lora_weights.safetensors')     # the twin for ComfyUI and A1111, text encoder included
+    assert np.abs(draw() - both).max() <= 1
+
+
+def test_a_hub_id_is_read_from_the_local_cache(base, tmp_path):
+    "A model that was downloaded before is found by its hub id, as it lies in the hub's cache, without a network."
+    import json
+    import os
+    import shutil
+    import subprocess
+    import sys
+    snapshot = tmp_path/'hub'/'models--someone--people'/'snapshots'/'abc'
+    shutil.copytree(base, snapshot)
+    (tmp_path/'hub'/'models--someone--people'/'refs').mkdir()
+    (tmp_path/'hub'/'models--someone--people'/'refs'/'main').write_text('abc')
+    code = "from hgdpo_curate.models import load_pipeline, model_hash; import json; print(json.dumps([model_hash('someone/people'), type(load_pipeline('someone/people', 'cpu')).__name__]))"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(HF_HUB_CACHE=str(tmp_path/'hub'), HF_HUB_OFFLINE='1'))
+    from hgdpo_curate.models import model_hash
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [model_hash(base), 'StableDiffusionPipeline']
 
 
 def test_a_pool_image_is_what_diffusers_makes_with_the_same_seed_and_settings(base, tmp_path):
@@ -77,6 +108,17 @@ def test_sdrecon_starts_from_the_photo_noised_to_its_level(pipe):
         assert torch.allclose(start['latents'], a[t - 1].sqrt()*clean + (1 - a[t - 1]).sqrt()*noise, atol=1e-4)
         far.append((start['latents'] - clean).square().mean().item())
     assert far == sorted(far) and far[0] < .05*far[-1]
+
+
+def test_sdrecon_at_a_small_level_stays_near_the_photo(pipe):
+    from hgdpo_curate import sdrecon
+    from hgdpo_curate.images.mannequins import draw_person
+    from hgdpo_curate.models import encode_posterior, to_pixels
+    photo = draw_person(1).pil().resize(SIZE)
+    with torch.no_grad(): trip = pipe.vae.decode(encode_posterior(pipe, to_pixels([photo], SIZE))[0]/pipe.vae.config.scaling_factor).sample
+    trip = ((trip[0].permute(1, 2, 0)/2 + .5).clamp(0, 1)*255).round().numpy().astype(int)          # what the autoencoder itself makes of the photo
+    far = [np.abs(pixels(sdrecon(pipe, photo, 'a person', t, 5, 20, GUIDANCE)) - trip).mean() for t in (10, 300, 1000)]
+    assert far[0] < .35*far[2] and far[0] <= far[1] <= far[2]*1.05, far
 
 
 def test_sdrecon_matches_diffusers_img2img_where_the_step_grids_agree(pipe):

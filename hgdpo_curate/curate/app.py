@@ -56,7 +56,7 @@ def import_fiftyone():
         return fo
     except ImportError as e: raise UserError(f'FiftyOne is not installed ({e}); run: pip install fiftyone') from e
     except Exception as e:
-        if 'version' in str(e).lower() and 'database' in str(e).lower(): raise UserError(f'The FiftyOne database was written by another version ({str(e).splitlines()[0]}); use the FiftyOne that wrote it, or an own database with FIFTYONE_DATABASE_DIR; the tables hold everything, nothing is lost.') from e
+        if 'must have fiftyone' in str(e): raise UserError(f'The FiftyOne database was written by another version ({str(e).splitlines()[0]}); use the FiftyOne that wrote it, or an own database with FIFTYONE_DATABASE_DIR; the tables hold everything, nothing is lost.') from e
         if type(e).__name__ in ('ServiceListenTimeout', 'ServerSelectionTimeoutError', 'FiftyOneConfigError', 'ServiceExecutableNotFound'): raise UserError(f'{MONGO_REMEDY} ({type(e).__name__}).') from e
         raise
 
@@ -168,6 +168,8 @@ def build_dataset(workspace,       # a `Workspace` or its folder
     fo = import_fiftyone()
     ws = open_workspace(workspace)
     if not len(ws.parts('images')): raise UserError(f'{ws.root} has no images yet; import photos with: hgdpo photos --workspace {ws.root} --folder PHOTOS')
+    for t in ('reviews', 'flags', 'pairs', 'duplicates'):
+        if len(ws.parts(t)) > 200: ws.compact(t)          # one part per decision: reading hundreds is slow
     name, choices = dataset_name(ws), newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
     old = fo.load_dataset(name) if fo.dataset_exists(name) else None
     if old is not None:

@@ -164,13 +164,13 @@ class Next(_Review):
 # %% ../../nbs/curate/33_operators.ipynb #progress-text
 def progress_text(p) -> str: # of `review_progress`; Markdown
     "Progress in words and small tables."
-    lines = [f'### {p["reviewed"]} of {p["photos"]} photos reviewed, {p["left"]} left', ', '.join(f'{n} {d}' for d, n in p['decisions'].items()) or 'nothing decided yet']
+    lines = [f'**{p["reviewed"]} of {p["photos"]} photos reviewed, {p["left"]} left**', ', '.join(f'{n} {d}' for d, n in p['decisions'].items()) or 'nothing decided yet']
     if p['contested']: lines.append(f'Reviewers differ on {p["contested"]}; see the view `reviewers: differ`.')
     kinds = sorted({*p['flags']['proposed'], *p['flags']['confirmed']})
     if kinds: lines += ['', '| flag | proposed | confirmed |', '|---|---|---|', *[f'| {k} | {p["flags"]["proposed"].get(k, 0)} | {p["flags"]["confirmed"].get(k, 0)} |' for k in kinds]]
     if p['pairs']: lines += ['', '| stage | pairs | left out |', '|---|---|---|', *[f'| {s} | {n} | {sum(p["left_out"][s].values())} |' for s, n in p['pairs'].items()]]
     for s, reasons in p['left_out'].items(): lines += [f'- {s}: {n} × {why}' for why, n in list(reasons.items())[:4]]
-    return '\n'.join(lines)
+    return '\n'.join([lines[0], '', *lines[1:]])
 
 def score_plots(p, stage) -> list: # plotly traces
     "Winners' and losers' scores of a stage."

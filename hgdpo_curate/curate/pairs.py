@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAIR', 'NORMAL_LEVELS', 'HARD_LEVEL', 'STAGES', 'barred_winners', 'rejected', 'easy_pairs', 'normal_pairs',
-           'hard_pairs', 'approved_photos', 'pairs_of', 'review_pairs', 'draft_pairs', 'freeze_split', 'load_split']
+           'hard_pairs', 'approved_photos', 'excluded_photos', 'pairs_of', 'review_pairs', 'draft_pairs',
+           'freeze_split', 'load_split']
 
 # %% ../../nbs/curate/30_pairs.ipynb #from-pathlib-import-path
 from pathlib import Path
@@ -89,6 +90,14 @@ def approved_photos(ws) -> set: # image ids
     last = ws.table('reviews').drop_duplicates('subject_id', keep='last')
     return set(last.subject_id[last.decision == 'approve'])
 
+def excluded_photos(ws, reviews:bool=True, approved_only:bool=False) -> dict: # image id -> reason
+    "Photos that take part in no stage, and why; see `images.photos.barred_photos`."
+    facts = ws.table('photo_facts').set_index('image_id')
+    stated = {i: 'the photo shows a minor' if facts.minors.get(i) == 'yes' else f'consent of the photo: {facts.consent.get(i)}' for i in barred_photos(ws, False)}
+    said = {i: 'photo rejected or a duplicate' for i in barred_photos(ws, reviews) - set(stated)}
+    real = set(ws.table('images').query("domain == 'real'").image_id) if approved_only else set()
+    return {i: 'photo not approved' for i in real - approved_photos(ws)} | said | stated
+
 def pairs_of(ws,                    # a `Workspace`
              scorer:str='tiny',     # whose scores choose
              use_flags:bool=True, use_reviews:bool=True,   # False for both is the paper's plain rule
@@ -104,15 +113,17 @@ def pairs_of(ws,                    # a `Workspace`
     if not len(sc): raise UserError(f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
     reviews, flags = ws.table('reviews') if use_reviews else None, ws.table('flags') if use_flags else None
     pr = ws.table('prompts').query("fold == 'train'")
-    barred = barred_photos(ws, use_reviews)
-    if approved_only: barred |= set(pr.real_image_id) - approved_photos(ws)
-    im = im[im.prompt_id.isin(pr.prompt_id[~pr.real_image_id.isin(barred)])]
+    out = excluded_photos(ws, use_reviews, approved_only)
+    mine = pr if prompts is None else pr[pr.prompt_id.isin(prompts)]
+    barred = [dict(prompt_id=p, image_id=i, reason=out[i]) for p, i in zip(mine.prompt_id, mine.real_image_id) if i in out]
+    im = im[im.prompt_id.isin(pr.prompt_id[~pr.real_image_id.isin(out)])]
     pool = im[im.domain == 'generated']
     few = pool.groupby('prompt_id').size()
     if not len(pool) or few.max() < 2: raise UserError(f'The image pool has fewer than two images per prompt; run: hgdpo pool --workspace {ws.root} --n 20')
     _check_scores(ws, im, sc, scorer)
     flags = _with_recon_of_faulty_photos(flags, im)
     easy = review_pairs(easy_pairs(im, sc, flags, reviews, prefer_flagged_losers), 'easy', reviews)
+    easy.attrs['dropped'] = barred + easy.attrs['dropped']
     normal = review_pairs(normal_pairs(im, sc, easy, flags, reviews), 'normal', reviews)
     return dict(easy=easy, normal=normal, hard=review_pairs(hard_pairs(im, sc, normal, flags, reviews, real_winner), 'hard', reviews))
 

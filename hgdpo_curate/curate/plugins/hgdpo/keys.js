@@ -30,7 +30,7 @@
       window.addEventListener("keydown", press, true); // before the App's own keys
       return () => window.removeEventListener("keydown", press, true);
     }, [id]);
-    return React.createElement("span", { title: LEGEND, "data-cy": "hgdpo-keys", style: { padding: "0 6px", cursor: "help" } }, "⌨ a d u w 0-9");
+    return React.createElement("span", { title: LEGEND, "data-cy": "hgdpo-keys", style: { padding: "0 6px", cursor: "help" } }, "⌨ keys");
   }
 
   // An operator that does nothing but hold the listener's place beside the buttons of an open sample.

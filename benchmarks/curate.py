@@ -1,0 +1,133 @@
+"""How the App's dataset behaves at size: build, bring up to date, first page of every view, a review's way to the table, memory; beside FiftyOne's plain `add_samples`.
+
+    python benchmarks/curate.py 1000 10000 100000
+"""
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+os.environ.update(FIFTYONE_DO_NOT_TRACK='true', FIFTYONE_DATABASE_VALIDATION='false')
+PER_PROMPT = 24      # a photo, 20 pool images, 3 reconstructions
+
+
+def fill(ws, n):
+    "Rows of `n` images with scores, flags and keypoints; all files are links to one tiny picture."
+    import pandas as pd
+    from PIL import Image
+    rng, prompts = np.random.default_rng(0), max(1, n//PER_PROMPT)
+    seed = ws.root/'images'/'tiny.png'
+    seed.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (40, 56)).save(seed)
+    images = []
+    for p in range(prompts):
+        for k in range(PER_PROMPT):
+            domain = 'real' if k == 0 else 'generated' if k <= 20 else 'intermediate'
+            iid = f'{p:08x}{k:08x}'
+            path = ws.image_file(domain, iid)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(seed, path)
+            images.append(dict(image_id=iid, prompt_id=f'{p:016x}', domain=domain, path=str(path.relative_to(ws.root)), sha256='0'*64, width=40, height=56, seed=k, timestep={21: 100, 22: 400, 23: 600}.get(k), model='m', guidance=5., steps=10))
+    im = pd.DataFrame(images)
+    im['timestep'] = im.timestep.astype('Int64')
+    ws.append('images', im)
+    ws.append('prompts', [dict(prompt_id=f'{p:016x}', prompt=f'a photo of person {p}', real_image_id=f'{p:08x}{0:08x}', fold='train') for p in range(prompts)])
+    ws.append('photo_facts', [dict(image_id=f'{p:08x}{0:08x}', consent='yes', minors='no', licence='CC0-1.0') for p in range(prompts)])
+    ws.append('scores', pd.DataFrame(dict(image_id=im.image_id, scorer='tiny', scorer_version='x', score=rng.normal(size=len(im)))))
+    bad = im[(im.domain == 'generated') & (rng.random(len(im)) < .2)]
+    ws.append('flags', pd.DataFrame(dict(image_id=bad.image_id, flag=rng.choice(['extra_limb', 'bad_hand', 'bad_proportion'], len(bad)), status='proposed', source='rule', part='', side='', confidence=.8, reason='a benchmark')))
+    return im
+
+
+def add_keypoints(ws, im):
+    import pandas as pd
+    points = np.random.default_rng(1).uniform(5, 40, (len(im), 17, 3)).round(1)
+    ws.append('detections', pd.DataFrame(dict(image_id=im.image_id, detector='vitpose', detector_version='x', kind='person', index=0, box=[[4., 4., 30., 48.]]*len(im), keypoints=list(points.tolist()), confidence=.9)))
+
+
+def timed(do):
+    began = time.perf_counter()
+    result = do()
+    return time.perf_counter() - began, result
+
+
+def plain_way(ws, keypoints):
+    "What one would write without us: a `Sample` object each, and `add_samples`."
+    import fiftyone as fo
+    from hgdpo_curate.curate.reviews import sample_rows
+    rows = sample_rows(ws)
+    ds = fo.Dataset(f'plain-{time.time_ns()}')
+    points = {d.image_id: d.keypoints for d in ws.table('detections').itertuples()} if keypoints else {}
+    fields = [c for c in ('image_id', 'prompt_id', 'prompt', 'domain', 'fold', 'score', 'flags', 'anatomy_failure', 'easy', 'normal', 'hard', 'consent', 'licence') if c in rows]
+    empty = lambda v: None if v is None or (isinstance(v, float) and v != v) else v
+    def sample(r):
+        s = fo.Sample(filepath=str(ws.root/r['path']), **{f: empty(r[f]) for f in fields})
+        if r['image_id'] in points: s['people'] = fo.Keypoints(keypoints=[fo.Keypoint(label='person', points=[(x/40, y/56) for x, y, _ in points[r['image_id']]], confidence=[c for *_, c in points[r['image_id']]])])
+        return s
+    seconds, _ = timed(lambda: ds.add_samples([sample(r) for r in rows.to_dict('records')], progress=False))
+    ds.delete()
+    return seconds
+
+
+def views_of(ds):
+    "Milliseconds for the count and the first 50 samples of every saved view; the middle of five tries."
+    from hgdpo_curate.curate.app import VIEWS
+    out = {}
+    for name in VIEWS:
+        view = ds.load_saved_view(name)
+        count = statistics.median(timed(lambda v=view: len(v))[0] for _ in range(5))
+        page = statistics.median(timed(lambda v=view: v.limit(50).values('filepath'))[0] for _ in range(5))
+        out[name] = count*1000, page*1000
+    return out
+
+
+def measure(n, folder, mongod):
+    import psutil
+    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.operators import decide_samples
+    from hgdpo_curate.workspace import create_workspace
+    ws = create_workspace(folder/f'ws{n}', resolution='40x56')
+    im = fill(ws, n)
+    out = dict(images=len(im))
+    out['build'], ds = timed(lambda: build_dataset(ws))
+    out['plain add_samples'] = plain_way(ws, False)
+    out['nothing changed'], ds = timed(lambda: build_dataset(ws))
+    few = im[im.prompt_id.isin(im.prompt_id.unique()[::100])]
+    ws.append('scores', [dict(image_id=i, scorer='tiny', scorer_version='x', score=9.) for i in few.image_id])
+    out['1% changed'], ds = timed(lambda: build_dataset(ws))
+    reals = ds.match({'domain': 'real'}).limit(20).values('id')
+    out['a review (ms)'] = 1000*statistics.median(timed(lambda r=r: decide_samples(ds, [r], 'approve', 'anna'))[0] for r in reals)
+    views = views_of(ds)
+    add_keypoints(ws, im)
+    out['build with keypoints'], ds = timed(lambda: build_dataset(ws, fresh=True))
+    out['plain with keypoints'] = plain_way(ws, True)
+    out['mongod (MiB)'], out['python (MiB)'] = mongod.memory_info().rss/2**20, psutil.Process().memory_info().rss/2**20
+    ds.delete()
+    return out, views
+
+
+def main():
+    import psutil
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('sizes', nargs='*', type=int, default=[1000, 10_000], help='how many images')
+    sizes = p.parse_args().sizes
+    from hgdpo_curate.curate.app import start_database
+    with tempfile.TemporaryDirectory() as d:
+        process = start_database(Path(d)/'db')
+        mongod, found = psutil.Process(process.pid), []
+        for n in sizes: found.append(measure(n, Path(d), mongod))
+        print(f'\n{date.today()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total/2**30:.0f} GiB\n')
+        keys = list(found[0][0])
+        print('| | ' + ' | '.join(f'{o["images"]:,} images' for o, _ in found) + ' |\n|' + '---|'*(len(found) + 1))
+        for k in keys[1:]: print(f'| {k} | ' + ' | '.join(f'{o[k]:.1f}{"" if "(" in k else " s"}' for o, _ in found) + ' |')
+        for a, b in (('plain add_samples', 'build'), ('plain with keypoints', 'build with keypoints')): print(f'| {a} : {b} | ' + ' | '.join(f'{o[a]/o[b]:.1f} times' for o, _ in found) + ' |')
+        for v in found[0][1]: print(f'| `{v}`: count, first 50 (ms) | ' + ' | '.join(f'{views[v][0]:.0f}, {views[v][1]:.0f}' for _, views in found) + ' |')
+        process.terminate()
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,157 @@
+"""The real App in a real browser, used as a reviewer would. Screenshots are kept in HGDPO_SCREENSHOTS, where that is set."""
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+pytestmark = [pytest.mark.usefixtures('mongo'), pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; install it (apt-get install chromium) to test the App in a browser')]
+
+
+def make_world(folder):
+    "A workspace whose pool has known faults, and a caption that tries to be a script."
+    from hgdpo_curate import create_workspace
+    from hgdpo_curate.images.mannequins import draw_person
+    ws = create_workspace(folder, resolution='40x56')
+    for p in range(12):
+        d, pid = draw_person([71, p]), f'{p:016x}'
+        made = {f'{p:02x}{k:014x}': draw_person([72, p, k], d.attributes, 'any' if k == 2 else '') for k in range(4)}
+        ws.append('prompts', [dict(prompt_id=pid, prompt=d.prompt + (' <img src=x onerror="window.broken=1"><script>window.broken=1</script>' if p == 0 else ''), real_image_id=f'a{p:015x}', fold='train')])
+        ws.append('images', [ws.save_image(d.pil(), 'real', f'a{p:015x}', prompt_id=pid)] + [ws.save_image(x.pil(), 'generated', i, prompt_id=pid, seed=n) for n, (i, x) in enumerate(made.items())])
+        ws.append('scores', [dict(image_id=i, scorer='tiny', scorer_version='x', score=float(x.fault == '') + n/10) for n, (i, x) in enumerate(made.items())])
+        ws.append('flags', [dict(image_id=i, flag=x.flag, status='proposed', source='rule', part='', side='', confidence=.9, reason=f'drawn with {x.fault}') for i, x in made.items() if x.fault])
+    return ws
+
+
+class Reviewer:
+    "A person at the browser."
+    def __init__(self, page, address, shots):
+        self.page, self.address, self.shots, self.actions = page, address, shots, 0
+
+    def see(self, view, name=None):
+        self.page.goto('about:blank')
+        self.page.goto(f'{self.address}?view={view}')
+        self.page.locator('[data-cy="looker"]').first.wait_for(timeout=90_000)
+        self.page.wait_for_timeout(1500)                                       # thumbnails are drawn after they are there
+        self.shoot(name or view)
+
+    def shoot(self, name):
+        if self.shots: self.page.screenshot(path=str(Path(self.shots)/f'{name}.png'))
+
+    def open_first(self):
+        self.page.locator('[data-cy="looker"]').first.click()
+        self.page.locator('[data-cy="hgdpo-keys"]').wait_for(timeout=60_000)
+
+    def press(self, key):
+        self.actions += 1
+        self.page.keyboard.press(key)
+
+    def close(self):
+        self.page.keyboard.press('Escape')
+        self.page.locator('[data-cy="modal"]').wait_for(state='hidden', timeout=20_000)
+
+
+def until(true, seconds=30):
+    import time
+    end = time.time() + seconds
+    while time.time() < end:
+        if true(): return
+        time.sleep(.2)
+    raise AssertionError('it did not happen')
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory, mongo):
+    import fiftyone as fo
+    from playwright.sync_api import sync_playwright
+    from hgdpo_curate import open_app
+    ws = make_world(tmp_path_factory.mktemp('world')/'people')
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    session = open_app(ws, port=port, remote=True)
+    shots = os.environ.get('HGDPO_SCREENSHOTS')
+    if shots: Path(shots).mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        page = browser.new_page(viewport=dict(width=1400, height=850))
+        page.route('**/*', lambda r: r.continue_() if '127.0.0.1' in r.request.url or not r.request.url.startswith('http') else r.abort())
+        yield ws, Reviewer(page, f'http://127.0.0.1:{port}/datasets/{session.dataset.name}', shots)
+        browser.close()
+    session.close()
+    fo.close_app()
+
+
+def reviews(ws): return ws.table('reviews').set_index('subject_id').decision
+
+
+def test_photos_are_approved_and_rejected_with_one_key_each(world):
+    ws, me = world
+    me.see('real-to-review')
+    me.open_first()
+    before = me.actions
+    for n, key in enumerate('aaadaa', 1):
+        me.press(key)
+        until(lambda n=n: len(ws.table('reviews')) == n)
+        me.page.wait_for_timeout(600)                                          # the next sample slides in
+    me.shoot('reviewing')
+    me.close()
+    assert reviews(ws).value_counts().to_dict() == dict(approve=5, reject=1)       # six photos, six of them different
+    assert (me.actions - before)/6 <= 2 and len(reviews(ws)) == 6
+
+
+def test_an_anatomy_failure_is_flagged_by_the_form(world):
+    ws, me = world
+    me.see('pool-anatomy-failures')
+    me.open_first()
+    me.page.locator('[title="Flag anatomy"], [aria-label="Flag anatomy"]').first.click()
+    me.page.get_by_text('bad_hand', exact=True).first.click()
+    me.shoot('flagging')
+    me.page.get_by_role('button', name='Execute').click()
+    until(lambda: (ws.table('flags').source == 'human').any())
+    flag = ws.table('flags').query("source == 'human'").iloc[0]
+    assert (flag.flag, flag.status, flag.reviewer) == ('bad_hand', 'confirmed', 'tester')
+    me.page.wait_for_timeout(1000)
+    me.close()
+
+
+def test_a_digit_flags_and_zero_clears(world):
+    ws, me = world
+    me.see('pool-anatomy-failures')
+    me.open_first()
+    me.press('1')
+    until(lambda: (ws.table('flags').query("source == 'human'").flag == 'extra_limb').any())
+    me.page.wait_for_timeout(1000)
+    me.press('0')
+    until(lambda: (ws.table('flags').query("source == 'human'").status == 'cleared').any())
+    me.page.wait_for_timeout(500)
+    me.close()
+
+
+def test_a_pair_is_swapped_and_trained_that_way(world):
+    from hgdpo_curate.curate.pairs import pairs_of
+    ws, me = world
+    me.see('pairs-easy')
+    before = pairs_of(ws)['easy'].set_index('prompt_id')
+    me.open_first()
+    me.press('w')
+    until(lambda: (reviews(ws) == 'swap').any())
+    me.close()
+    after = pairs_of(ws)['easy'].set_index('prompt_id')
+    turned = [p for p in after.index if after.winner_id[p] == before.loser_id[p] and after.loser_id[p] == before.winner_id[p]]
+    assert len(turned) == 1
+
+
+def test_captions_are_shown_as_text_and_the_panel_counts(world):
+    ws, me = world
+    me.see('pool-by-prompt')
+    me.page.locator('[data-cy="new-panel-btn"]').click()
+    me.page.get_by_text('Curation progress').first.click()
+    me.page.get_by_text('6 of 12 photos reviewed').wait_for(timeout=60_000)
+    me.page.wait_for_timeout(1500)
+    me.shoot('progress')
+    me.see('real-approved')
+    me.open_first()
+    me.page.wait_for_timeout(500)
+    assert me.page.evaluate('window.broken') is None
+    me.close()

@@ -1,0 +1,169 @@
+"""Curation across rooms: reviews reach the pairs, several people share a database, and neither a crash nor a careless hand loses a decision."""
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import plain
+
+from hgdpo_curate import UserError, load_split
+from hgdpo_curate.curate.pairs import pairs_of
+from hgdpo_curate.curate.reviews import decide, flag_images_by_hand, last_words
+
+mongo = pytest.mark.usefixtures('mongo')
+
+
+@pytest.fixture
+def ws(finished, copy_of): return copy_of(finished)
+
+
+@pytest.fixture
+def built(ws, mongo):
+    from hgdpo_curate.curate.app import build_dataset, dataset_name
+    import fiftyone as fo
+    yield build_dataset(ws)
+    if fo.dataset_exists(dataset_name(ws)): fo.delete_dataset(dataset_name(ws))
+
+
+def test_reviews_change_the_pairs_and_the_off_switches_give_the_papers_rule(ws):
+    plainly = pairs_of(ws, 'chance')
+    rows = list(plainly['easy'].itertuples(index=False, name=None))
+    flag_images_by_hand(ws, [rows[0][1]], 'extra_limb', 'arm', 'left', 'anna')
+    photo = ws.table('prompts').set_index('prompt_id').real_image_id
+    decide(ws, [photo[rows[1][0]]], 'reject', 'anna')
+    reviewed = pairs_of(ws, 'chance')
+    assert reviewed['easy'].winner_id[0] != rows[0][1] and rows[1][0] not in set(reviewed['easy'].prompt_id)
+    reasons = [d['reason'] for d in reviewed['easy'].attrs['dropped']]
+    assert any('best score, but confirmed extra_limb' in r for r in reasons) and 'photo rejected or a duplicate' in reasons
+    off = pairs_of(ws, 'chance', use_flags=False, use_reviews=False)
+    for s in plainly: assert off[s].equals(plainly[s])
+
+
+def test_a_confirmed_fault_can_be_the_preferred_loser(ws):
+    pool = ws.table('images').query("domain == 'generated'").merge(ws.table('scores').query("scorer == 'chance'")[['image_id', 'score']], on='image_id').sort_values('score')
+    middle = pool.groupby('prompt_id').image_id.nth(1)
+    flag_images_by_hand(ws, middle, 'bad_hand', reviewer='anna')
+    assert not set(pairs_of(ws, 'chance')['easy'].loser_id) & set(middle)
+    assert set(pairs_of(ws, 'chance', prefer_flagged_losers=True)['easy'].loser_id) <= set(middle)
+
+
+def test_strict_mode_takes_approved_photos_only_and_counts_the_others(ws):
+    train = ws.table('prompts').query("fold == 'train'")
+    decide(ws, train.real_image_id[:2], 'approve', 'anna')
+    decide(ws, train.real_image_id[:1], 'undecided', 'ben')                    # the last word counts, whoever says it
+    easy = pairs_of(ws, 'chance', approved_only=True)['easy']
+    assert easy.prompt_id.tolist() == [train.prompt_id.iloc[1]]
+    assert [d['reason'] for d in easy.attrs['dropped']].count('photo not approved') == len(train) - 1
+
+
+@mongo
+def test_only_what_changed_is_written_again(ws, built, monkeypatch):
+    from hgdpo_curate.curate import app
+    before = dict(zip(*built.values(['image_id', 'last_modified_at'])))
+    photo = built.load_saved_view('real: to review').first()
+    built.match({'image_id': photo.image_id}).tag_samples('my own tag')
+    decide(ws, [photo.image_id], 'approve', 'anna')
+    ds = app.build_dataset(ws)
+    after = dict(zip(*ds.values(['image_id', 'last_modified_at'])))
+    touched = {i for i in before if after[i] != before[i]}
+    assert photo.image_id in touched and touched == set(ws.table('images').query('prompt_id == @photo.prompt_id').image_id)
+    assert set(ds[photo.id].tags) == {'approve', 'my own tag'}                  # tags of one's own survive
+    whole = app.build_dataset(ws, fresh=True)
+    assert set(whole[photo.id].tags) == {'approve', 'my own tag'}
+
+
+@mongo
+def test_a_dataset_edited_by_hand_is_built_anew_and_nothing_is_lost(ws, built):
+    from hgdpo_curate.curate import app
+    n, photo = len(built), built.load_saved_view('real: to review').first()
+    photo.tags = ['reject']; photo.save()
+    built.delete_samples(built.match({'domain': 'generated'}).limit(3))
+    again = app.build_dataset(ws)
+    assert len(again) == n and again[photo.id].decision == 'reject'
+    again.rename_sample_field('decision', 'verdict')
+    with pytest.raises(UserError, match="lost its field 'decision'"): app.read_reviews(ws)
+    assert len(app.build_dataset(ws)) == n and app.build_dataset(ws)[photo.id].decision == 'reject'
+
+
+@mongo
+def test_two_people_review_one_workspace_from_two_processes(ws, built):
+    photo = built.load_saved_view('real: to review').first()
+    code = ('import sys, fiftyone as fo\nfrom hgdpo_curate.curate.operators import decide_samples\n'
+            'decide_samples(fo.load_dataset(sys.argv[1]), [sys.argv[2]], sys.argv[3])')
+    both = [subprocess.Popen([sys.executable, '-c', code, built.name, photo.id, d], env=os.environ | dict(HGDPO_REVIEWER=who)) for who, d in (('anna', 'approve'), ('ben', 'reject'))]
+    assert [p.wait() for p in both] == [0, 0]
+    words = last_words(ws, [photo.image_id])
+    assert words.contested[photo.image_id] and sorted(words.said[photo.image_id]) == ['anna: approve', 'ben: reject']
+    from hgdpo_curate.curate.app import build_dataset
+    assert build_dataset(ws).load_saved_view('reviewers: differ').values('image_id') == [photo.image_id]
+
+
+def test_a_crash_of_mongod_loses_nothing_that_was_confirmed(ws, tmp_path):
+    "In a process of its own, with a database of its own that is killed between two decisions."
+    code = ('import sys, pathlib\nfrom hgdpo_curate.curate import app, operators\nfrom hgdpo_curate import open_workspace, UserError\n'
+            'ws = open_workspace(sys.argv[1])\nmongod = app.start_database(sys.argv[2])\nds = app.build_dataset(ws)\n'
+            'photos = ds.load_saved_view("real: to review").values("id")\noperators.decide_samples(ds, photos[:2], "approve", "anna")\nmongod.kill()\nmongod.wait()\nprint("killed", flush=True)\n')
+    env = {k: v for k, v in os.environ.items() if k != 'FIFTYONE_DATABASE_URI'}
+    done = subprocess.run([sys.executable, '-c', code, str(ws.root), str(tmp_path/'db')], capture_output=True, text=True, timeout=180, env=env)
+    assert 'killed' in done.stdout, done.stderr[-2000:]
+    assert (ws.table('reviews').decision == 'approve').sum() == 2               # the tables never depended on the database
+    again = ('import sys\nfrom hgdpo_curate.curate import app\nfrom hgdpo_curate import open_workspace\nmongod = app.start_database(sys.argv[2])\n'
+             'print(len(app.build_dataset(open_workspace(sys.argv[1])).load_saved_view("real: approved")))\nmongod.terminate()\n')
+    done = subprocess.run([sys.executable, '-c', again, str(ws.root), str(tmp_path/'db')], capture_output=True, text=True, timeout=180, env=env)
+    assert done.stdout.strip().splitlines()[-1:] == ['2'], done.stderr[-2000:]
+
+
+@mongo
+def test_a_taken_port_and_a_plugin_folder_that_cannot_be_written_are_named(ws, tmp_path, monkeypatch):
+    import socket
+    from hgdpo_curate.curate import app
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); s.listen()
+        with pytest.raises(UserError, match='in use'): app.open_app(ws, port=s.getsockname()[1])
+    (tmp_path/'file').write_text('')
+    monkeypatch.setenv('FIFTYONE_PLUGINS_DIR', str(tmp_path/'file'/'plugins'))
+    with pytest.raises(UserError, match='cannot be written'): app.install_plugin()
+    monkeypatch.setenv('FIFTYONE_PLUGINS_DIR', str(tmp_path/'mine'))
+    assert app.install_plugin() == tmp_path/'mine' and (tmp_path/'mine'/'hgdpo'/'fiftyone.yml').exists()   # beside the user's own plugins
+    assert app.install_plugin() == tmp_path/'mine'
+
+
+@mongo
+def test_a_database_of_another_version_is_named(monkeypatch):
+    from hgdpo_curate.curate import app
+    import fiftyone as fo
+    def newer(): raise OSError('You must have fiftyone>=99 installed in order to access the database at version 99')
+    monkeypatch.setattr(fo, 'list_datasets', newer)
+    with pytest.raises(UserError, match='another version.*nothing is lost'): app.import_fiftyone()
+
+
+def test_photos_of_a_datasets_folder_come_in_with_their_captions(tmp_path):
+    "The layout that Hugging Face `datasets` writes with save_to_disk: Arrow streams with the photos' bytes inside."
+    import json
+    import pyarrow as pa
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.mannequins import export_photos
+    photos = export_photos(tmp_path/'photos', 4, seed=9)
+    rows = [json.loads(x) for x in (photos/'metadata.jsonl').read_text().splitlines()]
+    table = pa.table(dict(image=[dict(bytes=(photos/r['file_name']).read_bytes(), path=r['file_name']) for r in rows], text=[r['text'] for r in rows], consent=['yes']*4))
+    part = tmp_path/'saved'/'train'
+    part.mkdir(parents=True)
+    with pa.OSFile(str(part/'data-00000-of-00001.arrow'), 'wb') as f, pa.ipc.new_stream(f, table.schema) as out: out.write_table(table)
+    (part/'state.json').write_text(json.dumps(dict(_data_files=[dict(filename='data-00000-of-00001.arrow')])))
+    (tmp_path/'saved'/'dataset_dict.json').write_text(json.dumps(dict(splits=['train'])))
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    report = import_photos(ws, tmp_path/'saved', everywhere=dict(licence='CC0-1.0'), progress=plain)
+    assert report.imported == 4 and set(ws.table('prompts').prompt) == {r['text'] for r in rows}
+    facts = ws.table('photo_facts')
+    assert set(facts.consent) == {'yes'} and set(facts.licence) == {'CC0-1.0'} and (facts.sharpness > 0).all()
+    again = import_photos(create_workspace(tmp_path/'files', resolution='40x56'), photos, progress=plain)
+    assert again.imported == 4
+
+
+def test_the_split_lists_every_exclusion_with_its_reason(ws):
+    from hgdpo_curate import freeze_split
+    train = ws.table('prompts').query("fold == 'train'")
+    ws.append('photo_facts', ws.table('photo_facts').query('image_id == @train.real_image_id.iloc[0]').drop(columns='at').assign(consent='withdrawn'))
+    freeze_split(ws, 'v2', 'chance')
+    dropped = load_split(ws, 'v2')['info']['dropped']['easy']
+    assert dict(prompt_id=train.prompt_id.iloc[0], image_id=train.real_image_id.iloc[0], reason='consent of the photo: withdrawn') in dropped
