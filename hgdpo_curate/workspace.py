@@ -92,7 +92,7 @@ SCHEMAS = dict(
     scores = _schema('image_id scorer', image_id='str', scorer='str', scorer_version='str', score='float'),
     detections = _schema('image_id detector kind index', image_id='str', detector='str', detector_version='str', kind='str', index='int',
         box='json', keypoints='json', confidence='float'),
-    flags = _schema('image_id flag source part side', image_id='str', flag='str', status='str', confidence='float', source='str', part='str',
+    flags = _schema('image_id flag source part side reviewer', image_id='str', flag='str', status='str', confidence='float', source='str', part='str',
         side='str', reason='str', rule_version='str', reviewer='str'),
     duplicates = _schema('image_id other_id kind', image_id='str', other_id='str', kind='str', distance='float'),
     pairs = _schema('pair_id', pair_id='str', stage='str', prompt_id='str', winner_id='str', loser_id='str', winner_score='float', loser_score='float'),
@@ -209,8 +209,13 @@ class Workspace:
         parts, before, df = sorted(folder.glob('part-*.parquet')), len(self.table(name, history=True)), self.table(name)
         if len(parts) < 2: return 0
         with atomic_path(folder/f'part-{time.time_ns():020d}-compact.parquet') as tmp: pq.write_table(to_arrow(df, SCHEMAS[name]), tmp)
-        for p in parts: p.unlink()
+        for p in parts: p.unlink(missing_ok=True)                          # another process may compact too
         return before - len(df)
+
+    def lock(self): # a context manager
+        "Held while the App's dataset is written or a table is compacted, so that two processes do not do it at once."
+        from filelock import FileLock
+        return FileLock(self.root/'.lock')
 
     def image_file(self, domain:str, image_id:str, suffix:str='.png') -> Path:
         "Where an image lives: images/<domain>/<first two digits>/<image_id>.png"

@@ -1,12 +1,13 @@
 """Photographs that importers trip over, and real ones."""
 import csv
+import importlib.util
 
 import numpy as np
 import pytest
 from conftest import plain
 
 # what becomes of a file whose case says so; every other file is read
-REFUSED = {'pillow/hopper_unknown_pixel_mode.tif', 'pillow/truncated_end_chunk.png', 'pillow/truncated_image.png', 'pillow/truncated_jpeg.jpg', 'pillow/hopper.heif'}
+REFUSED = {'pillow/hopper_unknown_pixel_mode.tif', 'pillow/truncated_end_chunk.png', 'pillow/truncated_image.png', 'pillow/truncated_jpeg.jpg'} | ({'pillow/hopper.heif'} if not any(map(importlib.util.find_spec, ('pi_heif', 'pillow_heif'))) else set())
 
 
 def test_every_awkward_file_is_read_upright_or_refused_by_name(test_data):
@@ -139,3 +140,42 @@ def test_the_three_known_pairs_of_street_are_found(test_data, tmp_path):
     name = {i: p.split(' ')[0] for i, p in zip(ws.table('prompts').real_image_id, ws.table('prompts').prompt)}
     found = {frozenset((name[a], name[b])) for a, b in zip(ws.table('duplicates').image_id, ws.table('duplicates').other_id)}
     assert known <= found and len(found) <= len(known) + 1, found - known
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tmp_path):
+    from PIL import Image
+    from hgdpo_curate import UserError
+    from hgdpo_curate.images.photos import read_photo
+    Image.new('1', (12_000, 12_000)).save(tmp_path/'bomb.png')                 # 18 kB on disk
+    with pytest.raises(UserError, match='bomb.png.*more than 120,000,000 pixels'): read_photo(tmp_path/'bomb.png')
+
+
+def test_heif_is_read_where_a_reader_is_installed_and_else_says_which(test_data, monkeypatch):
+    import sys
+    import types
+    from hgdpo_curate import UserError
+    from hgdpo_curate.images.photos import read_photo
+    opened = []
+    monkeypatch.setitem(sys.modules, 'pi_heif', types.SimpleNamespace(register_heif_opener=lambda: opened.append(1)))   # a stand-in: only that it is asked
+    file = test_data/'photos'/'awkward'/'pillow'/'hopper.heif'
+    with pytest.raises(UserError, match='pi-heif'): read_photo(file)
+    assert opened
+
+
+def test_a_withdrawal_is_not_undone_by_a_copy_elsewhere(tmp_path):
+    import json
+    import shutil
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.mannequins import export_photos
+    here = export_photos(tmp_path/'here', 2, seed=4)
+    def state(folder, consent): (folder/'metadata.jsonl').write_text('\n'.join(json.dumps(json.loads(x) | dict(consent=consent)) for x in (folder/'metadata.jsonl').read_text().splitlines()))
+    state(here, 'withdrawn')
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    import_photos(ws, here, progress=plain)
+    there = shutil.copytree(here, tmp_path/'there')
+    state(there, 'yes')
+    import_photos(ws, there, progress=plain)
+    assert set(ws.table('photo_facts').consent) == {'withdrawn'}
+    state(here, 'yes')                                                          # corrected where it was said
+    import_photos(ws, here, progress=plain)
+    assert set(ws.table('photo_facts').consent) == {'yes'}

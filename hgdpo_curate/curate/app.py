@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['MONGO_REMEDY', 'FIELDS', 'INDEXES', 'SIDEBAR', 'COLOURS', 'LABEL_FIELDS', 'VIEWS', 'IMAGE_DECISIONS',
            'plugins_folder', 'install_plugin', 'import_fiftyone', 'start_database', 'dataset_name', 'sample_id',
-           'tags_of', 'build_dataset', 'changed_prompts', 'make_view', 'save_views', 'read_reviews', 'open_app']
+           'tags_of', 'build_dataset', 'write_prompts', 'changed_prompts', 'make_view', 'save_views', 'read_reviews',
+           'update_samples', 'open_app']
 
-# %% ../../nbs/curate/32_app.ipynb #import-json-os
-import json, os
+# %% ../../nbs/curate/32_app.ipynb #import-json-logging-os
+import json, logging, os
 from pathlib import Path
 
 import pandas as pd
 
-from .reviews import clear_flags, decide, flag_images_by_hand, newest_choices, sample_rows
-from ..judge.detectors import COCO, JOINTS
+from .reviews import clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows
+from ..judge.anatomy import open_flags
+from ..judge.detectors import COCO, JOINTS, latest_detections
 from ..workspace import DECISIONS, FLAGS, SCHEMAS, UsageError, UserError, open_workspace, short_id
 
 # %% ../../nbs/curate/32_app.ipynb #plugins-folder
@@ -85,12 +87,12 @@ def start_database(folder, # where its files live; made if absent
 
 # %% ../../nbs/curate/32_app.ipynb #dataset-name
 FIELDS = dict(image_id='str', prompt_id='str', prompt='str', domain='str', fold='str', seed='int', timestep='int', width='int', height='int', score='float', rank='int', flags='list', confirmed='list', reasons='list', anatomy_failure='bool',
-              decision='str', reviewer='str', said='list', contested='bool', duplicate='bool', easy='str', normal='str', hard='str', easy_pair='str', normal_pair='str', hard_pair='str', disagreement='bool',
+              decision='str', reviewer='str', said='list', contested='bool', duplicate='bool', twins='str', easy='str', normal='str', hard='str', easy_pair='str', normal_pair='str', hard_pair='str', disagreement='bool',
               consent='str', licence='str', sharpness='float', coverage='float', photo_width='int', photo_height='int', faces='int')
-INDEXES = ['image_id', 'prompt_id', 'contested', [('domain', 1), ('decision', 1)], [('domain', 1), ('duplicate', 1), ('prompt_id', 1)], [('domain', 1), ('rank', 1)], [('prompt_id', 1), ('rank', 1)], [('prompt_id', 1), ('score', -1)],
+INDEXES = ['image_id', 'prompt_id', 'contested', [('domain', 1), ('decision', 1)], [('domain', 1), ('duplicate', 1), ('twins', 1)], [('domain', 1), ('rank', 1)], [('prompt_id', 1), ('rank', 1)], [('prompt_id', 1), ('score', -1)],
            [('domain', 1), ('anatomy_failure', 1), ('score', -1)], [('disagreement', 1), ('prompt_id', 1)], *[[(s, 1), ('prompt_id', 1)] for s in ('easy', 'normal', 'hard')], [('easy', 1), ('score', -1)]]
-SIDEBAR = dict(review=['decision', 'reviewer', 'said', 'contested', 'duplicate'], anatomy=['anatomy_failure', 'flags', 'confirmed', 'reasons', 'people', 'people_seen', 'faces_seen', 'hands'], pairs=['score', 'rank', 'easy', 'normal', 'hard', 'disagreement'],
-               photo=['domain', 'fold', 'prompt', 'consent', 'licence', 'sharpness', 'coverage', 'faces', 'photo_width', 'photo_height'], made=['image_id', 'prompt_id', 'seed', 'timestep', 'width', 'height', 'easy_pair', 'normal_pair', 'hard_pair', 'id', 'filepath', 'created_at', 'last_modified_at'],
+SIDEBAR = dict(review=['prompt', 'decision', 'reviewer', 'said', 'contested', 'duplicate', 'twins'], anatomy=['anatomy_failure', 'flags', 'confirmed', 'reasons', 'people', 'people_seen', 'faces_seen', 'hands'], pairs=['score', 'rank', 'easy', 'normal', 'hard', 'disagreement'],
+               photo=['domain', 'fold', 'consent', 'licence', 'sharpness', 'coverage', 'faces', 'photo_width', 'photo_height'], made=['image_id', 'prompt_id', 'seed', 'timestep', 'width', 'height', 'easy_pair', 'normal_pair', 'hard_pair', 'id', 'filepath', 'created_at', 'last_modified_at'],
                metadata=['metadata.size_bytes', 'metadata.mime_type', 'metadata.width', 'metadata.height', 'metadata.num_channels'])
 COLOURS = dict(decision=dict(approve='#2a9d5c', reject='#c0392b', duplicate='#888888'), easy=dict(winner='#2a9d5c', loser='#d1603d'), normal=dict(winner='#2a9d5c', loser='#d1603d'), hard=dict(winner='#2a9d5c', loser='#d1603d'))
 
@@ -118,7 +120,7 @@ def tags_of(row) -> list: # a dict with decision and confirmed
 
 def _labels(ws, rows) -> dict: # image_id -> label fields as documents
     "Boxes and skeletons of what detectors saw."
-    det = ws.table('detections', only=('image_id', rows.image_id)) if len(ws.parts('detections')) else []
+    det = latest_detections(ws, rows.image_id) if len(ws.parts('detections')) else []
     size, out = dict(zip(rows.image_id, zip(rows.width, rows.height))), {}
     if not len(det): return out
     for d in det[det.kind.isin(['person', 'face', 'hand'])].to_dict('records'):
@@ -151,6 +153,9 @@ def _insert(fo, ds, ws, rows, tags=None):
     import tempfile
     root, labels, tags = str(ws.root.resolve()), _labels(ws, rows), tags or {}
     with tempfile.TemporaryDirectory() as d:
+        d, log = f'{d}/samples', logging.getLogger('fiftyone')
+        level = log.level
+        log.setLevel(logging.WARNING)                                       # it would announce each export and import
         ds.limit(0).export(export_dir=d, dataset_type=fo.types.FiftyOneDataset, export_media=False, progress=False)
         docs = (_document(root, r, tags_of(r) + tags.get(r['image_id'], []), labels.get(r['image_id'], {})) for r in rows.to_dict('records'))
         with open(Path(d)/'samples.json', 'w', encoding='utf-8') as f:
@@ -158,35 +163,55 @@ def _insert(fo, ds, ws, rows, tags=None):
             for n, doc in enumerate(docs): f.write((', ' if n else '') + json.dumps(doc))
             f.write(']}')
         ds.add_dir(dataset_dir=d, dataset_type=fo.types.FiftyOneDataset, progress=False, ordered=False)
+        log.setLevel(level)
 
 # %% ../../nbs/curate/32_app.ipynb #build-dataset
 def build_dataset(workspace,       # a `Workspace` or its folder
                   scorer:str=None, # whose scores sort and pair; None: the newest split's, else tiny
                   fresh:bool=False # build anew even where the old one could be brought up to date
                  ):                # fiftyone.Dataset with the saved views
-    "The workspace's FiftyOne dataset, made from its tables; decisions not yet read back from an older one are read back first."
+    "The workspace's FiftyOne dataset, made from its tables; decisions not yet read back from an older one are read back first. One process builds at a time, others wait."
     fo = import_fiftyone()
     ws = open_workspace(workspace)
     if not len(ws.parts('images')): raise UserError(f'{ws.root} has no images yet; import photos with: hgdpo photos --workspace {ws.root} --folder PHOTOS')
-    for t in ('reviews', 'flags', 'pairs', 'duplicates'):
-        if len(ws.parts(t)) > 200: ws.compact(t)          # one part per decision: reading hundreds is slow
-    name, choices = dataset_name(ws), newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
-    old = fo.load_dataset(name) if fo.dataset_exists(name) else None
-    if old is not None:
-        if {'image_id', 'decision', 'confirmed'} <= set(old.get_field_schema()): read_reviews(ws)
-        old.reload()
-        if not fresh and _is_whole(old, choices): return _bring_up_to_date(fo, old, ws, scorer)
-    parts = _parts(ws)
+    with ws.lock():
+        name, choices = dataset_name(ws), newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
+        old = _load(fo, name) if fo.dataset_exists(name) else None
+        if old is not None and 'image_id' in old.get_field_schema(): _read_tags(old, ws)
+        ds = _bring_up_to_date(old, ws, choices) if old is not None and not fresh and _is_whole(old) else _build(fo, name, ws, choices, old)
+        if _compact(ws): _remember(ds, ws, choices)
+    return ds
+
+def _load(fo, name):
+    try: ds = fo.load_dataset(name)
+    except OSError as e: raise UserError(f'The dataset {name} was written by another FiftyOne ({str(e).splitlines()[0]}); use that one, or delete the dataset with: fiftyone datasets delete {name}; the tables hold everything.') from e
+    ds.reload()
+    return ds
+
+def _build(fo, name, ws, choices, old):
+    "Anew, beside the old one, which goes only when the new one is whole."
+    parts, rows = _parts(ws), sample_rows(ws, choices.get('scorer'))
     ds = fo.Dataset(f'{name}-new', persistent=True, overwrite=True)
     _declare(fo, ds)
-    _insert(fo, ds, ws, sample_rows(ws, scorer), _own_tags(old))
+    _insert(fo, ds, ws, rows, _own_tags(old))
     for ix in INDEXES: ds.create_index(ix)
     save_views(ds)
-    ds.info = dict(workspace=str(ws.root.resolve()), choices=choices, parts=parts, samples=len(ds), writing=False)
-    ds.save()
+    _remember(ds, ws, choices, parts, rows.attrs.get('no_pairs', ''))
     if old is not None: old.delete()
     ds.name = name
     return ds
+
+def _remember(ds, ws, choices, parts=None, no_pairs=None):
+    "What of the tables this dataset shows."
+    old = ds.info or {}
+    ds.info = dict(workspace=str(ws.root.resolve()), choices=choices, parts=parts or _parts(ws), samples=len(ds), writing=False, no_pairs=old.get('no_pairs', '') if no_pairs is None else no_pairs)
+    ds.save()
+
+def _compact(ws) -> bool: # whether anything was
+    "A review session writes one part per decision, and reading hundreds is slow."
+    many = [t for t in ('reviews', 'flags', 'pairs', 'duplicates') if len(ws.parts(t)) > 200]
+    for t in many: ws.compact(t)
+    return bool(many)
 
 def _parts(ws): return {t: [p.name for p in ws.parts(t)] for t in SCHEMAS if t not in ('pairs', 'tombstones')}
 
@@ -198,24 +223,30 @@ def _own_tags(ds, ids=None):
     found = {i: [t for t in tags or [] if not ours(t)] for i, tags in zip(*view.values(['image_id', 'tags']))}
     return {i: t for i, t in found.items() if t}
 
-def _is_whole(ds, choices):
+def _is_whole(ds):
     info, schema = ds.info or {}, ds.get_field_schema()
-    return not info.get('writing', True) and info.get('choices') == choices and info.get('samples') == len(ds) and {*FIELDS, *LABEL_FIELDS} <= set(schema) and set(VIEWS) <= set(ds.list_saved_views())
+    return not info.get('writing', True) and info.get('samples') == len(ds) and {*FIELDS, *LABEL_FIELDS} <= set(schema) and set(VIEWS) <= set(ds.list_saved_views())
 
-def _bring_up_to_date(fo, ds, ws, scorer):
-    "Write again the prompts of which a new part of a table says anything."
+def _bring_up_to_date(ds, ws, choices):
+    "Write again the prompts of which a new part of a table says anything; all of them where other scores or rules choose now."
+    import fiftyone as fo
     seen, parts = ds.info['parts'], _parts(ws)
-    prompts = changed_prompts(ws, {t: [p for p in ws.parts(t) if p.name not in set(seen.get(t, []))] for t in parts})
-    if prompts:
-        ds.info['writing'] = True; ds.save()
-        rows = sample_rows(ws, scorer, prompts)
-        ids, tags = [sample_id(i) for i in rows.image_id], _own_tags(ds, rows.image_id)
-        ds.delete_samples(ids)
-        _insert(fo, ds, ws, rows, tags)
-        ds.info['samples'] = len(ds)
-    ds.info.update(parts=parts, writing=False)
-    ds.save()
+    if ds.info.get('choices') != choices: prompts = set(ws.table('images').prompt_id)
+    else: prompts = changed_prompts(ws, {t: [p for p in ws.parts(t) if p.name not in set(seen.get(t, []))] for t in parts})
+    if prompts: write_prompts(fo, ds, ws, prompts, choices)
+    _remember(ds, ws, choices, parts)
     return ds
+
+def write_prompts(fo, ds, ws, prompts, choices):
+    "Show the samples of these prompts as the tables have them now. Cut short, the whole dataset is built anew next time."
+    ds.info['writing'] = True; ds.save()
+    rows = sample_rows(ws, choices.get('scorer'), prompts)
+    tags = _own_tags(ds, rows.image_id)
+    ds.delete_samples([sample_id(i) for i in rows.image_id])
+    _insert(fo, ds, ws, rows, tags)
+    if len(rows) == len(ds): save_views(ds)                              # into an empty dataset FiftyOne imports the whole document, views and all
+    ds.info.update(writing=False, samples=len(ds), no_pairs=rows.attrs.get('no_pairs', ''))
+    ds.save()
 
 def changed_prompts(ws, new:dict) -> set: # table -> its new parts; ids of the prompts they speak of
     "Which prompts new parts of the tables touch, by the images, photos or pairs in them."
@@ -240,7 +271,7 @@ def make_view(ds, name:str):
     "The view of that name on a dataset of `build_dataset`."
     pairs = lambda stage: ds.match({stage: {'$in': ['winner', 'loser']}}).sort_by([('prompt_id', 1), (stage, -1)])
     made = {'real: to review': lambda: ds.match({'domain': 'real', 'decision': None}), 'real: approved': lambda: ds.match({'domain': 'real', 'decision': 'approve'}),
-            'real: duplicates': lambda: ds.match({'domain': 'real', 'duplicate': True}).sort_by('prompt_id'),
+            'real: duplicates': lambda: ds.match({'domain': 'real', 'duplicate': True}).sort_by('twins'),
             'pool: by prompt': lambda: ds.match({'domain': 'generated'}).group_by('prompt_id', order_by='rank', order_by_key=0),
             'pool: anatomy failures': lambda: ds.match({'domain': 'generated', 'anatomy_failure': True}).sort_by('score', reverse=True),
             'pool: winners': lambda: ds.match({'easy': 'winner'}).sort_by('score', reverse=True), 'pool: losers': lambda: ds.match({'easy': 'loser'}).sort_by('score'),
@@ -260,13 +291,22 @@ def read_reviews(workspace, reviewer:str=None) -> tuple: # (decisions and flags 
     fo = import_fiftyone()
     ws = open_workspace(workspace)
     if not fo.dataset_exists(dataset_name(ws)): raise UserError(f'{ws.root} is not in the App yet; open it with: hgdpo curate --workspace {ws.root}')
-    ds = fo.load_dataset(dataset_name(ws))
-    missing = {'image_id', 'decision', 'confirmed'} - set(ds.get_field_schema())
-    if missing: raise UserError(f'The dataset {ds.name} lost its field {sorted(missing)[0]!r}, by hand or by another tool; build it anew with: hgdpo curate --workspace {ws.root}')
+    with ws.lock(): return _read_tags(_load(fo, dataset_name(ws)), ws, reviewer)
+
+def _shown(ds, ws):
+    "What each sample showed as decided when it was last written: sample id, image id, tags, decision, confirmed flags. Where a field is gone by hand, the tables say it."
+    schema, names = ds.get_field_schema(), ['id', 'image_id', 'tags']
+    rows = list(zip(*ds.values(names)))
+    if 'decision' in schema: was = ds.values('decision')
+    else: words = last_words(ws).decision.replace('undecided', None).to_dict(); was = [words.get(r[1]) for r in rows]
+    if 'confirmed' in schema: confirmed = ds.values('confirmed')
+    else: f = open_flags(ws).query("status == 'confirmed'"); by = f.groupby('image_id').flag.agg(list).to_dict() if len(f) else {}; confirmed = [by.get(r[1], []) for r in rows]
+    return [(*r, d, c or []) for r, d, c in zip(rows, was, confirmed) if r[1] is not None]        # a sample without an image is somebody's own
+
+def _read_tags(ds, ws, reviewer=None) -> tuple:
     decided, marked, cleared, unknown, seen = {}, {}, {}, {}, {}
-    for sid, iid, tags, was, confirmed in zip(*ds.values(['id', 'image_id', 'tags', 'decision', 'confirmed'])):
-        if iid is None: continue                                            # a sample that somebody added by hand
-        tags, confirmed = tags or [], confirmed or []
+    for sid, iid, tags, was, confirmed in _shown(ds, ws):
+        tags = tags or []
         said = [t for t in tags if t in IMAGE_DECISIONS]
         fresh = [t for t in said if t != was]
         decision = fresh[-1] if fresh else was if said else None
@@ -276,13 +316,19 @@ def read_reviews(workspace, reviewer:str=None) -> tuple: # (decisions and flags 
         for f in set(confirmed) - set(flags): cleared.setdefault(f, []).append(iid)
         other = [t for t in tags if t not in IMAGE_DECISIONS and not (t.startswith('flag:') and t[5:] in FLAGS)]
         for t in other: unknown[t] = unknown.get(t, 0) + 1
-        if decision != was or flags != sorted(confirmed): seen[sid] = (decision, flags, [*([decision] if decision else []), *(f'flag:{f}' for f in flags), *other])
+        if decision != was or flags != sorted(confirmed): seen[sid] = dict(decision=decision, confirmed=flags, tags=[*([decision] if decision else []), *(f'flag:{f}' for f in flags), *other])
     for d, ids in decided.items(): decide(ws, ids, d, reviewer)
     for f, ids in marked.items(): flag_images_by_hand(ws, ids, f, reviewer=reviewer)
     for f, ids in cleared.items(): clear_flags(ws, ids, f, reviewer)
-    for k, field in enumerate(('decision', 'confirmed', 'tags')):
-        if seen: ds.set_values(field, {sid: v[k] for sid, v in seen.items()}, key_field='id')
+    update_samples(ds, seen)
     return sum(len(ids) for group in (decided, marked, cleared) for ids in group.values()), unknown
+
+def update_samples(ds, changed:dict):
+    "Write fields of samples, {sample id: {field: value}}; of one sample all at once, so that a crash or another writer never leaves half of them."
+    schema = set(ds.get_field_schema())
+    for s in ds.select(list(changed)).iter_samples(autosave=True, progress=False) if changed else ():
+        for field, value in changed[s.id].items():
+            if field in schema: s[field] = value
 
 # %% ../../nbs/curate/32_app.ipynb #open-app
 def open_app(workspace,           # a `Workspace` or its folder
@@ -299,4 +345,7 @@ def open_app(workspace,           # a `Workspace` or its folder
         if s.connect_ex(('127.0.0.1', port)) == 0: raise UserError(f'The port {port} is in use, perhaps by another App; close that one or choose another with --port.')
     install_plugin()
     ds = build_dataset(workspace, scorer)
-    return fo.launch_app(ds, view=ds.load_saved_view(view) if view else None, port=port, address='127.0.0.1', **launch)
+    if ds.info.get('no_pairs'): print(f'There are no pairs to show yet: {ds.info["no_pairs"]}')
+    session = fo.launch_app(ds, view=ds.load_saved_view(view) if view else None, port=port, address='127.0.0.1', **launch)
+    print(f'The App is at {session.url}')                                # where no picture of it appears below the cell
+    return session

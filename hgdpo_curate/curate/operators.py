@@ -11,9 +11,9 @@ __all__ = ['SHOWN', 'GRID', 'VIEWER', 'OPERATORS', 'workspace_of', 'decide_sampl
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from .app import tags_of
+from .app import tags_of, update_samples, write_prompts
 from .pairs import STAGES
-from .reviews import clear_flags, decide, flag_images_by_hand, last_words, mark_duplicates, review_progress, reviewer_name
+from .reviews import clear_flags, decide, differs, flag_images_by_hand, last_words, mark_duplicates, review_progress, reviewer_name
 from ..workspace import FLAGS, HARMLESS_FLAGS, UserError, open_workspace, short_id
 
 # %% ../../nbs/curate/33_operators.ipynb #workspace-of
@@ -25,7 +25,7 @@ def workspace_of(ds):
 SHOWN = ['id', 'image_id', 'tags', 'decision', 'reviewer', 'said', 'contested', 'duplicate', 'flags', 'confirmed', 'anatomy_failure', 'easy', 'disagreement']
 
 def _rows(ds, ids):
-    rows = [dict(zip(SHOWN, v)) for v in zip(*ds.select(list(ids)).values(SHOWN))]
+    rows = [dict(zip(SHOWN, v)) for v in zip(*ds.select(list(ids), ordered=True).values(SHOWN))]
     if not rows: raise UserError('No sample is selected; select some, or open one.')
     return rows
 
@@ -34,9 +34,9 @@ def _show(ds, rows):
     ours = {'approve', 'reject', 'swap', 'duplicate', *(f'flag:{f}' for f in FLAGS)}
     for r in rows:
         r['anatomy_failure'] = bool(set(r['flags'] or []) - HARMLESS_FLAGS)
-        r['disagreement'] = (r['easy'] == 'winner' and r['anatomy_failure']) or (r['easy'] == 'loser' and not r['anatomy_failure'])
+        r['disagreement'] = differs(r['easy'], r['anatomy_failure'], bool(workspace_of(ds).parts('flags')))
         r['tags'] = tags_of(r) + [t for t in r['tags'] or [] if t not in ours]
-    for field in SHOWN[2:]: ds.set_values(field, {r['id']: r[field] for r in rows}, key_field='id')
+    update_samples(ds, {r['id']: {f: v for f, v in r.items() if f not in ('id', 'image_id', 'easy')} for r in rows})
 
 def decide_samples(ds, ids, decision:str, reviewer:str=None) -> int: # how many
     "Approve, reject or set aside samples: to the tables first, then to what is shown."
@@ -76,16 +76,16 @@ def swap_samples(ds, sample_id:str, stage:str=None, reviewer:str=None) -> str: #
     if stage is None and len(has) != 1: raise UserError(f'This image is in {len(has)} pairs{" (" + ", ".join(has) + ")" if has else ""}; ' + ('open one of the views of pairs to say which is meant.' if has else 'only winners and losers can be swapped.'))
     stage = stage or has[0]
     if stage not in has: raise UserError(f'This image is in no pair of the {stage} stage.')
-    pair = {role: (sid, iid, score) for sid, iid, score, role in zip(*ds.match({f'{stage}_pair': mine[f'{stage}_pair']}).values(['id', 'image_id', 'score', stage]))}
-    (win_id, w, ws_), (lose_id, l, ls_) = pair['winner'], pair['loser']
+    pair = {role: (iid, score) for iid, score, role in zip(*ds.match({f'{stage}_pair': mine[f'{stage}_pair']}).values(['image_id', 'score', stage]))}
+    (w, ws_), (l, ls_) = pair['winner'], pair['loser']
     drawn, turned = (short_id('pair', stage, mine['prompt_id'], *ids) for ids in ((w, l), (l, w)))
     before = last_words(ws, [turned])
     if turned in before.index and before.decision[turned] == 'swap': decide(ws, [turned], 'undecided', reviewer)
     else:
         ws.append('pairs', [dict(pair_id=drawn, stage=stage, prompt_id=mine['prompt_id'], winner_id=w, loser_id=l, winner_score=ws_, loser_score=ls_)])
         decide(ws, [drawn], 'swap', reviewer)
-    ds.set_values(stage, {win_id: 'loser', lose_id: 'winner'}, key_field='id')
-    ds.set_values(f'{stage}_pair', {win_id: turned, lose_id: turned}, key_field='id')
+    import fiftyone as fo
+    with ws.lock(): write_prompts(fo, ds, ws, {mine['prompt_id']}, ds.info.get('choices') or {})     # the later stages' pairs follow from it
     return stage
 
 def next_to_review(ds, after:str=None) -> str: # sample id, or None when all are reviewed
@@ -93,8 +93,8 @@ def next_to_review(ds, after:str=None) -> str: # sample id, or None when all are
     from bson import ObjectId
     todo = {'domain': 'real', 'decision': None}
     for query in ([todo | {'_id': {'$gt': ObjectId(after)}}] if after else []) + [todo]:
-        found = ds.match(query).limit(1).values('id')
-        if found: return found[0]
+        found = ds.match(query).sort_by('id').limit(1).values('id')
+        if found and found[0] != after: return found[0]
 
 # %% ../../nbs/curate/33_operators.ipynb #review
 GRID, VIEWER = types.Places.SAMPLES_GRID_ACTIONS, types.Places.SAMPLES_VIEWER_ACTIONS
@@ -168,6 +168,7 @@ def progress_text(p) -> str: # of `review_progress`; Markdown
     if p['contested']: lines.append(f'Reviewers differ on {p["contested"]}; see the view `reviewers: differ`.')
     kinds = sorted({*p['flags']['proposed'], *p['flags']['confirmed']})
     if kinds: lines += ['', '| flag | proposed | confirmed |', '|---|---|---|', *[f'| {k} | {p["flags"]["proposed"].get(k, 0)} | {p["flags"]["confirmed"].get(k, 0)} |' for k in kinds]]
+    if p['no_pairs']: lines += ['', f'No pairs yet: {p["no_pairs"]}']
     if p['pairs']: lines += ['', '| stage | pairs | left out |', '|---|---|---|', *[f'| {s} | {n} | {sum(p["left_out"][s].values())} |' for s, n in p['pairs'].items()]]
     for s, reasons in p['left_out'].items(): lines += [f'- {s}: {n} × {why}' for why, n in list(reasons.items())[:4]]
     return '\n'.join([lines[0], '', *lines[1:]])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..images.photos import barred_photos
+from ..judge.anatomy import open_flags
 from ..workspace import HARMLESS_FLAGS, UserError, atomic_path, file_sha256, now, open_workspace, read_json, short_id, write_json
 
 # %% ../../nbs/curate/30_pairs.ipynb #scored
@@ -50,7 +51,7 @@ def easy_pairs(images, scores, flags=None, reviews=None, prefer_flagged_losers:b
         dropped += [(pid, i, gone[i]) for i in g.image_id if i in gone]
         g = g[~g.image_id.isin(gone)]
         fit = g[~g.image_id.isin(barred)]
-        if len(fit) and g.image_id.iloc[-1] in barred: dropped.append((pid, g.image_id.iloc[-1], f'best score, but {barred[g.image_id.iloc[-1]]}'))
+        dropped += [(pid, i, f'must not win: {barred[i]}') for i in g.image_id if i in barred]
         if len(g) < 2 or not len(fit): dropped.append((pid, '', 'fewer than two usable images')); continue
         w, l = fit.iloc[-1], next((r for r in g.itertuples() if r.image_id in faulty), g.iloc[0])
         if not w.score > l.score: dropped.append((pid, w.image_id, 'no image scores above the loser')); continue
@@ -62,7 +63,8 @@ NORMAL_LEVELS, HARD_LEVEL = (400, 500, 600, 700), 100
 def normal_pairs(images, scores, easy, flags=None, reviews=None) -> pd.DataFrame:
     "D_N: the best-scored reconstruction at t4..t7 against the easy winner, kept if f(winner) >= f(loser)."
     x = images[(images.domain == 'intermediate') & images.timestep.isin(NORMAL_LEVELS)]
-    barred, rows, dropped = barred_winners(flags, reviews), [], []
+    barred, rows = barred_winners(flags, reviews), []
+    dropped = [(p, i, f'must not win: {barred[i]}') for p, i in zip(x.prompt_id, x.image_id) if i in barred and p in set(easy.prompt_id)]
     best = _scored(x[~x.image_id.isin(barred)], scores).drop_duplicates('prompt_id', keep='last').set_index('prompt_id')
     for e in easy.itertuples():
         if e.prompt_id not in best.index: dropped.append((e.prompt_id, '', 'no usable reconstruction at 400..700')); continue
@@ -74,7 +76,8 @@ def normal_pairs(images, scores, easy, flags=None, reviews=None) -> pd.DataFrame
 def hard_pairs(images, scores, normal, flags=None, reviews=None, real_winner:bool=False) -> pd.DataFrame:
     "D_H: over the prompts that the normal stage kept, the reconstruction at t1 (or the photo itself) against the normal winner."
     x = images[images.domain == 'real'] if real_winner else images[(images.domain == 'intermediate') & (images.timestep == HARD_LEVEL)]
-    barred, rows, dropped = barred_winners(flags, reviews), [], []
+    barred, rows = barred_winners(flags, reviews), []
+    dropped = [(p, i, f'must not win: {barred[i]}') for p, i in zip(x.prompt_id, x.image_id) if i in barred and p in set(normal.prompt_id)]
     near = x[~x.image_id.isin(barred)].merge(scores[['image_id', 'score']], on='image_id', how='left').sort_values('image_id').drop_duplicates('prompt_id', keep='last').set_index('prompt_id')
     for n in normal.itertuples():
         if n.prompt_id not in near.index: dropped.append((n.prompt_id, '', 'no usable photo' if real_winner else 'no usable reconstruction at 100')); continue
@@ -111,7 +114,7 @@ def pairs_of(ws,                    # a `Workspace`
     if prompts is not None: im = im[im.prompt_id.isin(prompts)]
     sc = (ws.table('scores') if prompts is None else ws.table('scores', only=('image_id', im.image_id))).query('scorer == @scorer')
     if not len(sc): raise UserError(f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
-    reviews, flags = ws.table('reviews') if use_reviews else None, ws.table('flags') if use_flags else None
+    reviews, flags = ws.table('reviews') if use_reviews else None, open_flags(ws) if use_flags else None
     pr = ws.table('prompts').query("fold == 'train'")
     out = excluded_photos(ws, use_reviews, approved_only)
     mine = pr if prompts is None else pr[pr.prompt_id.isin(prompts)]
@@ -122,10 +125,11 @@ def pairs_of(ws,                    # a `Workspace`
     if not len(pool) or few.max() < 2: raise UserError(f'The image pool has fewer than two images per prompt; run: hgdpo pool --workspace {ws.root} --n 20')
     _check_scores(ws, im, sc, scorer)
     flags = _with_recon_of_faulty_photos(flags, im)
-    easy = review_pairs(easy_pairs(im, sc, flags, reviews, prefer_flagged_losers), 'easy', reviews)
+    checked = lambda df, stage: review_pairs(df, stage, reviews, barred_winners(flags, reviews))
+    easy = checked(easy_pairs(im, sc, flags, reviews, prefer_flagged_losers), 'easy')
     easy.attrs['dropped'] = barred + easy.attrs['dropped']
-    normal = review_pairs(normal_pairs(im, sc, easy, flags, reviews), 'normal', reviews)
-    return dict(easy=easy, normal=normal, hard=review_pairs(hard_pairs(im, sc, normal, flags, reviews, real_winner), 'hard', reviews))
+    normal = checked(normal_pairs(im, sc, easy, flags, reviews), 'normal')
+    return dict(easy=easy, normal=normal, hard=checked(hard_pairs(im, sc, normal, flags, reviews, real_winner), 'hard'))
 
 def _check_scores(ws, im, sc, scorer):
     "Every image that may be chosen has a score, all by the same weights."
@@ -141,8 +145,8 @@ def _with_recon_of_faulty_photos(flags, im):
     photo = im[im.domain == 'real'].merge(flags[['image_id', 'flag', 'status']], on='image_id')[['prompt_id', 'flag', 'status']]
     return pd.concat([flags, im[im.domain == 'intermediate'].merge(photo, on='prompt_id')[['image_id', 'flag', 'status']]], ignore_index=True)
 
-def review_pairs(df, stage, reviews=None) -> pd.DataFrame:
-    "Honour what a person said of a drafted pair, by its `pair_id`: `reject` drops it, `swap` turns it round."
+def review_pairs(df, stage, reviews=None, barred=None) -> pd.DataFrame: # barred: image id -> reason, as `barred_winners`
+    "Honour what a person said of a drafted pair, by its `pair_id`: `reject` drops it, `swap` turns it round, unless an image would win that must not."
     if reviews is None or not len(reviews) or df.empty: return df
     last = reviews.drop_duplicates('subject_id', keep='last').set_index('subject_id').decision
     drawn, turned = (pd.Series([short_id('pair', stage, r.prompt_id, *ids(r)) for r in df.itertuples()], index=df.index).map(last)
@@ -150,8 +154,10 @@ def review_pairs(df, stage, reviews=None) -> pd.DataFrame:
     said = drawn.mask((drawn == 'swap') & turned.isin(['reject', 'duplicate']), turned)      # of a pair turned round, what was said afterwards
     out, swap, attrs = df.copy(), said == 'swap', df.attrs
     for a, b in (('winner_id', 'loser_id'), ('winner_score', 'loser_score')): out.loc[swap, [a, b]] = df.loc[swap, [b, a]].to_numpy()
-    out = out[~said.isin(['reject', 'duplicate'])].reset_index(drop=True)
-    out.attrs = dict(attrs, dropped=attrs.get('dropped', []) + [dict(prompt_id=p, image_id='', reason='pair rejected') for p in df.prompt_id[said.isin(['reject', 'duplicate'])]])
+    gone, faulty = said.isin(['reject', 'duplicate']), swap & out.winner_id.isin(barred or {})
+    dropped = [dict(prompt_id=p, image_id='', reason='pair rejected') for p in df.prompt_id[gone]] + [dict(prompt_id=r.prompt_id, image_id=r.winner_id, reason=f'swapped, but {barred[r.winner_id]}') for r in out[faulty & ~gone].itertuples()]
+    out = out[~gone & ~faulty].reset_index(drop=True)
+    out.attrs = dict(attrs, dropped=attrs.get('dropped', []) + dropped)
     return out
 
 def draft_pairs(workspace, **choices) -> dict: # stage -> pairs

@@ -160,7 +160,7 @@ def import_photos(workspace,           # a `Workspace` or its folder
                  ) -> ImportReport:
     "Bring a folder of photos into the workspace: images, captions, facts, folds, duplicates. May be run again; photos already there are not written twice. Raises `UserError`; nothing is imported then."
     ws, folder, report, rows, restated = open_workspace(workspace), Path(folder), ImportReport(), [], []
-    captions = [{k: v for k, v in r.items() if not (isinstance(v, float) and v != v)} for r in read_captions(folder).to_dict('records')]
+    captions = [{k: v.tolist() if hasattr(v, 'tolist') else v for k, v in r.items() if not (isinstance(v, float) and v != v)} for r in read_captions(folder).to_dict('records')]
     for r in captions: stated_facts(r, everywhere), person_box(r)       # a wrong word anywhere is refused before anything is written
     report.unnamed = sorted({str(p.relative_to(folder)) for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES} - {r['file_name'] for r in captions})
     try: _read_all(ws, folder, captions, everywhere, skip_bad, report, rows, restated, progress)
@@ -186,7 +186,7 @@ def _read_all(ws, folder, captions, everywhere, skip_bad, report, rows, restated
             if not skip_bad: raise UserError(f'{str(e)[:-1]}; nothing was imported, and with --skip_bad broken photos are left out and listed.') from e
             report.refused.append(str(e)); continue
         iid = pixel_hash(im)
-        stated = stated_facts(r, everywhere) | dict(image_id=iid)
+        stated = stated_facts(r, everywhere) | dict(image_id=iid, original_path=str(folder/r['file_name']))
         if iid in seen: report.exact_duplicates.append((r['file_name'], seen[iid])); restated += [first[iid], stated]; continue
         seen[iid], first[iid] = r['file_name'], stated
         if iid in known:
@@ -205,7 +205,7 @@ def _rows_of(ws, folder, r, im, stated, gps):
     fitted, window = fit_photo(im, ws.size, box)
     text = ' '.join(r['text'].split())
     pid = prompt_id_of(text, iid)
-    facts = dict(consent='unknown', minors='unknown') | stated | dict(original_path=str(folder/r['file_name']), exif_gps=gps, box=box, fit=window, photo_width=im.width, photo_height=im.height,
+    facts = dict(consent='unknown', minors='unknown') | stated | dict(exif_gps=gps, box=box, fit=window, photo_width=im.width, photo_height=im.height,
                           sharpness=sharpness(im), coverage=coverage(im.size, box))
     return ws.save_image(fitted, 'real', iid, prompt_id=pid), dict(prompt_id=pid, prompt=text, real_image_id=iid), facts
 
@@ -221,6 +221,8 @@ def _restate(ws, stated) -> int: # how many photos got new facts
     for iid, f in new.items():
         row = old.loc[iid].drop('at').to_dict()
         said = {k: f[k] for k in FACTS if f.get(k) is not None and k != 'attributes'}
+        if f['original_path'] != row['original_path']:                      # a copy elsewhere: the strictest word counts; at the photo's own place it may be corrected
+            said |= {k: max(said[k], row[k], key=order.index) for k, order in STRICTER.items() if k in said}
         if any(row[k] != v for k, v in said.items()): changed.append(row | said)
     ws.append('photo_facts', changed)
     return len(changed)

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['RULE_VERSION', 'THRESHOLDS', 'LIMBS', 'BONES', 'RULES', 'Seen', 'joints_of', 'proposal', 'rule_no_person', 'iou',
            'rule_second_person', 'cut_parts', 'rule_cropped', 'rule_missing_limb', 'bone_lengths', 'real_proportions',
-           'rule_bad_proportion', 'rule_impossible_pose', 'rule_second_face', 'rule_deformed_face',
-           'rule_doubtful_hand', 'rule_fault_head', 'rule_triage', 'apply_rules', 'workspace_proportions',
-           'propose_flags', 'flag_images']
+           'rule_bad_proportion', 'rule_impossible_pose', 'rule_second_face', 'rule_deformed_face', 'rule_fault_head',
+           'rule_triage', 'apply_rules', 'workspace_proportions', 'propose_flags', 'open_flags', 'flag_images']
 
 # %% ../../nbs/judge/22_anatomy.ipynb #from-dataclasses-import-dataclass-field
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..images.mannequins import FAULTS
-from .detectors import JOINTS, detect, load_detector
+from .detectors import JOINTS, detect, latest_detections, load_detector
 from ..workspace import FLAGS, open_workspace
 
 # %% ../../nbs/judge/22_anatomy.ipynb #seen
@@ -34,7 +33,6 @@ THRESHOLDS = dict(
     sure_face=.8,       # confidence of a face that counts
     second_face=.3,     # a second face counts from this share of the first one's area; smaller ones are passers-by
     face_skew=.25,      # how far the nose may lie outside the span of eyes and mouth, in units of that span
-    hand=.5,            # a hand that the hand model itself doubts
     fault=.5,           # probability of the fault head
     triage=.75)         # probability of the broken one of two opposite prompts
 
@@ -182,11 +180,6 @@ def rule_deformed_face(seen):
         if not -THRESHOLDS['face_skew'] < along(p[2]) < 1 + THRESHOLDS['face_skew']: return [proposal('deformed_face', f'the nose lies outside eyes and mouth ({along(p[2]):.2f} of the way)', .7, 'face')]
     return []
 
-def rule_doubtful_hand(seen):
-    "A hand that the hand model found but doubts."
-    weak = [d for d in seen.of('hand') if d['confidence'] < THRESHOLDS['hand']]
-    return [proposal('bad_hand', f'the hand model is only {d["confidence"]:.2f} sure of this hand', 1 - d['confidence'], 'hand') for d in weak[:1]]
-
 # %% ../../nbs/judge/22_anatomy.ipynb #rule-fault-head
 def rule_fault_head(seen):
     "The most likely fault of the tiny scorer, if its probability passes the threshold."
@@ -200,7 +193,7 @@ def rule_triage(seen):
     return [proposal(d['kind'].split(':')[1], f'of two opposite prompts the broken one fits better ({d["confidence"]:.2f})', d['confidence']) for d in seen.items
             if d['kind'].startswith('triage:') and d['kind'].split(':')[1] in FLAGS and d['confidence'] >= THRESHOLDS['triage']]
 
-RULES = [rule_no_person, rule_second_person, rule_cropped, rule_missing_limb, rule_bad_proportion, rule_impossible_pose, rule_second_face, rule_deformed_face, rule_doubtful_hand, rule_fault_head, rule_triage]
+RULES = [rule_no_person, rule_second_person, rule_cropped, rule_missing_limb, rule_bad_proportion, rule_impossible_pose, rule_second_face, rule_deformed_face, rule_fault_head, rule_triage]
 
 def apply_rules(seen) -> list: # proposals, each with its rule_version
     "Every rule on what one detector saw; a second proposal of the same flag, part and side is dropped."
@@ -213,7 +206,8 @@ def apply_rules(seen) -> list: # proposals, each with its rule_version
 def workspace_proportions(ws, det) -> dict: # detector -> proportions
     "`real_proportions` per detector, of approved photos or, while too few people are seen in those, of all."
     real = set(ws.table('images').query("domain == 'real'").image_id)
-    approved = set(ws.table('reviews').query("decision == 'approve'").subject_id) & real
+    last = ws.table('reviews').drop_duplicates('subject_id', keep='last')
+    approved = set(last.subject_id[last.decision == 'approve']) & real
     out = {}
     for name, g in det[(det.kind == 'person') & (det.confidence >= THRESHOLDS['sure_person'])].groupby('detector'):
         measure = lambda ids: real_proportions([joints_of(d, name) for d in g[g.image_id.isin(ids)].to_dict('records')])
@@ -223,9 +217,7 @@ def workspace_proportions(ws, det) -> dict: # detector -> proportions
 def propose_flags(workspace) -> pd.DataFrame: # flag, images
     "Apply every rule to the detections and write what changed; a person's decision on the same flag is never overwritten."
     ws = open_workspace(workspace)
-    det = ws.table('detections').drop(columns='at')
-    latest = ws.table('detections', history=True).drop_duplicates(['image_id', 'detector'], keep='last').set_index(['image_id', 'detector']).detector_version
-    det = det[[latest.get(k) == v for k, v in zip(zip(det.image_id, det.detector), det.detector_version)]]
+    det = latest_detections(ws).drop(columns='at')
     proportions, size = workspace_proportions(ws, det), ws.table('images').set_index('image_id')[['width', 'height']]
     new = {}
     for (iid, name), items in det.groupby(['image_id', 'detector'], sort=False):
@@ -238,6 +230,21 @@ def propose_flags(workspace) -> pd.DataFrame: # flag, images
     ws.append('flags', [r for k, r in new.items() if not same(r, had.get(k))] + gone)
     now = ws.table('flags').query("status == 'proposed'")
     return now.flag.value_counts().rename_axis('flag').rename('images').reset_index()
+
+def open_flags(ws, images=None) -> pd.DataFrame: # rows of `flags`, of all images or only these
+    "Flags that stand. A person's word on a flag replaces what rules proposed, `ok` answers everything said before it, and of several people's words on one flag the last counts."
+    f = ws.table('flags', only=('image_id', images) if images is not None else None)
+    human = f[f.source == 'human'].drop_duplicates(['image_id', 'flag', 'part', 'side'], keep='last')      # rows are in the order of time
+    latest = lambda rows: rows.groupby(['image_id', 'flag'])['at'].max().to_dict() if len(rows) else {}
+    fine, fault = (human[(human.status == 'confirmed') & chosen].groupby('image_id')['at'].max().to_dict() for chosen in (human.flag == 'ok', human.flag != 'ok'))
+    cleared = latest(human[(human.status == 'cleared') & (human.part.fillna('') == '') & (human.side.fillna('') == '')])
+    said = set(zip(human.image_id, human.flag))
+    rule = f[(f.source != 'human') & (f.status == 'proposed')]
+    keep = lambda tests: np.array(tests, bool)                                # an empty list would choose columns
+    rule = rule[keep([(i, g) not in said and i not in fine for i, g in zip(rule.image_id, rule.flag)])]
+    human = human[human.status == 'confirmed']
+    stands = lambda i, g, at: at > cleared.get((i, g), '') and (at >= fault.get(i, '') if g == 'ok' else at > fine.get(i, ''))
+    return pd.concat([rule, human[keep([stands(i, g, at) for i, g, at in zip(human.image_id, human.flag, human['at'])])]])
 
 def flag_images(workspace, detector='tiny', path=None, domains=('real', 'generated'), accept_noncommercial=False, progress=None) -> pd.DataFrame: # flag, images
     "Detect and propose in one go; `detector` is a key of `detectors.DETECTORS`, `path` its weights. Raises `UserError`."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COCO', 'MEDIAPIPE', 'JOINTS', 'OPPOSITES', 'DETECTORS', 'Detector', 'seen', 'YuNetFaces', 'InsightFaces',
-           'VitPosePeople', 'MediapipeParts', 'ClipTriage', 'TinyFaults', 'load_detector', 'detect']
+           'weights_version', 'VitPosePeople', 'MediapipeParts', 'ClipTriage', 'TinyFaults', 'load_detector',
+           'latest_detections', 'detect']
 
 # %% ../../nbs/judge/21_detectors.ipynb #from-pathlib-import-path
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ..images.mannequins import FAULTS, KEYPOINTS
-from ..workspace import UsageError, UserError, open_workspace, progress_bar
+from ..workspace import UsageError, UserError, file_sha256, now, open_workspace, progress_bar, read_json, short_id, write_json
 
 # %% ../../nbs/judge/21_detectors.ipynb #detector
 class Detector(Protocol):
@@ -40,7 +41,7 @@ class YuNetFaces:
     def __init__(self, path, confidence:float=.6): # the .onnx file; lowest confidence of a face
         import cv2
         path = _needs_file(path, 'the .onnx file of YuNet')
-        self.version = path.stem
+        self.version = weights_version(path)
         try: self.net = cv2.FaceDetectorYN.create(str(path), '', (320, 320), confidence, .3, 50)
         except cv2.error as e: raise UserError(f'{path} is not a YuNet face detector that OpenCV can read; give the .onnx file of YuNet.') from e
 
@@ -64,11 +65,17 @@ class InsightFaces:
         try: self.app = FaceAnalysis(name=folder.name, root=str(folder.parent.parent), allowed_modules=['detection'], providers=['CPUExecutionProvider'])
         except Exception as e: raise UserError(f'{folder} is not an insightface model pack ({type(e).__name__}); it needs a detector (det_*.onnx) that onnxruntime can read.') from e
         self.app.prepare(ctx_id=-1, det_size=(size, size))
-        self.version = f'{folder.name}/{size}'
+        self.version = f'{weights_version(folder)}/{size}'
 
     def detect(self, images):
         found = [self.app.get(np.ascontiguousarray(np.asarray(im.convert('RGB'))[..., ::-1])) for im in images]
         return [[seen('face', f.det_score, [f.bbox[0], f.bbox[1], f.bbox[2] - f.bbox[0], f.bbox[3] - f.bbox[1]], f.kps) for f in fs] for fs in found]
+
+def weights_version(*paths) -> str: # files, folders or hub ids
+    "A name with a hash of the weights' bytes, so that exchanged weights look anew; of a hub id its name."
+    files = [f for p in map(Path, paths) for f in ([p] if p.is_file() else sorted(f for f in p.rglob('*') if f.suffix in ('.safetensors', '.onnx', '.bin')) if p.is_dir() else [])]
+    name = '+'.join(Path(p).stem if Path(p).is_file() else Path(p).name for p in paths)
+    return f'{name}/{short_id(*map(file_sha256, files))[:8]}' if files else '+'.join(map(str, paths))
 
 def _needs_file(path, what):
     if not path or not Path(path).is_file(): raise UserError(f'{path or "(no file given)"} is not there; give {what} with --detector_path.')
@@ -83,7 +90,7 @@ class VitPosePeople:
         from hgdpo_curate.models import usable_device
         if pose and (Path(pose)/'pose').is_dir(): pose, person = Path(pose)/'pose', person or Path(pose)/'person'
         pose, person = str(pose or 'usyd-community/vitpose-base-simple'), str(person or 'PekingU/rtdetr_r50vd_coco_o365')
-        self.device, self.confidence, self.version = usable_device(device), confidence, f'{Path(pose).name}+{Path(person).name}'
+        self.device, self.confidence, self.version = usable_device(device), confidence, weights_version(pose, person)
         try:
             self.finder, self.finder_in = AutoModelForObjectDetection.from_pretrained(person, use_safetensors=True).eval().to(self.device), AutoImageProcessor.from_pretrained(person)
             self.poser, self.poser_in = VitPoseForPoseEstimation.from_pretrained(pose, use_safetensors=True).eval().to(self.device), AutoImageProcessor.from_pretrained(pose)
@@ -119,7 +126,7 @@ class MediapipeParts:
         path = _needs_file(path, 'a mediapipe .task file (hand_landmarker.task or pose_landmarker.task)')
         try: import mediapipe as mp; from mediapipe.tasks.python import BaseOptions, vision
         except ImportError as e: raise UserError(f'The detector mediapipe needs the package mediapipe ({e}); run: pip install mediapipe, then uninstall its second OpenCV (hgdpo doctor says how).') from e
-        self.mp, self.hands, self.version = mp, 'hand' in path.name, path.stem
+        self.mp, self.hands, self.version = mp, 'hand' in path.name, weights_version(path)
         self.name = 'mediapipe_hands' if self.hands else 'mediapipe_pose'
         base = BaseOptions(model_asset_path=str(path))
         try:
@@ -157,7 +164,7 @@ class ClipTriage:
         source = f'local-dir:{folder}' if path and folder.is_dir() else str(path or 'hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K')
         try: self.net, _, self.prepare = open_clip.create_model_and_transforms(source)
         except Exception as e: raise UserError(f'The open_clip model {source} cannot be loaded ({type(e).__name__}); give a folder with open_clip_config.json and open_clip_model.safetensors with --detector_path.') from e
-        self.device, self.version = usable_device(device), folder.name or source
+        self.device, self.version = usable_device(device), weights_version(folder) if folder.is_dir() and path else source
         self.net.eval().to(self.device)
         with torch.no_grad(): self.text = self.net.encode_text(open_clip.get_tokenizer(source)([p for pair in OPPOSITES.values() for p in pair]).to(self.device), normalize=True).view(len(OPPOSITES), 2, -1)
 
@@ -190,8 +197,23 @@ def load_detector(name:str,         # a key of `DETECTORS`
     from hgdpo_curate.judge.scores import load_scorer, workspace_scorer
     if name not in DETECTORS: raise UsageError(f'There is no detector {name!r}; choose one of {", ".join(DETECTORS)}.')
     if name == 'tiny': return TinyFaults(workspace_scorer(ws) if ws else load_scorer('tiny', path))
-    if name == 'insightface': return InsightFaces(path, accept_noncommercial)
+    if name == 'insightface': return InsightFaces(path, _accepts(ws, name, accept_noncommercial))
     return DETECTORS[name](path)
+
+def _accepts(ws, name, said:bool) -> bool:
+    "Whether a non-commercial licence was accepted, now or before; it is asked once per workspace and kept with the date, for the card."
+    if ws is None: return said
+    file = ws.root/'accepted_licences.json'
+    have = read_json(file, {})
+    if said and name not in have: write_json(file, have | {name: dict(accepted=now(), licence='non-commercial research only')})
+    return said or name in have
+
+def latest_detections(ws, images=None): # rows of `detections`, of all images or only these
+    "What each detector saw last, without what an older version of it saw."
+    det = ws.table('detections', history=True, only=('image_id', images) if images is not None else None)
+    newest = det.groupby(['image_id', 'detector']).detector_version.transform('last') if len(det) else det.detector_version
+    det = det[det.detector_version == newest]
+    return det.drop_duplicates(['image_id', 'detector', 'kind', 'index'], keep='last').reset_index(drop=True)
 
 def detect(workspace,            # a `Workspace` or its folder
            detector,             # a `Detector`

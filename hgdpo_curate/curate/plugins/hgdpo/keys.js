@@ -4,26 +4,31 @@
   const FLAGS = ["extra_limb", "missing_limb", "bad_hand", "bad_foot", "deformed_face", "extra_face", "bad_proportion", "impossible_pose", "merged_bodies"];
   FLAGS.forEach((flag, i) => (DECIDE[String(i + 1)] = ["flag", { flag }]));
   const STAY = { w: ["swap"] }; // a swapped pair is looked at once more
-  const LEGEND = "a approve, d reject, u duplicate, w swap the pair, 0 clear flags, " + FLAGS.map((f, i) => `${i + 1} ${f.replace("_", " ")}`).join(", ");
+  const FORM = "g";
+  const LEGEND = "a approve, d reject, u duplicate, w swap the pair, g flag by a form, 0 clear flags, " + FLAGS.map((f, i) => `${i + 1} ${f.replace("_", " ")}`).join(", ");
   localStorage.setItem("fiftyone-enterprise-tooltip-seen", "true");
 
   const typing = (el) => el && (/^(INPUT|TEXTAREA|SELECT)$/.test(el.tagName) || el.isContentEditable);
 
   function Keys() {
     const id = recoil.useRecoilValue(__fos__.nullableModalSampleId);
+    const openForm = __foo__.usePromptOperatorInput();
     React.useEffect(() => {
       let busy = false;
       const press = (e) => {
         const todo = DECIDE[e.key] || STAY[e.key];
-        if (!id || !todo || busy || e.repeat || e.ctrlKey || e.metaKey || e.altKey || typing(document.activeElement)) return;
+        if (!id || !(todo || e.key === FORM) || busy || e.repeat || e.ctrlKey || e.metaKey || e.altKey || typing(document.activeElement)) return;
         e.preventDefault();
         e.stopImmediatePropagation();
+        if (e.key === FORM) return openForm("@hgdpo/curate/flag");
         busy = true;
         const [name, params] = todo;
         __foo__.executeOperator(`@hgdpo/curate/${name}`, { ...params, sample_id: id, by_key: true }, {
           callback: (result) => {
-            busy = false;
-            if (!(result && result.error) && DECIDE[e.key]) document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+            const going = DECIDE[e.key] && !(result && result.error);
+            if (going) document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+            // further keys wait until the next sample is there (then this listener is gone); at the last one there is none
+            setTimeout(() => (busy = false), going ? 2000 : 0);
           },
         });
       };
