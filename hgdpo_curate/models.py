@@ -223,8 +223,9 @@ def _to_kohya(state): # {'unet.down_blocks.0...to_q.lora_A.weight': tensor} -> k
         layer, which = rest.rsplit('.lora', 1)
         layer = layer if prefix == 'unet' or layer.startswith('text_model.') else f'text_model.{layer}'   # the name that other tools know
         module = dict(unet='lora_unet_', text_encoder='lora_te_')[prefix] + layer.replace('.', '_')
-        out[module + ('.lora_down.weight' if which.startswith(('_A', '.down')) else '.lora_up.weight')] = v
-        if which.startswith(('_A', '.down')): out[module + '.alpha'] = torch.tensor(float(v.shape[0]))
+        down = which.startswith('_A') or '.down' in which             # diffusers writes .lora_A, .lora.down or .lora_linear_layer.down
+        out[module + ('.lora_down.weight' if down else '.lora_up.weight')] = v
+        if down: out[module + '.alpha'] = torch.tensor(float(v.shape[0]))
     return out
 
 def save_lora(folder, unet:dict=None, text_encoder:dict=None, metadata:dict=None) -> Path: # the diffusers file

@@ -109,7 +109,7 @@ def test_mediapipe_results_become_hands(tmp_path, monkeypatch):
     detector = load_detector('mediapipe', tmp_path/'hand_landmarker.task')
     (hand,), = detector.detect([picture()])
     assert detector.name == 'mediapipe_hands' and hand['kind'] == 'hand' and hand['keypoints'][0] == [48., 32.] and len(hand['keypoints']) == 21
-    assert [p['flag'] for p in apply_rules(Seen('mediapipe_hands', (96, 128), [hand]))] == ['bad_hand']
+    assert apply_rules(Seen('mediapipe_hands', (96, 128), [hand])) == []               # it draws 21 points into whatever it takes for a hand: nothing to judge by
     monkeypatch.setitem(sys.modules, 'mediapipe', None)
     with pytest.raises(UserError, match='pip install mediapipe'): load_detector('mediapipe', tmp_path/'hand_landmarker.task')
 

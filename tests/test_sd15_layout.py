@@ -110,15 +110,17 @@ def test_sdrecon_starts_from_the_photo_noised_to_its_level(pipe):
     assert far == sorted(far) and far[0] < .05*far[-1]
 
 
-def test_sdrecon_at_a_small_level_stays_near_the_photo(pipe):
+def test_sdrecon_at_a_small_level_stays_near_the_photo():
+    "On the trained mannequin base: with random weights the latents are so small that any noise drowns the photo."
     from hgdpo_curate import sdrecon
     from hgdpo_curate.images.mannequins import draw_person
-    from hgdpo_curate.models import encode_posterior, to_pixels
-    photo = draw_person(1).pil().resize(SIZE)
-    with torch.no_grad(): trip = pipe.vae.decode(encode_posterior(pipe, to_pixels([photo], SIZE))[0]/pipe.vae.config.scaling_factor).sample
+    from hgdpo_curate.models import MANNEQUIN, encode_posterior, load_pipeline, to_pixels
+    pipe, drawn = load_pipeline(MANNEQUIN, 'cpu'), draw_person(1)
+    photo, size = drawn.pil(), drawn.pil().size
+    with torch.no_grad(): trip = pipe.vae.decode(encode_posterior(pipe, to_pixels([photo], size))[0]/pipe.vae.config.scaling_factor).sample
     trip = ((trip[0].permute(1, 2, 0)/2 + .5).clamp(0, 1)*255).round().numpy().astype(int)          # what the autoencoder itself makes of the photo
-    far = [np.abs(pixels(sdrecon(pipe, photo, 'a person', t, 5, 20, GUIDANCE)) - trip).mean() for t in (10, 300, 1000)]
-    assert far[0] < .35*far[2] and far[0] <= far[1] <= far[2]*1.05, far
+    far = [np.abs(pixels(sdrecon(pipe, photo, drawn.prompt, t, 5, 20, GUIDANCE)) - trip).mean() for t in (10, 400, 1000)]
+    assert far[0] < 6 and far[0] < far[1] < far[2], far
 
 
 def test_sdrecon_matches_diffusers_img2img_where_the_step_grids_agree(pipe):
