@@ -29,7 +29,7 @@ def do_init(a):
 
 def do_photos(a):
     everywhere = {k: v for k in STATED if (v := getattr(a, k)) is not None}
-    embed = _call('judge.scores.load_scorer', 'clip', a.clip_path).embed if a.clip_path else None
+    embed = _call('judge.scores.photo_embedder', a.clip_path)
     print(_call('images.photos.import_photos', a.workspace, a.folder, a.skip_bad, everywhere, embed))
 def do_pool(a): print(_call('images.pool.generate_pool', a.workspace, a.n, a.pretrained_model_name_or_path, a.limit, batch=a.batch, **_common(a)), 'images made')
 def do_recon(a): print(_call('images.recon.reconstruct', a.workspace, a.levels, a.limit, batch=a.batch, base=a.pretrained_model_name_or_path, **_common(a)), 'images made')
@@ -128,7 +128,7 @@ STATED = dict(source='where all these photos come from, where their own metadata
 VERBS = {  # verb: (function, help, groups of flags, own flags)
     'init': (do_init, 'make a workspace', ['model', 'seed'], [('--preset', dict(help='take resolution, sampler, steps and guidance from a training preset, e.g. sd15-paper')), ('--resolution', dict(help='512 or 704x1024 (width x height)')), ('--sampler', dict(choices=['dpm', 'ddim', 'euler', 'ddpm'], help='dpm (default) is what reconstructions need')), ('--num_inference_steps', dict(type=whole(1), help='solver steps (default 50)')), ('--guidance_scale', dict(type=float, help='guidance (default 5.0)')), ('--test_share', dict(type=float, help='share of prompts kept for testing (default 0.05)'))]),
     'photos': (do_photos, 'bring in a folder of photos with captions', [], [('--folder', dict(required=True, help='photos with metadata.jsonl, metadata.csv or a .txt beside each')), ('--skip_bad', dict(action='store_true', help='leave unreadable photos out and list them, instead of stopping')),
-        ('--clip_path', dict(help='folder of a CLIP model of transformers: near duplicates by its embeddings instead of a perceptual hash')),
+        ('--clip_path', dict(help='folder of an open_clip or transformers CLIP model for near duplicates (default: open_clip\'s where it is in the local cache, else a perceptual hash)')),
         *[(f'--{k}', dict(help=h)) for k, h in STATED.items()]]),
     'tiny': (do_tiny, 'train a small base, scorer and evaluator on the workspace', ['seed'], [('--mannequins', dict(action='store_true', help='train the networks of the package on drawn people instead')), ('--output', dict(help='folder, with --mannequins')), ('--steps', dict(nargs='*', default=[], metavar='PART=N', help='optimiser steps of vae, base, scorer, evaluator'))]),
     'sft': (do_sft, 'fine-tune the base on the photos first', ['model', 'gpu', 'recipe', 'seed'], []),

@@ -57,6 +57,9 @@ def test_open_clip_triage_prefers_by_the_two_prompts(tmp_path):
     assert [d['kind'] for d in found[0]] == [f'triage:{f}' for f in ('bad_hand', 'bad_foot', 'extra_limb', 'deformed_face', 'low_quality')]
     _, _, prepare = open_clip.create_model_and_transforms(f'local-dir:{tmp_path}')
     import torch
+    from hgdpo_curate.judge.scores import photo_embedder
+    a, b, c = photo_embedder(tmp_path)([picture(0), picture(0), picture(1)])                  # the same model finds near duplicates
+    assert np.allclose(a, b) and not np.allclose(a, c) and photo_embedder() is None           # nothing is in the cache here: the perceptual hash serves
     from hgdpo_curate.judge.detectors import OPPOSITES
     net.eval()
     with torch.no_grad(): logits = (net.encode_image(prepare(picture(0))[None], normalize=True) @ net.encode_text(open_clip.tokenize(OPPOSITES['bad_hand']), normalize=True).T)*net.logit_scale.exp()

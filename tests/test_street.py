@@ -2,9 +2,11 @@
 import json
 import shutil
 
+import pytest
 from conftest import plain, quiet
 
 
+@pytest.mark.usefixtures('mongo')
 def test_the_whole_way_on_24_photographs(test_data, tmp_path):
     from hgdpo_curate import (create_workspace, evaluate_runs, flag_images, freeze_split, generate_pool, import_photos, make_card, reconstruct, score_images, train_curriculum, train_tiny)
     source, folder = test_data/'photos'/'street', tmp_path/'photos'
@@ -24,22 +26,9 @@ def test_the_whole_way_on_24_photographs(test_data, tmp_path):
     table = evaluate_runs(ws, 'r', per_prompt=1, progress=quiet)
     assert table[table.metric == 'anatomy_failures'].value.isna().all()          # no truth, no number
     assert 'not measured' in (ws.root/'runs'/'r'/'evaluation'/'table.md').read_text()
+    from hgdpo_curate import build_dataset
+    ds = build_dataset(ws)
+    assert len(ds.load_saved_view('pool: by prompt')) == (ws.table('prompts').fold == 'train').sum()
+    ds.delete()
     card, missing = make_card(ws)
     assert 'unknown' in card.read_text() and missing
-
-
-def test_the_known_duplicates_of_street_are_found(test_data, tmp_path):
-    import csv
-    from hgdpo_curate import create_workspace, import_photos
-    source, folder = test_data/'photos'/'street', tmp_path/'photos'
-    folder.mkdir()
-    pairs = [(r['a'], r['b']) for r in csv.DictReader(open(source/'duplicates.tsv'), delimiter='\t')]
-    wanted = {f'{n}.jpg' for p in pairs for n in p} | {f'{n:04d}.jpg' for n in range(1, 41)}
-    lines = [x for x in (source/'metadata.jsonl').read_text().splitlines() if json.loads(x)['file_name'] in wanted]
-    for x in lines: shutil.copy(source/json.loads(x)['file_name'], folder)
-    (folder/'metadata.jsonl').write_text('\n'.join(lines))
-    ws = create_workspace(tmp_path/'ws', resolution='128x192')
-    import_photos(ws, folder, progress=plain)
-    name = ws.table('photo_facts').set_index('image_id').original_path.map(lambda p: p.split('/')[-1][:4])
-    found = {tuple(sorted((name[d.image_id], name[d.other_id]))) for d in ws.table('duplicates').itertuples()}
-    assert found == {tuple(sorted(p)) for p in pairs}

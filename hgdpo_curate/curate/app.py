@@ -10,6 +10,7 @@ __all__ = ['MONGO_REMEDY', 'FIELDS', 'INDEXES', 'SIDEBAR', 'COLOURS', 'LABEL_FIE
 
 # %% ../../nbs/curate/32_app.ipynb #import-json-logging-os
 import json, logging, os
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pandas as pd
@@ -175,11 +176,14 @@ def build_dataset(workspace,       # a `Workspace` or its folder
     ws = open_workspace(workspace)
     if not len(ws.parts('images')): raise UserError(f'{ws.root} has no images yet; import photos with: hgdpo photos --workspace {ws.root} --folder PHOTOS')
     with ws.lock():
+        began = datetime.now(timezone.utc)
         name, choices = dataset_name(ws), newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
         old = _load(fo, name) if fo.dataset_exists(name) else None
         if old is not None and 'image_id' in old.get_field_schema(): _read_tags(old, ws)
         ds = _bring_up_to_date(old, ws, choices) if old is not None and not fresh and _is_whole(old) else _build(fo, name, ws, choices, old)
-        if _compact(ws): _remember(ds, ws, choices)
+        ds.info['read_at'] = began.isoformat()
+        if _compact(ws): ds.info['parts'] = _parts(ws)
+        ds.save()
     return ds
 
 def _load(fo, name):
@@ -296,10 +300,12 @@ def read_reviews(workspace, reviewer:str=None) -> tuple: # (decisions and flags 
 def _shown(ds, ws):
     "What each sample showed as decided when it was last written: sample id, image id, tags, decision, confirmed flags. Where a field is gone by hand, the tables say it."
     schema, names = ds.get_field_schema(), ['id', 'image_id', 'tags']
-    rows = list(zip(*ds.values(names)))
-    if 'decision' in schema: was = ds.values('decision')
+    since = (ds.info or {}).get('read_at')
+    view = ds if since is None else ds.match({'last_modified_at': {'$gte': datetime.fromisoformat(since).replace(tzinfo=None) - timedelta(minutes=1)}})   # older samples were read before; clocks may differ a little
+    rows = list(zip(*view.values(names)))
+    if 'decision' in schema: was = view.values('decision')
     else: words = last_words(ws).decision.replace('undecided', None).to_dict(); was = [words.get(r[1]) for r in rows]
-    if 'confirmed' in schema: confirmed = ds.values('confirmed')
+    if 'confirmed' in schema: confirmed = view.values('confirmed')
     else: f = open_flags(ws).query("status == 'confirmed'"); by = f.groupby('image_id').flag.agg(list).to_dict() if len(f) else {}; confirmed = [by.get(r[1], []) for r in rows]
     return [(*r, d, c or []) for r, d, c in zip(rows, was, confirmed) if r[1] is not None]        # a sample without an image is somebody's own
 
