@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MONGO_REMEDY', 'FIELDS', 'INDEXES', 'SIDEBAR', 'COLOURS', 'LABEL_FIELDS', 'VIEWS', 'IMAGE_DECISIONS',
            'plugins_folder', 'install_plugin', 'import_fiftyone', 'start_database', 'dataset_name', 'sample_id',
-           'tags_of', 'build_dataset', 'write_prompts', 'changed_prompts', 'make_view', 'save_views', 'read_reviews',
-           'update_samples', 'open_app']
+           'tags_of', 'build_dataset', 'write_prompts', 'refresh_prompts', 'changed_prompts', 'make_view', 'save_views',
+           'read_reviews', 'update_samples', 'open_app']
 
 # %% ../../nbs/curate/32_app.ipynb #import-json-logging-os
 import json, logging, os
@@ -251,6 +251,13 @@ def write_prompts(fo, ds, ws, prompts, choices):
     if len(rows) == len(ds): save_views(ds)                              # into an empty dataset FiftyOne imports the whole document, views and all
     ds.info.update(writing=False, samples=len(ds), no_pairs=rows.attrs.get('no_pairs', ''))
     ds.save()
+
+def refresh_prompts(ds, ws, prompts):
+    "Bring these prompts up to date at once; tags on them that were not read yet are read first."
+    import fiftyone as fo
+    with ws.lock():
+        _read_tags(ds, ws)
+        write_prompts(fo, ds, ws, prompts, ds.info.get('choices') or {})
 
 def changed_prompts(ws, new:dict) -> set: # table -> its new parts; ids of the prompts they speak of
     "Which prompts new parts of the tables touch, by the images, photos or pairs in them."

@@ -11,7 +11,7 @@ __all__ = ['SHOWN', 'GRID', 'VIEWER', 'OPERATORS', 'workspace_of', 'decide_sampl
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from .app import tags_of, update_samples, write_prompts
+from .app import refresh_prompts, tags_of, update_samples
 from .pairs import STAGES
 from .reviews import clear_flags, decide, differs, flag_images_by_hand, last_words, mark_duplicates, review_progress, reviewer_name
 from ..workspace import FLAGS, HARMLESS_FLAGS, UserError, open_workspace, short_id
@@ -84,8 +84,7 @@ def swap_samples(ds, sample_id:str, stage:str=None, reviewer:str=None) -> str: #
     else:
         ws.append('pairs', [dict(pair_id=drawn, stage=stage, prompt_id=mine['prompt_id'], winner_id=w, loser_id=l, winner_score=ws_, loser_score=ls_)])
         decide(ws, [drawn], 'swap', reviewer)
-    import fiftyone as fo
-    with ws.lock(): write_prompts(fo, ds, ws, {mine['prompt_id']}, ds.info.get('choices') or {})     # the later stages' pairs follow from it
+    refresh_prompts(ds, ws, {mine['prompt_id']})                              # the later stages' pairs follow from it
     return stage
 
 def next_to_review(ds, after:str=None) -> str: # sample id, or None when all are reviewed
