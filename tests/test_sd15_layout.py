@@ -1,4 +1,4 @@
-"""The whole way on an SD1.5 *architecture* in the hub's layout: random weights at reduced width, since no hub can be reached here. Real weights have not been run."""
+"""The whole way on SD1.5, SD2 and SDXL *architectures* in the hub's layout: random weights at reduced width, since no hub can be reached here. Real weights have not been run."""
 import numpy as np
 import pytest
 import torch
@@ -23,18 +23,24 @@ def pixels(image): return np.asarray(image).astype(int)
 def seed(n): return torch.Generator().manual_seed(int(n))
 
 
-def test_pool_to_lora_and_back_through_plain_diffusers(base, tmp_path):
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-    from hgdpo_curate import freeze_split, train_curriculum
+@pytest.mark.parametrize('family', ['sd15', 'sd2', 'sdxl'])
+def test_pool_to_lora_and_back_through_plain_diffusers(family, tmp_path):
+    "SD1.5 predicts noise, SD2 velocity; SDXL has two text encoders, pooled embeddings and time ids."
+    import diffusers
+    from safetensors.torch import load_file
+
+    from hgdpo_curate import freeze_split, networks, train_curriculum
+    from hgdpo_curate.models import family_in
+    base = getattr(networks, f'random_{family}')(tmp_path/'model')
     ws = make_workspace(tmp_path/'ws', base, photos=4, size='64x64', steps=STEPS, n=2)
     freeze_split(ws, 'v1', 'chance')
     counts = {s: len(df) for s, df in __import__('hgdpo_curate').load_split(ws).items() if s in ('easy', 'normal', 'hard')}
     if not counts['normal']: pytest.fail(f'the drawn pool should leave normal pairs, has {counts}')
-    run = train_curriculum(ws, preset='mannequin', max_train_steps=1, train_batch_size=2, learning_rate=1e-2, progress=quiet)
+    run = train_curriculum(ws, preset='mannequin', max_train_steps=1, train_batch_size=2, learning_rate=1e-2, report_to='none', progress=quiet)
     for stage in ('easy', 'normal', 'hard', 'text_encoder', 'final'): assert (run/stage/'pytorch_lora_weights.safetensors').exists()
 
-    plain = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
-    plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    plain = getattr(diffusers, family_in(base).pipeline).from_pretrained(base, **({} if family == 'sdxl' else dict(safety_checker=None)))
+    plain.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
     plain.set_progress_bar_config(disable=True)
     def draw(): return pixels(plain('a person', generator=seed(1), width=64, height=64, num_inference_steps=2).images[0])
     before = draw()
@@ -43,15 +49,13 @@ def test_pool_to_lora_and_back_through_plain_diffusers(base, tmp_path):
     assert (both != before).any()
     plain.unload_lora_weights()
     assert (draw() == before).all()
-    from safetensors.torch import load_file
     state = load_file(run/'final'/'pytorch_lora_weights.safetensors')
-    alone = {}
-    for part in ('unet', 'text_encoder'):                                       # each part acts by itself, so neither was dropped on loading
+    for part in ('unet', *family_in(base).text_encoders):                        # each part acts by itself, so none was dropped on loading
         plain.load_lora_weights({k: v for k, v in state.items() if k.startswith(f'{part}.')})
-        alone[part] = draw()
+        alone = draw()
         plain.unload_lora_weights()
-        assert (alone[part] != before).any() and (alone[part] != both).any(), part
-    plain.load_lora_weights(run/'final', weight_name='kohya_lora_weights.safetensors')     # the twin for ComfyUI and A1111, text encoder included
+        assert (alone != before).any() and (alone != both).any(), part
+    plain.load_lora_weights(run/'final', weight_name='kohya_lora_weights.safetensors')     # the twin for ComfyUI and A1111, text encoders included
     assert np.abs(draw() - both).max() <= 1
 
 

@@ -10,13 +10,14 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
     from hgdpo_curate import UserError, create_workspace, generate_pool, import_photos, train_sft
     from hgdpo_curate.cli import main
     from hgdpo_curate.images.mannequins import export_photos
-    from hgdpo_curate.models import load_pipeline, read_lora
+    from hgdpo_curate.adapters import read_lora
+    from hgdpo_curate.models import load_pipeline
     ws = create_workspace(tmp_path/'ws', base_model=random_base, resolution='40x56', steps=2)
     import_photos(ws, export_photos(tmp_path/'photos', 5, seed=8), progress=plain)
     before = load_pipeline(random_base, 'cpu').unet.state_dict()
     folder = train_sft(ws, max_train_steps=3, train_batch_size=2, learning_rate=1e-2, rank=4, progress=quiet)
     assert ws.base_model == str(folder) and json.loads((folder/'model_index.json').read_text())['_class_name'] == 'StableDiffusionPipeline'
-    after, lora = load_pipeline(folder, 'cpu').unet.state_dict(), read_lora(ws.root/'runs'/'sft')['unet']
+    after, lora = load_pipeline(folder, 'cpu').unet.state_dict(), read_lora(ws.root/'runs'/'sft'/'sft')['unet']
     name = next(k for k in lora if 'lora_A' in k).removesuffix('.lora_A.weight')
     delta = lora[f'{name}.lora_B.weight'] @ lora[f'{name}.lora_A.weight']
     assert torch.allclose(after[f'{name}.weight'], before[f'{name}.weight'] + delta, atol=1e-5) and delta.abs().max() > 0

@@ -55,11 +55,10 @@ def run_jobs(ws, pipe, jobs:list, domain:str, batch:int=16, label='images', star
     return len(todo)
 
 def _maker(ws, pipe, jobs, start_of):
-    import torch
-    from hgdpo_curate.models import encode_prompts, make_images
+    from hgdpo_curate.models import encode_prompts, encode_unconditional, make_images, take_conditioning
     texts = list(dict.fromkeys(j['prompt'] for j in jobs))
-    embeds, empty = dict(zip(texts, encode_prompts(pipe, texts))), encode_prompts(pipe, [''])
-    return lambda part: make_images(pipe, torch.stack([embeds[j['prompt']] for j in part]), empty, [j['seed'] for j in part], ws.size,
+    at, known, empty = {t: i for i, t in enumerate(texts)}, encode_prompts(pipe, texts), encode_unconditional(pipe)
+    return lambda part: make_images(pipe, take_conditioning(known, [at[j['prompt']] for j in part]), empty, [j['seed'] for j in part], ws.size,
                                     part[0]['steps'], part[0]['guidance'], **(start_of(part) if start_of else {}))
 
 def _batches(jobs, batch):

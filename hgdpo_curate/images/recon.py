@@ -45,9 +45,9 @@ def sdrecon(pipe,                # a pipeline of `load_pipeline`
             guidance:float=5.    # classifier-free guidance scale
            ):                    # PIL image of the same size
     "Noise `image` to level t and denoise it with `pipe` (SDRecon, PAPER section 2). Raises `UserError` for a level outside (0, 1000]."
-    from hgdpo_curate.models import encode_prompts, make_images
+    from hgdpo_curate.models import encode_prompts, encode_unconditional, make_images
     start = recon_start(pipe, [image], timestep, [seed], steps, image.size)
-    return make_images(pipe, encode_prompts(pipe, [prompt]), encode_prompts(pipe, ['']), [seed], image.size, steps, guidance, **start)[0]
+    return make_images(pipe, encode_prompts(pipe, [prompt]), encode_unconditional(pipe), [seed], image.size, steps, guidance, **start)[0]
 
 def reconstruct(workspace,            # a `Workspace` or its folder
                 levels=TRAINING_LEVELS, # noise levels to make; the default is what the curriculum needs, `LEVELS` is the paper's ten

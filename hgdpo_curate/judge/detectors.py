@@ -57,18 +57,23 @@ class YuNetFaces:
 class InsightFaces:
     "Faces by insightface's `FaceAnalysis`. Its model packs are for non-commercial research only, so it asks once."
     name = 'insightface'
-    def __init__(self, path, accept_noncommercial:bool=False, size:int=640): # folder with the pack's .onnx files; pixels on the longer side
+    def __init__(self, path, accept_noncommercial:bool=False, size:int=640, recognise:bool=False): # folder with the pack's .onnx files; pixels on the longer side; whether faces get their embedding too
         if not accept_noncommercial: raise UserError('The model packs of insightface are licensed for non-commercial research only; if that is your use, say so with --accept_noncommercial.')
         folder = Path(path or '')
         if not path or not list(folder.glob('*.onnx')): raise UserError(f'{path or "(no folder given)"} holds no .onnx files of an insightface model pack; give its folder with --detector_path.')   # else it would try to download
         from insightface.app import FaceAnalysis
-        try: self.app = FaceAnalysis(name=folder.name, root=str(folder.parent.parent), allowed_modules=['detection'], providers=['CPUExecutionProvider'])
+        try: self.app = FaceAnalysis(name=folder.name, root=str(folder.parent.parent), allowed_modules=['detection', *(['recognition'] if recognise else [])], providers=['CPUExecutionProvider'])
         except Exception as e: raise UserError(f'{folder} is not an insightface model pack ({type(e).__name__}); it needs a detector (det_*.onnx) that onnxruntime can read.') from e
+        if recognise and 'recognition' not in self.app.models: raise UserError(f'{folder} holds no recognition model (w600k_*.onnx or the like), so it gives no face embeddings; give the folder of a whole pack.')
         self.app.prepare(ctx_id=-1, det_size=(size, size))
         self.version = f'{weights_version(folder)}/{size}'
 
+    def faces(self, image) -> list: # PIL image -> insightface's own records
+        "The faces of a picture, with what else the pack says of them."
+        return self.app.get(np.ascontiguousarray(np.asarray(image.convert('RGB'))[..., ::-1]))
+
     def detect(self, images):
-        found = [self.app.get(np.ascontiguousarray(np.asarray(im.convert('RGB'))[..., ::-1])) for im in images]
+        found = [self.faces(im) for im in images]
         return [[seen('face', f.det_score, [f.bbox[0], f.bbox[1], f.bbox[2] - f.bbox[0], f.bbox[3] - f.bbox[1]], f.kps) for f in fs] for fs in found]
 
 def weights_version(*paths) -> str: # files, folders or hub ids
