@@ -6,7 +6,7 @@
 __all__ = ['HOW', 'run_stage', 'recipe_of', 'fingerprint_of', 'stage_pairs', 'train_curriculum', 'train_sft']
 
 # %% ../../nbs/train/48_curriculum.ipynb #import-dataclasses-json
-import json
+import dataclasses, json
 from dataclasses import replace
 from pathlib import Path
 

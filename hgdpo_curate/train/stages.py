@@ -91,7 +91,7 @@ class Preset:
     gradient_accumulation_steps: int = 1           # passes per optimiser step
     gradient_checkpointing: bool = False           # less memory, a third more time
     fixed_draws: int = 0                           # K: each pair meets K noises, and the reference's errors on them are worked out once; 0 draws afresh
-    compile: bool = False                          # torch.compile the U-Net: minutes at the start, faster steps after
+    compile: bool = False                          # torch.compile the U-Net's transformer blocks: a wait at the start, faster steps after
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
     validation_steps: int = 0                      # steps between grids of fixed prompts and seeds; 0 makes none
