@@ -1,0 +1,143 @@
+"""A notebook run as a person would run it: in JupyterLab, in a browser, by *Restart Kernel and Run All Cells*.
+
+    HGDPO_SCREENSHOTS=screenshots python tests/lab.py nbs/tutorials/curate.ipynb
+"""
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@dataclass
+class LabRun:
+    "What a person would have seen."
+    seconds: float                                    # from *Run All* to the last cell
+    cells: int                                        # code cells
+    finished: int                                     # of these ran to their end
+    errors: list = field(default_factory=list)        # (number of the cell, last line of the traceback)
+    warnings: list = field(default_factory=list)      # (number of the cell, text on stderr)
+    console: list = field(default_factory=list)       # errors in the browser's console
+    outside: list = field(default_factory=list)       # hosts other than this machine that the page asked
+    shots: list = field(default_factory=list)         # screenshots, top to bottom
+
+
+@contextlib.contextmanager
+def jupyter_lab(folder, **env): # the folder that Lab shows; further environment of its kernels
+    "JupyterLab on 127.0.0.1 with a token, in a folder of its own for settings; yields (address, token)."
+    token = secrets.token_hex(16)
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    with tempfile.TemporaryDirectory() as own:
+        kept = {k: f'{own}/{k.lower()}' for k in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')}
+        log = open(f'{own}/lab.log', 'wb')
+        lab = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}', '--allow-root',
+                                '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', f'--ServerApp.root_dir={folder}'],
+                               env=os.environ | kept | env, stdout=log, stderr=log)
+        try:
+            _wait_for(f'http://127.0.0.1:{port}/api?token={token}', lab, log.name)
+            yield f'http://127.0.0.1:{port}', token
+        finally:
+            lab.terminate()
+            try: lab.wait(20)
+            except subprocess.TimeoutExpired: lab.kill(); lab.wait()
+
+
+def _wait_for(address, process, log, seconds=60):
+    for _ in range(seconds*5):
+        if process.poll() is not None: break
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(address, timeout=2).close()
+            return
+        time.sleep(.2)
+    raise RuntimeError(f'JupyterLab did not answer:\n{Path(log).read_text()[-3000:]}')
+
+
+def run_in_lab(notebook,       # a copy of it is run, the file stays as it is
+               shots=None,     # folder for screenshots; None: none are made
+               seconds=600,    # how long it may take
+               **env           # further environment of the kernel
+              ) -> LabRun:
+    "Open a notebook in JupyterLab, restart and run all, wait for the end, and tell what was seen. Raises `TimeoutError`."
+    from playwright.sync_api import sync_playwright
+    notebook = Path(notebook).resolve()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
+        copy = Path(folder)/notebook.name
+        copy.write_text(notebook.read_text(encoding='utf-8').replace('../../docs/', 'docs/'), encoding='utf-8')
+        docs = notebook.parents[2]/'docs'
+        if docs.is_dir(): shutil.copytree(docs, Path(folder)/'docs')          # the pictures that its text shows
+        with jupyter_lab(folder, PYTHONPATH=os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH')])), **env) as (address, token):
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+            try: return _run(browser.new_page(viewport=dict(width=1300, height=1000)), address, token, copy, shots, seconds)
+            finally: browser.close()
+
+
+def _run(page, address, token, file, shots, seconds):
+    seen = LabRun(0., 0, 0)
+    page.on('console', lambda m: seen.console.append(m.text) if m.type == 'error' else None)
+    page.on('request', lambda r: None if r.url.startswith((address, address.replace('http', 'ws'), 'data:', 'blob:', 'about:')) else seen.outside.append(r.url))
+    page.goto(f'{address}/lab/tree/{file.name}?token={token}&reset')
+    page.locator('.jp-Notebook .jp-CodeCell').first.wait_for(timeout=90_000)
+    with contextlib.suppress(Exception): page.get_by_role('button', name='No', exact=True).click(timeout=3000)      # a question about news
+    start = time.time()
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_text('Restart Kernel and Run All Cells', exact=False).first.click()
+    page.get_by_role('button', name='Confirm Kernel Restart').click()
+    nb = _ran(page, file, start, seconds)
+    seen.seconds = time.time() - start
+    _tell(seen, nb)
+    if shots: seen.shots = _scroll(page, Path(shots), file.stem)
+    return seen
+
+
+def _ran(page, file, start, seconds): # the notebook as saved when nothing runs any more
+    "Saves every few seconds; done when every code cell has a number, or one failed and no cell is running."
+    while time.time() - start < seconds:
+        page.wait_for_timeout(2000)
+        page.keyboard.press('Control+s')
+        page.wait_for_timeout(500)
+        nb = json.loads(file.read_text(encoding='utf-8'))
+        code = [c for c in nb['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
+        busy = page.locator('.jp-InputPrompt').filter(has_text='[*]').count()
+        failed = any(o['output_type'] == 'error' for c in code for o in c['outputs'])
+        if not busy and (failed or all(c['execution_count'] for c in code)): return nb
+    raise TimeoutError(f'{file.name} was still running after {seconds} s; screenshot it with a longer time')
+
+
+def _tell(seen, nb):
+    code = [c for c in nb['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
+    seen.cells, seen.finished = len(code), sum(bool(c['execution_count']) for c in code)
+    for n, c in enumerate(code):
+        for o in c['outputs']:
+            if o['output_type'] == 'error': seen.errors.append((n, f'{o["ename"]}: {o["evalue"]}'))
+            if o.get('name') == 'stderr': seen.warnings.append((n, ''.join(o['text'])))
+    seen.finished -= len(seen.errors)
+
+
+def _scroll(page, shots, name): # paths
+    "Screenshots of the notebook, a screen each."
+    shots.mkdir(parents=True, exist_ok=True)
+    pane, out = page.locator('.jp-WindowedPanel-outer, .jp-Notebook').first, []
+    top, last = 0, -1
+    while top != last and len(out) < 40:
+        pane.evaluate('(e, y) => e.scrollTo(0, y)', top)
+        page.wait_for_timeout(700)
+        out.append(str(shots/f'lab-{name}-{len(out):02d}.png'))
+        page.screenshot(path=out[-1])
+        last, top = top, pane.evaluate('e => Math.min(e.scrollTop + e.clientHeight*.9, e.scrollHeight - e.clientHeight)')
+    return out
+
+
+if __name__ == '__main__':
+    seen = run_in_lab(sys.argv[1], os.environ.get('HGDPO_SCREENSHOTS', 'screenshots'))
+    print(json.dumps(seen.__dict__, indent=1))
+    sys.exit(bool(seen.errors))
