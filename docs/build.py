@@ -6,6 +6,7 @@
 
 A notebook is run again when it, or any module of the package, has changed. Only drawn people are shown: what looks for photographs of real people finds none."""
 import argparse
+import contextlib
 import hashlib
 import inspect
 import json
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NBS, PACKAGE, WORK, SITE = ROOT/'nbs', ROOT/'hgdpo_curate', ROOT/'build'/'docs', ROOT/'site'
+NBS, PACKAGE, RUNS, SITE = ROOT/'nbs', ROOT/'hgdpo_curate', ROOT/'build'/'docs', ROOT/'site'
 SKIPPED = {'slow', 'gpu', 'net'}                                              # cells that the tests leave out too
 PRIVATE = dict(HGDPO_TEST_DATA='/nonexistent', HGDPO_REVIEWER='you', FIFTYONE_DO_NOT_TRACK='true', FIFTYONE_DATABASE_VALIDATION='false',
                HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', PYTHONPATH=str(ROOT), PYTHONWARNINGS='ignore')
@@ -65,7 +66,7 @@ def run(name, nb) -> dict: # the notebook with outputs
     "Run a notebook in its own kernel, unless the same one was run with the same package before."
     import nbformat
     from nbclient import NotebookClient
-    kept = WORK/'run'/f'{name.replace("/", "-")}-{hashlib.sha256((json.dumps(nb, sort_keys=True) + package_hash()).encode()).hexdigest()[:16]}.ipynb'
+    kept = RUNS/f'{name.replace("/", "-")}-{hashlib.sha256((json.dumps(nb, sort_keys=True) + package_hash()).encode()).hexdigest()[:16]}.ipynb'
     if kept.exists(): return json.loads(kept.read_text(encoding='utf-8'))
     node, start = nbformat.from_dict(nb), time.time()
     NotebookClient(node, timeout=1200, kernel_name='python3', resources={'metadata': {'path': str((NBS/name).parent)}}).execute()
@@ -167,13 +168,8 @@ def front_page(pages) -> str: # MyST
     return text + '\n\n' + '\n\n'.join(trees) + '\n'
 
 
-def write_sources(only=None, execute=True):
-    "Fill build/docs/source: notebooks with outputs, API pages, front page, pictures."
-    source = WORK/'source'
-    shutil.rmtree(source, ignore_errors=True)
-    names = [n for n in notebooks() if not only or n in only]
-    missing = set(only or ()) - set(names)
-    if missing: sys.exit(f'There is no notebook {sorted(missing)[0]!r} in nbs/; there are {", ".join(notebooks())}.')
+def write_sources(source, names, execute=True):
+    "Fill the folder `source`: notebooks with outputs, API pages, front page, pictures."
     modules = {}
     for name in names:
         nb = prepared(name)
@@ -189,25 +185,33 @@ def write_sources(only=None, execute=True):
     shutil.copytree(ROOT/'docs', source/'pictures', ignore=lambda d, files: [f for f in files if not f.endswith(('.png', '.jpg', '.svg'))])
     (source/'index.md').write_text(front_page(names), encoding='utf-8')
     (source/'changelog.md').write_text((ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), encoding='utf-8')
-    return source
+
+
+@contextlib.contextmanager
+def database(names):
+    "An own MongoDB where a chapter wants FiftyOne, so that no FiftyOne elsewhere on the machine is touched."
+    wanted = any(re.search('fiftyone|build_dataset', (NBS/f'{n}.ipynb').read_text(encoding='utf-8'), re.I) for n in names)
+    if not wanted or os.environ.get('FIFTYONE_DATABASE_URI'): yield; return
+    from hgdpo_curate.curate.app import start_database
+    with tempfile.TemporaryDirectory() as folder:
+        mongod = start_database(folder)
+        try: yield
+        finally: mongod.terminate(); mongod.wait()
 
 
 def build(only=None, execute=True, out=SITE) -> Path: # the folder with index.html
     "Make the site. Needs no network, and the site asks none."
-    os.environ.update(PRIVATE)
+    os.environ.update(PRIVATE); os.environ.pop('MPLBACKEND', None)            # the kernels draw inline
     sys.path.insert(0, str(ROOT))
     from sphinx.cmd.build import build_main
-    start, out = time.time(), Path(out)
-    with tempfile.TemporaryDirectory() as database:
-        mongod = None
-        if not os.environ.get('FIFTYONE_DATABASE_URI'):                       # an own one, so that no FiftyOne elsewhere on the machine is touched
-            from hgdpo_curate.curate.app import start_database
-            mongod = start_database(database)
-        try: source = write_sources(only, execute)
-        finally:
-            if mongod: mongod.terminate(); mongod.wait()
-    shutil.rmtree(out, ignore_errors=True)
-    code = build_main(['-q', '-b', 'html', '-c', str(ROOT/'docs'), '-d', str(WORK/'doctrees'), '-E', str(source), str(out)])
+    start, out, names = time.time(), Path(out), [n for n in notebooks() if not only or n in only]
+    missing = set(only or ()) - set(names)
+    if missing: sys.exit(f'There is no notebook {sorted(missing)[0]!r} in nbs/; there are {", ".join(notebooks())}.')
+    with tempfile.TemporaryDirectory() as work:
+        source = Path(work)/'source'
+        with database(names): write_sources(source, names, execute)
+        shutil.rmtree(out, ignore_errors=True)
+        code = build_main(['-q', '-b', 'html', '-c', str(ROOT/'docs'), '-d', f'{work}/doctrees', str(source), str(out)])
     if code: sys.exit(f'Sphinx ended with {code}; what it said stands above.')
     print(f'{out/"index.html"}: {len(list(out.rglob("*.html")))} pages in {time.time() - start:.0f} s; open it in a browser, no server is needed.')
     return out

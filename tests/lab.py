@@ -42,7 +42,7 @@ def jupyter_lab(folder, **env): # the folder that Lab shows; further environment
         log = open(f'{own}/lab.log', 'wb')
         lab = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}', '--allow-root',
                                 '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', f'--ServerApp.root_dir={folder}'],
-                               env=os.environ | kept | env, stdout=log, stderr=log)
+                               env={k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | kept | env, stdout=log, stderr=log)   # the kernel draws inline
         try:
             _wait_for(f'http://127.0.0.1:{port}/api?token={token}', lab, log.name)
             yield f'http://127.0.0.1:{port}', token
