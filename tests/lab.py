@@ -15,6 +15,7 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
@@ -30,6 +31,7 @@ class LabRun:
     console: list = field(default_factory=list)       # errors in the browser's console
     outside: list = field(default_factory=list)       # hosts other than this machine that the page asked
     shots: list = field(default_factory=list)         # screenshots, top to bottom
+    asked_for_kernel: bool = False                    # Lab did not know which kernel to start
 
 
 @contextlib.contextmanager
@@ -84,14 +86,17 @@ def run_in_lab(notebook,       # a copy of it is run, the file stays as it is
 def _run(page, address, token, file, shots, seconds):
     seen = LabRun(0., 0, 0)
     page.on('console', lambda m: seen.console.append(m.text) if m.type == 'error' else None)
-    page.on('request', lambda r: None if r.url.startswith((address, address.replace('http', 'ws'), 'data:', 'blob:', 'about:')) else seen.outside.append(r.url))
+    page.on('request', lambda r: seen.outside.append(r.url) if urlsplit(r.url).hostname not in (None, '127.0.0.1', 'localhost') else None)
     page.goto(f'{address}/lab/tree/{file.name}?token={token}&reset')
     page.locator('.jp-Notebook .jp-CodeCell').first.wait_for(timeout=90_000)
-    with contextlib.suppress(Exception): page.get_by_role('button', name='No', exact=True).click(timeout=3000)      # a question about news
+    page.wait_for_timeout(2000)
+    seen.asked_for_kernel = page.locator('.jp-Dialog .jp-mod-accept').count() > 0
+    if seen.asked_for_kernel: page.locator('.jp-Dialog .jp-mod-accept').click()
+    page.locator('.jp-NotebookPanel-toolbar').get_by_text('Python 3').wait_for(timeout=60_000)
     start = time.time()
     page.get_by_role('menuitem', name='Run', exact=True).click()
-    page.get_by_text('Restart Kernel and Run All Cells', exact=False).first.click()
-    page.get_by_role('button', name='Confirm Kernel Restart').click()
+    page.locator('.lm-Menu-itemLabel', has_text='Restart Kernel and Run All Cells').click()
+    page.locator('.jp-Dialog .jp-mod-accept').click()
     nb = _ran(page, file, start, seconds)
     seen.seconds = time.time() - start
     _tell(seen, nb)
@@ -138,6 +143,11 @@ def _scroll(page, shots, name): # paths
 
 
 if __name__ == '__main__':
-    seen = run_in_lab(sys.argv[1], os.environ.get('HGDPO_SCREENSHOTS', 'screenshots'))
+    from hgdpo_curate.curate.app import start_database
+    with tempfile.TemporaryDirectory() as folder:
+        mongod = None if os.environ.get('FIFTYONE_DATABASE_URI') else start_database(folder)      # an own one: what runs on this machine is left alone
+        try: seen = run_in_lab(sys.argv[1], os.environ.get('HGDPO_SCREENSHOTS', 'screenshots'))
+        finally:
+            if mongod: mongod.terminate(); mongod.wait()
     print(json.dumps(seen.__dict__, indent=1))
     sys.exit(bool(seen.errors))

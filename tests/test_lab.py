@@ -13,7 +13,7 @@ COUNT = "from hgdpo_curate.workspace import progress_bar\nwith progress_bar(5, '
 @pytest.fixture
 def notebook(tmp_path):
     def write(*cells):
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=dict(name='python3', display_name='Python 3')), cells=[nbformat.v4.new_code_cell(c) for c in cells])
         nbformat.write(nb, tmp_path/'some.ipynb')
         return tmp_path/'some.ipynb'
     return write
@@ -43,7 +43,8 @@ def test_a_workspace_shows_its_state_and_the_next_step(finished, copy_of):
     from hgdpo_curate import create_workspace
     ws = copy_of(finished)
     shown = ws._repr_html_()
-    assert '40 × 56' in shown and '<td>24</td>' in shown and 'splits: v1' in shown and 'train_curriculum(ws)' in shown
+    pool = sum(ws.table('images').domain == 'generated')
+    assert '40 × 56' in shown and f'<td>{pool}</td>' in shown and 'splits: v1' in shown and 'train_curriculum(ws)' in shown
     (ws.root/'runs'/'first').mkdir(parents=True)
     assert 'runs: first' in ws._repr_html_() and 'next:' not in ws._repr_html_()
     fresh = create_workspace(ws.root.parent/'<i>new', resolution='40x56')._repr_html_()
