@@ -110,18 +110,28 @@ def signature_of(f) -> str:
     return str(sig.replace(parameters=[p.replace(annotation=p.empty) for p in sig.parameters.values() if p.name != 'self'], return_annotation=sig.empty))
 
 
-def entry(obj, name, module, kind, target='', depth=0) -> str: # MyST
-    "One function, class or method: signature, summary, a table of parameters, what is returned, where it is written."
+def comments(obj) -> dict: # parameter -> what docments tells of it; 'return' too
+    "The comments beside parameters. docments passes over that of `**more`, or takes it for the return value's."
     from fastcore.docments import docments
     try: told = docments(obj, full=True, returns=True)
-    except Exception: told = {}                                               # a class made by a decorator may have no source of its own
-    fence = ':'*(6 - depth)
+    except Exception: return {}                                               # a class made by a decorator may have no source of its own
+    for n, d in told.items():
+        if getattr(d, 'kind', None) != inspect.Parameter.VAR_KEYWORD or d.docment: continue
+        found = re.search(rf'\*\*{n}\b[^#\n]*#\s*(.+)', inspect.getsource(obj))
+        if found: d.docment = found[1]
+        if found and told.get('return') and told['return'].docment == found[1]: told['return'].docment = None
+    return told
+
+
+def entry(obj, name, module, kind, target='', depth=0) -> str: # MyST
+    "One function, class or method: signature, summary, a table of parameters, what is returned, where it is written."
+    told, fence = comments(obj), ':'*(6 - depth)
     out = [f'{fence}{{py:{kind}}} {name}{signature_of(obj)}', '' if depth else f':module: hgdpo_curate.{module}', '', words(inspect.getdoc(obj) if not inspect.isclass(obj) or '__doc__' in vars(obj) and not (obj.__doc__ or '').startswith(f'{obj.__name__}(') else '')]
     rows = [(n, d) for n, d in told.items() if n not in ('return', 'self', 'cls')]
     if any(d.docment for _, d in rows):
         out += ['', '| parameter | kind | default | what it is |', '|---|---|---|---|']
-        out += [f'| `{n}` | {shown(d.anno)} | {"" if d.default is inspect.Parameter.empty else f"`{d.default!r}`".replace("|", chr(92) + "|")} | {words(d.docment)} |' for n, d in rows]
-    back = told.get('return')
+        out += [f'| `{"**" if d.kind == inspect.Parameter.VAR_KEYWORD else ""}{n}` | {shown(d.anno)} | {"" if d.default is inspect.Parameter.empty else f"`{d.default!r}`".replace("|", chr(92) + "|")} | {words(d.docment)} |' for n, d in rows]
+    back = None if inspect.isclass(obj) else told.get('return')
     if back and (back.docment or back.anno is not inspect.Parameter.empty): out += ['', f'**Returns** {shown(back.anno)} {words(back.docment)}'.rstrip()]
     if target: out += ['', f'{{ref}}`In its chapter <{target}>`']
     if inspect.isclass(obj):

@@ -323,7 +323,7 @@ def _check_settings(config):
 
 def create_workspace(root,              # folder to make; may exist if empty or already a workspace
                      **config           # overrides of `DEFAULTS`: base_model, resolution, sampler, steps, guidance, seed, test_share
-                    ) -> Workspace:
+                    ) -> Workspace: # the one made or found
     "Make a workspace, or open it if it is there already with the same settings. Raises `UserError` on another base model or resolution."
     import tomli_w
     root, config = Path(root), {k: v for k, v in config.items() if v is not None}

@@ -45,6 +45,14 @@ def test_a_module_is_a_page_with_its_parameters_and_a_way_to_its_chapter(site):
     assert 'id="source-images-mannequins-draw-person"' in (site/'images'/'10_mannequins.html').read_text()
 
 
+def test_the_comment_beside_further_arguments_is_told(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/'docs'))
+    import build
+    from hgdpo_curate.workspace import create_workspace
+    page = build.entry(create_workspace, 'create_workspace', 'workspace', 'function')
+    assert '`**config` |  |  | overrides of `DEFAULTS`' in page and '**Returns** `Workspace` the one made or found' in page
+
+
 def test_no_page_asks_another_host(site):
     pages, styles = list(site.rglob('*.html')), list(site.rglob('*.css'))
     assert len(pages) >= 8 and styles
