@@ -209,6 +209,14 @@ def database(names):
         finally: mongod.terminate(); mongod.wait()
 
 
+def asks_outside(site) -> list: # (page, address)
+    "What the pages would fetch from other hosts; links that wait for a click do not count."
+    there = r'((?:https?:)?//[^"\')]+)'
+    html = re.compile(rf'<(?:script|link|img|iframe|source|embed|object)\b[^>]*?\b(?:src|href|data)="{there}"|style="[^"]*url\(\s*\'?{there}')
+    css = re.compile(rf'url\(\s*["\']?{there}|@import\s+["\']{there}')
+    return [(p.relative_to(site).as_posix(), next(filter(None, m))) for suffix, pattern in (('html', html), ('css', css)) for p in Path(site).rglob(f'*.{suffix}') for m in pattern.findall(p.read_text(encoding='utf-8'))]
+
+
 def build(only=None, execute=True, out=SITE) -> Path: # the folder with index.html
     "Make the site. Needs no network, and the site asks none."
     os.environ.update(PRIVATE); os.environ.pop('MPLBACKEND', None)            # the kernels draw inline
@@ -223,6 +231,7 @@ def build(only=None, execute=True, out=SITE) -> Path: # the folder with index.ht
         shutil.rmtree(out, ignore_errors=True)
         code = build_main(['-q', '-b', 'html', '-c', str(ROOT/'docs'), '-d', f'{work}/doctrees', str(source), str(out)])
     if code: sys.exit(f'Sphinx ended with {code}; what it said stands above.')
+    if outside := asks_outside(out): sys.exit(f'The page {outside[0][0]} would fetch {outside[0][1]}; the site must work without a network.')
     print(f'{out/"index.html"}: {len(list(out.rglob("*.html")))} pages in {time.time() - start:.0f} s; open it in a browser, no server is needed.')
     return out
 

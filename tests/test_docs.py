@@ -63,6 +63,16 @@ def test_no_page_asks_another_host(site):
     assert str(ROOT) not in ''.join(p.read_text() for p in pages)
 
 
+def test_a_page_that_would_ask_another_host_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/'docs'))
+    import build
+    (tmp_path/'a.html').write_text('<a href="https://example.org">a link waits for a click</a><img src="b.png"><script src="_static/c.js"></script>')
+    assert not build.asks_outside(tmp_path)
+    for bad in ('<script async="async" src="https://cdn.example.org/x.js"></script>', '<p style="background: url(//example.org/y.png)">', '<link rel="stylesheet" href="http://example.org/z.css" />'):
+        (tmp_path/'b.html').write_text(bad)
+        assert [p for p, _ in build.asks_outside(tmp_path)] == ['b.html']
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; install it (apt-get install chromium) to read the site in a browser')
 def test_search_finds_a_function_from_the_file_system(site):
     from playwright.sync_api import sync_playwright
