@@ -10,6 +10,7 @@ __all__ = ['MAX_PIXELS', 'STRICTER', 'read_photo', 'pixel_hash', 'sharpness', 'c
 # %% ../../nbs/images/11_photos.ipynb #import-contextlib-hashlib-importlib-io
 import contextlib, hashlib, importlib, io
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,9 @@ class ImportReport:
         if self.other_captions: said.append(f'{len(self.other_captions)} were there under another caption, which stays (the first: {self.other_captions[0]}); use a new workspace to change captions')
         if any(self.unstated.values()): said.append('nobody stated ' + ', '.join(f'{k} of {n}' for k, n in self.unstated.items() if n) + ' (say it in the metadata, or for the whole folder with --licence, --consent ...)')
         return '\n'.join([', '.join(s for s in said if s) + '.', *self.refused])
+    def _repr_html_(self):
+        first, *refused = map(escape, str(self).splitlines())
+        return f'<p>{first}</p>' + (f'<details open><summary>{len(refused)} refused</summary><ul>{"".join(f"<li>{r}</li>" for r in refused)}</ul></details>' if refused else '')
 
 def barred_photos(ws, reviews:bool=True) -> set: # image ids
     "Photos that enter no split: consent `no` or `withdrawn`, minors, and with `reviews` those a person rejected or marked a duplicate."
