@@ -84,6 +84,7 @@ def run_in_lab(notebook,       # a copy of it is run, the file stays as it is
 
 
 def _run(page, address, token, file, shots, seconds):
+    from playwright.sync_api import Error
     seen = LabRun(0., 0, 0)
     page.on('console', lambda m: seen.console.append(m.text) if m.type == 'error' else None)
     page.on('request', lambda r: seen.outside.append(r.url) if urlsplit(r.url).hostname not in (None, '127.0.0.1', 'localhost') else None)
@@ -93,6 +94,7 @@ def _run(page, address, token, file, shots, seconds):
     seen.asked_for_kernel = page.locator('.jp-Dialog .jp-mod-accept').count() > 0
     if seen.asked_for_kernel: page.locator('.jp-Dialog .jp-mod-accept').click()
     page.locator('.jp-NotebookPanel-toolbar').get_by_text('Python 3').wait_for(timeout=60_000)
+    with contextlib.suppress(Error): page.get_by_role('button', name='No', exact=True).click(timeout=3000)         # no news, thank you
     start = time.time()
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.locator('.lm-Menu-itemLabel', has_text='Restart Kernel and Run All Cells').click()
@@ -131,14 +133,16 @@ def _tell(seen, nb):
 def _scroll(page, shots, name): # paths
     "Screenshots of the notebook, a screen each."
     shots.mkdir(parents=True, exist_ok=True)
-    pane, out = page.locator('.jp-WindowedPanel-outer, .jp-Notebook').first, []
-    top, last = 0, -1
-    while top != last and len(out) < 40:
-        pane.evaluate('(e, y) => e.scrollTo(0, y)', top)
-        page.wait_for_timeout(700)
+    scroll = '''y => { const panes = [...document.querySelectorAll('.jp-NotebookPanel, .jp-NotebookPanel *')].filter(e => e.scrollHeight > e.clientHeight + 40 && /auto|scroll/.test(getComputedStyle(e).overflowY))
+        const pane = panes.sort((a, b) => b.clientHeight - a.clientHeight)[0]
+        if (!pane) return 0
+        pane.scrollTop = y; return Math.min(pane.scrollTop + .9*pane.clientHeight, pane.scrollHeight - pane.clientHeight) }'''
+    top, last, out = 0, -1, []
+    while top > last and len(out) < 40:
+        last, top = top, page.evaluate(scroll, top)
+        page.wait_for_timeout(700)                                            # cells are drawn when they come into view
         out.append(str(shots/f'lab-{name}-{len(out):02d}.png'))
         page.screenshot(path=out[-1])
-        last, top = top, pane.evaluate('e => Math.min(e.scrollTop + e.clientHeight*.9, e.scrollHeight - e.clientHeight)')
     return out
 
 
