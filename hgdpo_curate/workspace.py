@@ -175,7 +175,7 @@ def bar_html(facts:dict, state='running') -> str: # tqdm's `format_dict`; 'runni
     mean = (n - facts['initial'])/facts['elapsed'] if facts['elapsed'] else 0
     speed = (facts['rate'] or mean) if state == 'running' else mean
     left = f', {clock((total - n)/speed)} left' if state == 'running' and total and speed else ''
-    words = f'{n:g}{f" of {total:g}" if total is not None else ""}, {clock(facts["elapsed"])}{left}{f", {speed:.3g}/s" if speed else ""}{", stopped" if state == "stopped" else ""}'
+    words = f'{n:g}{f" of {total:g}" if total is not None else ""}, {clock(facts["elapsed"])}{left}{f", {speed:,.0f}/s" if speed >= 100 else f", {speed:.3g}/s" if speed else ""}{", stopped" if state == "stopped" else ""}'
     colour = dict(running='#3987e5', done='#2e8b57', stopped='#c0392b')[state]
     extent = f'value="{n:g}" max="{total:g}"' if total else ('value="1" max="1"' if state == 'done' else '')   # without a value the bar moves to and fro
     return (f'<div style="display:flex;align-items:center;gap:.8em;font-size:.9em"><span style="min-width:14em">{escape(facts["prefix"] or "")}</span>'
