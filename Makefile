@@ -7,7 +7,7 @@ export FIFTYONE_DATABASE_VALIDATION := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test check bench lock clean
+.PHONY: install demo test check docs bench lock clean
 
 install: .venv/installed
 
@@ -30,6 +30,10 @@ check: install
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 	@test -z "$$(git status --porcelain)" || { git status --porcelain; echo "Notebooks and modules differ from what is committed; commit what nbdev_clean and nbdev_export wrote."; exit 1; }
 
+# A static site in site/, every chapter run; a chapter is run again when it or the package changed.
+docs: install
+	$(BIN)/python docs/build.py
+
 bench: install
 	$(BIN)/python benchmarks/curate.py 1000 10000 100000
 
@@ -37,4 +41,4 @@ lock:
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate requirements.in --override overrides.txt -o requirements.lock
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site build

@@ -10,12 +10,13 @@ __all__ = ['MAX_PIXELS', 'STRICTER', 'read_photo', 'pixel_hash', 'sharpness', 'c
 # %% ../../nbs/images/11_photos.ipynb #import-contextlib-hashlib-importlib-io
 import contextlib, hashlib, importlib, io
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from .captions import FACTS, SUFFIXES, person_box, read_captions, stated_facts
-from ..workspace import UserError, open_workspace, prompt_id_of
+from ..workspace import UserError, bar_class, open_workspace, prompt_id_of
 
 # %% ../../nbs/images/11_photos.ipynb #read-photo
 MAX_PIXELS = 120_000_000   # a larger picture is refused as a decompression bomb
@@ -141,6 +142,9 @@ class ImportReport:
         if self.other_captions: said.append(f'{len(self.other_captions)} were there under another caption, which stays (the first: {self.other_captions[0]}); use a new workspace to change captions')
         if any(self.unstated.values()): said.append('nobody stated ' + ', '.join(f'{k} of {n}' for k, n in self.unstated.items() if n) + ' (say it in the metadata, or for the whole folder with --licence, --consent ...)')
         return '\n'.join([', '.join(s for s in said if s) + '.', *self.refused])
+    def _repr_html_(self):
+        first, *refused = map(escape, str(self).splitlines())
+        return f'<p>{first}</p>' + (f'<details open><summary>{len(refused)} refused</summary><ul>{"".join(f"<li>{r}</li>" for r in refused)}</ul></details>' if refused else '')
 
 def barred_photos(ws, reviews:bool=True) -> set: # image ids
     "Photos that enter no split: consent `no` or `withdrawn`, minors, and with `reviews` those a person rejected or marked a duplicate."
@@ -156,7 +160,7 @@ def import_photos(workspace,           # a `Workspace` or its folder
                   skip_bad:bool=False, # leave broken photos out instead of stopping
                   everywhere:dict=None,# facts that a person states of every photo of the folder, keys of `FACTS`
                   embed=None,          # images -> (n, d) array for near duplicates, see `find_near_duplicates`; None: a perceptual hash
-                  progress=None        # wraps an iterable; None shows a tqdm bar
+                  progress=None        # wraps an iterable; None shows a bar
                  ) -> ImportReport:
     "Bring a folder of photos into the workspace: images, captions, facts, folds, duplicates. May be run again; photos already there are not written twice. Raises `UserError`; nothing is imported then."
     ws, folder, report, rows, restated = open_workspace(workspace), Path(folder), ImportReport(), [], []
@@ -177,10 +181,9 @@ def import_photos(workspace,           # a `Workspace` or its folder
 
 def _read_all(ws, folder, captions, everywhere, skip_bad, report, rows, restated, progress):
     "Read photo after photo; fills `report`, `rows` of new photos and `restated` facts of known ones."
-    from tqdm.auto import tqdm
     real, prompts = ws.table('images').query("domain == 'real'"), ws.table('prompts').set_index('prompt_id').prompt
     known, seen, first = dict(zip(real.image_id, prompts.reindex(real.prompt_id))), {}, {}
-    for r in (progress or tqdm)(captions, desc='photos'):
+    for r in (progress or bar_class())(captions, desc='photos'):
         try: im, gps = read_photo(folder/r['file_name'], r.pop('bytes', None))
         except UserError as e:
             if not skip_bad: raise UserError(f'{str(e)[:-1]}; nothing was imported, and with --skip_bad broken photos are left out and listed.') from e

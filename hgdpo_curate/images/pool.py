@@ -96,7 +96,7 @@ def generate_pool(workspace,             # a `Workspace` or its folder
                   batch:int=16,          # images per U-Net call (doubled by guidance)
                   device=None,           # torch device
                   mixed_precision='no',  # 'no', 'fp16' or 'bf16'
-                  progress=None          # called as progress(total, label) -> update(n); None shows a tqdm bar
+                  progress=None          # called as progress(total, label) -> update(n); None shows a bar
                  ) -> int:               # how many images were made now
     "Fill the image pool (X_gen, PAPER section 2). Stop it and run it again; nothing is made twice. Raises `UserError` for fewer than two images per prompt."
     if n < 2: raise UsageError(f'A pool needs at least two images per prompt to have a winner and a loser, not {n}; give --n 20 as in the paper.')

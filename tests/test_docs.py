@@ -1,0 +1,89 @@
+"""The static site is built from the notebooks, works without a server, and asks no other host for anything."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from conftest import ROOT
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+FETCHED = dict(script='src', link='href', img='src', iframe='src', source='src', object='data', embed='src')   # what a browser asks for by itself; links wait for a click
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The pages of two chapters, run."
+    out = tmp_path_factory.mktemp('docs')/'site'
+    done = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--only', 'images/05_captions', 'images/10_mannequins', '--out', out], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return out
+
+
+class Addresses(HTMLParser):
+    def __init__(self): super().__init__(); self.found = []
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if tag in FETCHED and a.get(FETCHED[tag]): self.found.append(a[FETCHED[tag]])
+        self.found += re.findall(r'url\(([^)]+)\)', a.get('style') or '')
+
+
+def test_a_chapter_is_a_page_with_what_its_cells_show(site):
+    captions, drawn = (site/'images'/f'{n}.html' for n in ('05_captions', '10_mannequins'))
+    assert 'a woman by the sea' in captions.read_text() and '<table border="1" class="dataframe">' in captions.read_text()
+    assert re.search(r'<img[^>]+src="\.\./_images/', drawn.read_text())
+    assert '#| export' not in drawn.read_text() and 'default_exp' not in drawn.read_text()
+
+
+def test_a_module_is_a_page_with_its_parameters_and_a_way_to_its_chapter(site):
+    page = (site/'api'/'images.mannequins.html').read_text()
+    assert 'id="hgdpo_curate.images.mannequins.draw_person"' in page
+    assert 'the same seed draws the same picture' in page                                      # the comment beside the parameter
+    assert re.search(r'href="\.\./images/10_mannequins\.html#source-images-mannequins-draw-person"', page)
+    assert 'id="source-images-mannequins-draw-person"' in (site/'images'/'10_mannequins.html').read_text()
+
+
+def test_the_comment_beside_further_arguments_is_told(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/'docs'))
+    import build
+    from hgdpo_curate.workspace import create_workspace
+    page = build.entry(create_workspace, 'create_workspace', 'workspace', 'function')
+    assert '`**config` |  |  | overrides of `DEFAULTS`' in page and '**Returns** `Workspace` the one made or found' in page
+
+
+def test_no_page_asks_another_host(site):
+    pages, styles = list(site.rglob('*.html')), list(site.rglob('*.css'))
+    assert len(pages) >= 8 and styles
+    for p in pages:
+        seen = Addresses(); seen.feed(p.read_text())
+        assert seen.found and not [a for a in seen.found if re.match(r'\s*["\']?(\w+:)?//', a)], p
+    for p in styles: assert not re.search(r'@import\s+["\']?http|url\(\s*["\']?(https?:)?//', p.read_text()), p
+    assert str(ROOT) not in ''.join(p.read_text() for p in pages)
+
+
+def test_a_page_that_would_ask_another_host_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/'docs'))
+    import build
+    (tmp_path/'a.html').write_text('<a href="https://example.org">a link waits for a click</a><img src="b.png"><script src="_static/c.js"></script>')
+    assert not build.asks_outside(tmp_path)
+    for bad in ('<script async="async" src="https://cdn.example.org/x.js"></script>', '<p style="background: url(//example.org/y.png)">', '<link rel="stylesheet" href="http://example.org/z.css" />'):
+        (tmp_path/'b.html').write_text(bad)
+        assert [p for p, _ in build.asks_outside(tmp_path)] == ['b.html']
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; install it (apt-get install chromium) to read the site in a browser')
+def test_search_finds_a_function_from_the_file_system(site):
+    from playwright.sync_api import sync_playwright
+    asked = []
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        page = browser.new_page()
+        page.on('request', lambda r: asked.append(r.url))
+        page.goto(f'file://{site}/index.html')
+        page.get_by_placeholder('Search').fill('draw_person'); page.keyboard.press('Enter')
+        page.locator('ul.search li a', has_text='draw_person').first.click(timeout=20_000)
+        page.wait_for_url('**/api/images.mannequins.html*')
+        browser.close()
+    assert asked and not [a for a in asked if not a.startswith(('file:', 'data:'))]
