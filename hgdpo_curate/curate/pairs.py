@@ -110,15 +110,14 @@ def pairs_of(ws,                    # a `Workspace`
              prompts=None                      # only these prompt ids
             ) -> dict:                         # stage -> pairs; `attrs['dropped']` lists what was left out and why
     "The three stages' pairs from the tables of a workspace. Raises `UserError` when there is nothing to choose from."
-    im = ws.table('images')
-    if prompts is not None: im = im[im.prompt_id.isin(prompts)]
+    mine = ('prompt_id', prompts) if prompts is not None else None
+    im = ws.table('images', only=mine)
     sc = (ws.table('scores') if prompts is None else ws.table('scores', only=('image_id', im.image_id))).query('scorer == @scorer')
     if not len(sc): raise UserError(f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
-    reviews, flags = ws.table('reviews') if use_reviews else None, open_flags(ws) if use_flags else None
-    pr = ws.table('prompts').query("fold == 'train'")
+    reviews, flags = ws.table('reviews') if use_reviews else None, open_flags(ws, im.image_id if prompts is not None else None) if use_flags else None
+    pr = ws.table('prompts', only=mine).query("fold == 'train'")
     out = excluded_photos(ws, use_reviews, approved_only)
-    mine = pr if prompts is None else pr[pr.prompt_id.isin(prompts)]
-    barred = [dict(prompt_id=p, image_id=i, reason=out[i]) for p, i in zip(mine.prompt_id, mine.real_image_id) if i in out]
+    barred = [dict(prompt_id=p, image_id=i, reason=out[i]) for p, i in zip(pr.prompt_id, pr.real_image_id) if i in out]
     im = im[im.prompt_id.isin(pr.prompt_id[~pr.real_image_id.isin(out)])]
     pool = im[im.domain == 'generated']
     few = pool.groupby('prompt_id').size()
