@@ -112,18 +112,22 @@ def test_two_people_review_one_workspace_from_two_processes(ws, built):
 
 
 def test_a_crash_of_mongod_loses_nothing_that_was_confirmed(ws, tmp_path):
-    "In a process of its own, with a database of its own that is killed between two decisions."
-    code = ('import sys, pathlib\nfrom hgdpo_curate.curate import app, operators, samples\nfrom hgdpo_curate import open_workspace, UserError\n'
-            'ws = open_workspace(sys.argv[1])\nmongod = samples.start_database(sys.argv[2])\nds = app.build_dataset(ws)\n'
-            'photos = ds.load_saved_view("real: to review").values("id")\noperators.decide_samples(ds, photos[:2], "approve", "anna")\nmongod.kill()\nmongod.wait()\nprint("killed", flush=True)\n')
+    "In a process of its own, with a database of its own that is killed between two decisions, and while the samples of a dataset are written."
+    code = ('import sys\nfrom hgdpo_curate.curate import samples\nmongod = samples.start_database(sys.argv[2])\n'      # before the operators, which import fiftyone
+            'from hgdpo_curate.curate import app, operators\nfrom hgdpo_curate import open_workspace, UserError\n'
+            'ws = open_workspace(sys.argv[1])\nds = app.build_dataset(ws)\n'
+            'photos = ds.load_saved_view("real: to review").values("id")\noperators.decide_samples(ds, photos[:2], "approve", "anna")\nds.select(photos[2]).tag_samples("reject")\n'
+            'def dying(*a):\n    mongod.kill(); mongod.wait()\n    insert(*a)\n'
+            'insert, app.insert_samples = app.insert_samples, dying\n'
+            'try: app.build_dataset(ws)\nexcept UserError as e: print(e, flush=True)\n')
     env = {k: v for k, v in os.environ.items() if k != 'FIFTYONE_DATABASE_URI'}
-    done = subprocess.run([sys.executable, '-c', code, str(ws.root), str(tmp_path/'db')], capture_output=True, text=True, timeout=180, env=env)
-    assert 'killed' in done.stdout, done.stderr[-2000:]
-    assert (ws.table('reviews').decision == 'approve').sum() == 2               # the tables never depended on the database
+    done = subprocess.run([sys.executable, '-c', code, str(ws.root), str(tmp_path/'db')], capture_output=True, text=True, timeout=240, env=env)
+    assert 'no longer answers' in done.stdout, done.stderr[-2000:]
+    assert sorted(ws.table('reviews').decision) == ['approve', 'approve', 'reject']     # the tables never depended on the database; the tag was read before its sample was touched
     again = ('import sys\nfrom hgdpo_curate.curate import app, samples\nfrom hgdpo_curate import open_workspace\nmongod = samples.start_database(sys.argv[2])\n'
-             'print(len(app.build_dataset(open_workspace(sys.argv[1])).load_saved_view("real: approved")))\nmongod.terminate()\n')
+             'ds = app.build_dataset(open_workspace(sys.argv[1]))\nprint(len(ds), ds.count_values("decision")["approve"], ds.count_values("decision")["reject"])\nmongod.terminate()\n')
     done = subprocess.run([sys.executable, '-c', again, str(ws.root), str(tmp_path/'db')], capture_output=True, text=True, timeout=180, env=env)
-    assert done.stdout.strip().splitlines()[-1:] == ['2'], done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1:] == [f'{len(ws.table("images"))} 2 1'], done.stderr[-2000:]
 
 
 @mongo

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['IMAGE_DECISIONS', 'build_dataset', 'changed_prompts', 'write_prompts', 'refresh_prompts', 'read_reviews',
-           'plugins_folder', 'install_plugin', 'open_app', 'elsewhere']
+           'plugins_folder', 'install_plugin', 'open_app', 'show_inline', 'elsewhere']
 
 # %% ../../nbs/curate/33_app.ipynb #import-os
 import os
 from pathlib import Path
 
 from .reviews import clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, twins
-from .samples import FIELDS, INDEXES, LABEL_FIELDS, VIEWS, dataset_name, declare_fields, import_fiftyone, insert_samples, is_ours, own_tags, sample_id, save_views, update_samples
+from .samples import FIELDS, INDEXES, LABEL_FIELDS, VIEWS, database_answers, dataset_name, declare_fields, import_fiftyone, insert_samples, is_ours, own_tags, sample_id, save_views, update_samples
 from ..judge.anatomy import open_flags
 from ..workspace import DECISIONS, FLAGS, SCHEMAS, UsageError, UserError, open_workspace
 
@@ -24,7 +24,7 @@ def build_dataset(workspace,       # a `Workspace` or its folder
     fo = import_fiftyone()
     ws = open_workspace(workspace)
     if not len(ws.parts('images')): raise UserError(f'{ws.root} has no images yet; import photos with: hgdpo photos --workspace {ws.root} --folder PHOTOS')
-    with ws.lock():
+    with ws.lock(), database_answers():
         name, choices = dataset_name(ws), newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
         old = _load(fo, name) if fo.dataset_exists(name) else None
         if old is not None: _read_tags(old, ws)
@@ -140,7 +140,7 @@ def read_reviews(workspace, reviewer:str=None) -> tuple: # (decisions and flags 
     fo = import_fiftyone()
     ws = open_workspace(workspace)
     if not fo.dataset_exists(dataset_name(ws)): raise UserError(f'{ws.root} is not in the App yet; open it with: hgdpo curate --workspace {ws.root}')
-    with ws.lock(): return _read_tags(_load(fo, dataset_name(ws)), ws, reviewer)
+    with ws.lock(), database_answers(): return _read_tags(_load(fo, dataset_name(ws)), ws, reviewer)
 
 _DECIDED = {'$concatArrays': [{'$cond': [{'$gt': ['$decision', None]}, ['$decision'], []]}, {'$map': {'input': {'$ifNull': ['$confirmed', []]}, 'in': {'$concat': ['flag:', '$$this']}}}]}
 _SAYS_OTHERWISE = {'$expr': {'$not': {'$setEquals': [{'$ifNull': ['$tags', []]}, _DECIDED]}}}
@@ -210,6 +210,7 @@ def open_app(workspace,           # a `Workspace` or its folder
     "Build the dataset and open the App on it, inline in Jupyter, else in a browser tab; its address is printed. Raises `UserError` when the port is taken."
     import socket
     fo = import_fiftyone()
+    inline = fo.core.context.is_notebook_context() and launch.pop('auto', True)
     if view and view not in VIEWS: raise UsageError(f'There is no view {view!r}; choose one of {", ".join(VIEWS)}.')
     with socket.socket() as s:
         if s.connect_ex(('127.0.0.1', port)) == 0: raise UserError(f'The port {port} is in use, perhaps by another App; close that one or choose another with --port.')
@@ -217,10 +218,25 @@ def open_app(workspace,           # a `Workspace` or its folder
     ds = build_dataset(workspace, scorer)
     if ds.info.get('no_pairs'): print(f'There are no pairs to show yet: {ds.info["no_pairs"]}')
     if proxy_url: launch['config'] = fo.app_config.copy(); launch['config'].proxy_url = proxy_url
-    session = fo.launch_app(ds, view=ds.load_saved_view(view) if view else None, port=port, address='127.0.0.1', **launch)
+    session = fo.launch_app(ds, view=ds.load_saved_view(view) if view else None, port=port, address='127.0.0.1', **(dict(launch, auto=False) if inline else launch))
     print(f'The App is at {session.url}')
-    if fo.core.context.is_notebook_context() and not proxy_url: print(elsewhere(port))
+    if inline:
+        if not proxy_url: print(elsewhere(port))
+        show_inline(session)
     return session
+
+def show_inline(session, seconds:float=180) -> bool: # whether it is there
+    "Show the App below the cell as soon as its server answers; FiftyOne itself gives up at once where the server starts slowly."
+    import time
+    end = time.time() + seconds
+    while time.time() < end:
+        try: session.show()
+        except RuntimeError: time.sleep(.5)                                  # not connected yet
+        else:
+            session.auto = True
+            return True
+    print('The App does not answer yet, so it is not shown here; open its address, or call session.show() later.')
+    return False
 
 def elsewhere(port:int) -> str: # two sentences
     "What to do where the cell stays empty, because browser and notebook are on different machines."
