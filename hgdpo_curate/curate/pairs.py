@@ -43,7 +43,7 @@ def _finish(rows, dropped):
     return out
 
 def easy_pairs(images, scores, flags=None, reviews=None, prefer_flagged_losers:bool=False) -> pd.DataFrame:
-    "D_E: per prompt the best-scored image of the pool against the worst-scored one (or the worst-scored with a confirmed fault). Equal scores are dropped."
+    "D_E: per prompt the best-scored image of the pool against the worst-scored one (or the worst-scored with a confirmed fault, where one scores below the winner). Equal scores are dropped."
     faulty = set(barred_winners(flags)) if prefer_flagged_losers else set()
     pool = _scored(images[images.domain == 'generated'], scores)
     gone, barred, rows, dropped = rejected(reviews), barred_winners(flags, reviews), [], []
@@ -53,7 +53,8 @@ def easy_pairs(images, scores, flags=None, reviews=None, prefer_flagged_losers:b
         fit = g[~g.image_id.isin(barred)]
         dropped += [(pid, i, f'must not win: {barred[i]}') for i in g.image_id if i in barred]
         if len(g) < 2 or not len(fit): dropped.append((pid, '', 'fewer than two usable images')); continue
-        w, l = fit.iloc[-1], next((r for r in g.itertuples() if r.image_id in faulty), g.iloc[0])
+        w = fit.iloc[-1]
+        l = next((r for r in g.itertuples() if r.image_id in faulty and r.score < w.score), g.iloc[0])
         if not w.score > l.score: dropped.append((pid, w.image_id, 'no image scores above the loser')); continue
         rows.append((pid, w.image_id, l.image_id, w.score, l.score))
     return _finish(rows, dropped)
