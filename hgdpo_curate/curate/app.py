@@ -218,7 +218,10 @@ def open_app(workspace,           # a `Workspace` or its folder
     ds = build_dataset(workspace, scorer)
     if ds.info.get('no_pairs'): print(f'There are no pairs to show yet: {ds.info["no_pairs"]}')
     if proxy_url: launch['config'] = fo.app_config.copy(); launch['config'].proxy_url = proxy_url
-    session = fo.launch_app(ds, view=ds.load_saved_view(view) if view else None, port=port, address='127.0.0.1', **(dict(launch, auto=False) if inline else launch))
+    try: session = fo.launch_app(ds, view=ds.load_saved_view(view) if view else None, port=port, address='127.0.0.1', **(dict(launch, auto=False) if inline else launch))
+    except Exception as e:
+        if type(e).__name__ != 'ServiceListenTimeout': raise
+        raise UserError("The App's server did not start within a minute, which is all that FiftyOne waits; the machine is busy, try again when it is less so.") from e
     print(f'The App is at {session.url}')
     if inline:
         if not proxy_url: print(elsewhere(port))
