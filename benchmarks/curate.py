@@ -48,7 +48,16 @@ def fill(ws, n):
 def add_keypoints(ws, im):
     import pandas as pd
     points = np.random.default_rng(1).uniform(5, 40, (len(im), 17, 3)).round(1)
-    ws.append('detections', pd.DataFrame(dict(image_id=im.image_id, detector='vitpose', detector_version='x', kind='person', index=0, box=[[4., 4., 30., 48.]]*len(im), keypoints=list(points.tolist()), confidence=.9)))
+    for i in range(0, len(im), 2048):                                        # as a detector writes them
+        some, at = im.image_id[i:i+2048], points[i:i+2048]
+        ws.append('detections', pd.DataFrame(dict(image_id=some, detector='vitpose', detector_version='x', kind='person', index=0, box=[[4., 4., 30., 48.]]*len(some), keypoints=list(at.tolist()), confidence=.9)))
+
+
+def change(ws, im, every):
+    "New scores for every n-th prompt; how many images those are."
+    few = im[im.prompt_id.isin(im.prompt_id.unique()[::every])].image_id
+    ws.append('scores', [dict(image_id=i, scorer='tiny', scorer_version='x', score=9. + every) for i in few])
+    return len(few)
 
 
 def timed(do):
@@ -77,7 +86,7 @@ def plain_way(ws, keypoints):
 
 def views_of(ds):
     "Milliseconds for the count and the first 50 samples of every saved view; the middle of five tries."
-    from hgdpo_curate.curate.app import VIEWS
+    from hgdpo_curate.curate.samples import VIEWS
     out = {}
     for name in VIEWS:
         view = ds.load_saved_view(name)
@@ -87,46 +96,73 @@ def views_of(ds):
     return out
 
 
-def measure(n, folder, mongod):
-    import psutil
-    from hgdpo_curate.curate.app import build_dataset
+def measure_rows(ws, im, out):
+    "Without keypoints: build, bring up to date, decide, look. Gives the dataset and its views' milliseconds."
+    from hgdpo_curate.curate.app import build_dataset, read_reviews
     from hgdpo_curate.curate.operators import decide_samples
-    from hgdpo_curate.workspace import create_workspace
-    ws = create_workspace(folder/f'ws{n}', resolution='40x56')
-    im = fill(ws, n)
-    out = dict(images=len(im))
     out['build'], ds = timed(lambda: build_dataset(ws))
     out['plain add_samples'] = plain_way(ws, False)
     out['nothing changed'], ds = timed(lambda: build_dataset(ws))
-    few = im[im.prompt_id.isin(im.prompt_id.unique()[::100])]
-    ws.append('scores', [dict(image_id=i, scorer='tiny', scorer_version='x', score=9.) for i in few.image_id])
-    out['1% changed'], ds = timed(lambda: build_dataset(ws))
+    for label, every in (('0.1%', 1000), ('1%', 100), ('10%', 10)):
+        out[f'images of {label} of the prompts'] = change(ws, im, every)
+        out[f'{label} changed'], ds = timed(lambda: build_dataset(ws))
+    tagged = ds.match({'domain': 'generated'}).limit(len(im)//100)
+    tagged.tag_samples('flag:bad_hand')
+    out['1% tagged, read back'], (read, _) = timed(lambda: read_reviews(ws))
+    out['1% tagged, shown'], ds = timed(lambda: build_dataset(ws))
+    assert read == len(tagged)
     reals = ds.match({'domain': 'real'}).limit(20).values('id')
     out['a review (ms)'] = 1000*statistics.median(timed(lambda r=r: decide_samples(ds, [r], 'approve', 'anna'))[0] for r in reals)
-    views = views_of(ds)
+    return ds, views_of(ds)
+
+
+def measure_keypoints(ws, im, out):
+    "The same rows with a skeleton each."
+    from hgdpo_curate.curate.app import build_dataset
     add_keypoints(ws, im)
     out['build with keypoints'], ds = timed(lambda: build_dataset(ws, fresh=True))
+    change(ws, im, 100)
+    out['1% changed, with keypoints'], ds = timed(lambda: build_dataset(ws))
+    out['nothing changed, with keypoints'], ds = timed(lambda: build_dataset(ws))
     out['plain with keypoints'] = plain_way(ws, True)
+    return ds
+
+
+def measure(n, folder, mongod, parts):
+    import psutil
+    from hgdpo_curate.workspace import create_workspace
+    ws, views = create_workspace(folder/f'ws{n}', resolution='40x56'), {}
+    im = fill(ws, n)
+    out = dict(images=len(im))
+    if 'rows' in parts: ds, views = measure_rows(ws, im, out)
+    if 'keypoints' in parts: ds = measure_keypoints(ws, im, out)
     out['mongod (MiB)'], out['python (MiB)'] = mongod.memory_info().rss/2**20, psutil.Process().memory_info().rss/2**20
     ds.delete()
     return out, views
+
+
+def shown(name, value):
+    if name.startswith('images of'): return f'{value:,}'
+    return f'{value:.1f}' if '(' in name else f'{value:.2f} s' if value < 10 else f'{value:.1f} s'
 
 
 def main():
     import psutil
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('sizes', nargs='*', type=int, default=[1000, 10_000], help='how many images')
-    sizes = p.parse_args().sizes
-    from hgdpo_curate.curate.app import start_database
+    p.add_argument('--parts', nargs='+', default=['rows', 'keypoints'], choices=['rows', 'keypoints'], help='what to measure; at 100,000 images keypoints take most of the time')
+    sizes, parts = (a := p.parse_args()).sizes, a.parts
+    from hgdpo_curate.curate.samples import start_database
     with tempfile.TemporaryDirectory() as d:
         process = start_database(Path(d)/'db')
         mongod, found = psutil.Process(process.pid), []
-        for n in sizes: found.append(measure(n, Path(d), mongod))
+        for n in sizes: found.append(measure(n, Path(d), mongod, parts))
         print(f'\n{date.today()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total/2**30:.0f} GiB\n')
         keys = list(found[0][0])
         print('| | ' + ' | '.join(f'{o["images"]:,} images' for o, _ in found) + ' |\n|' + '---|'*(len(found) + 1))
-        for k in keys[1:]: print(f'| {k} | ' + ' | '.join(f'{o[k]:.1f}{"" if "(" in k else " s"}' for o, _ in found) + ' |')
-        for a, b in (('plain add_samples', 'build'), ('plain with keypoints', 'build with keypoints')): print(f'| {a} : {b} | ' + ' | '.join(f'{o[a]/o[b]:.1f} times' for o, _ in found) + ' |')
+        for k in keys[1:]: print(f'| {k} | ' + ' | '.join(f'{shown(k, o[k])}' for o, _ in found) + ' |')
+        for a, b in (('plain add_samples', 'build'), ('plain with keypoints', 'build with keypoints')):
+            if b in keys: print(f'| {a} : {b} | ' + ' | '.join(f'{o[a]/o[b]:.1f} times' for o, _ in found) + ' |')
         for v in found[0][1]: print(f'| `{v}`: count, first 50 (ms) | ' + ' | '.join(f'{views[v][0]:.0f}, {views[v][1]:.0f}' for _, views in found) + ' |')
         process.terminate()
 

@@ -24,7 +24,7 @@ def _check_opencv():
     return len(found) == 1, ', '.join(found) or 'none', 'two builds share one folder and one silently wins; keep one: pip uninstall -y opencv-python opencv-python-headless && pip install "opencv-python-headless<5"'
 def _check_mongodb():
     import tempfile
-    from hgdpo_curate.curate.app import start_database
+    from hgdpo_curate.curate.samples import start_database
     uri = os.environ.get('FIFTYONE_DATABASE_URI')
     if uri:
         from pymongo import MongoClient

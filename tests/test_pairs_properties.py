@@ -49,3 +49,11 @@ def test_a_confirmed_fault_never_wins_and_a_rejected_image_is_nowhere(prompts, d
     reviews = pd.DataFrame([dict(subject_id=i, decision='reject') for i in sorted(gone)], columns=['subject_id', 'decision'])
     for df in three(images, scores, flags=flags, reviews=reviews):
         assert not df.winner_id.isin(bad | gone).any() and not df.loser_id.isin(gone).any()
+
+
+def test_a_fault_that_scores_above_every_winner_leaves_the_plain_loser():
+    images, scores = tables([dict(pool=[.25, .5, .75, 1.5], recon={})])
+    flags = pd.DataFrame([dict(image_id='0g3', flag='extra_limb', status='confirmed')])
+    choose = lambda f: easy_pairs(images, scores, f, prefer_flagged_losers=True)[['winner_id', 'loser_id']].values.tolist()
+    assert choose(flags) == [['0g2', '0g0']]
+    assert choose(pd.concat([flags, flags.assign(image_id='0g1')])) == [['0g2', '0g1']]

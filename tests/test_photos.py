@@ -179,3 +179,26 @@ def test_a_withdrawal_is_not_undone_by_a_copy_elsewhere(tmp_path):
     state(here, 'yes')                                                          # corrected where it was said
     import_photos(ws, here, progress=plain)
     assert set(ws.table('photo_facts').consent) == {'yes'}
+
+
+def test_a_gps_position_is_reported_and_not_in_the_copy(tmp_path, capsys):
+    "In the EXIF block and in XMP; the photo itself is not touched."
+    import json
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.mannequins import draw_person
+    from PIL import Image
+    folder = tmp_path/'photos'
+    folder.mkdir()
+    exif = Image.Exif()
+    exif.get_ifd(0x8825).update({1: 'N', 2: (52., 31., 12.), 3: 'E', 4: (13., 24., 36.)})
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description exif:GPSLatitude="52,31.2N"/></x:xmpmeta>'
+    for n, more in enumerate((dict(exif=exif), dict(xmp=xmp), {})): draw_person(n).pil().resize((80, 112)).save(folder/f'{n}.jpg', **more)
+    (folder/'metadata.jsonl').write_text('\n'.join(json.dumps(dict(file_name=f'{n}.jpg', text=f'person {n}')) for n in range(3)))
+    ws = create_workspace(tmp_path/'ws', resolution='80x112')
+    report = import_photos(ws, folder, progress=plain)
+    assert report.with_position == 2 and 'GPS position' in str(report)
+    assert ws.table('photo_facts').merge(ws.table('images')[['image_id', 'prompt_id']]).merge(ws.table('prompts')[['prompt_id', 'prompt']]).sort_values('prompt').exif_gps.tolist() == ['present', 'present', '']
+    for path in ws.table('images').path:
+        copy = (ws.root/path).read_bytes()
+        with Image.open(ws.root/path) as im: assert not dict(im.getexif()) and not {'exif', 'xmp', 'XML:com.adobe.xmp'} & set(im.info)
+        assert b'GPS' not in copy and b'eXIf' not in copy

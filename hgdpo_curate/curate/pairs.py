@@ -43,7 +43,7 @@ def _finish(rows, dropped):
     return out
 
 def easy_pairs(images, scores, flags=None, reviews=None, prefer_flagged_losers:bool=False) -> pd.DataFrame:
-    "D_E: per prompt the best-scored image of the pool against the worst-scored one (or the worst-scored with a confirmed fault). Equal scores are dropped."
+    "D_E: per prompt the best-scored image of the pool against the worst-scored one (or the worst-scored with a confirmed fault, where one scores below the winner). Equal scores are dropped."
     faulty = set(barred_winners(flags)) if prefer_flagged_losers else set()
     pool = _scored(images[images.domain == 'generated'], scores)
     gone, barred, rows, dropped = rejected(reviews), barred_winners(flags, reviews), [], []
@@ -53,7 +53,8 @@ def easy_pairs(images, scores, flags=None, reviews=None, prefer_flagged_losers:b
         fit = g[~g.image_id.isin(barred)]
         dropped += [(pid, i, f'must not win: {barred[i]}') for i in g.image_id if i in barred]
         if len(g) < 2 or not len(fit): dropped.append((pid, '', 'fewer than two usable images')); continue
-        w, l = fit.iloc[-1], next((r for r in g.itertuples() if r.image_id in faulty), g.iloc[0])
+        w = fit.iloc[-1]
+        l = next((r for r in g.itertuples() if r.image_id in faulty and r.score < w.score), g.iloc[0])
         if not w.score > l.score: dropped.append((pid, w.image_id, 'no image scores above the loser')); continue
         rows.append((pid, w.image_id, l.image_id, w.score, l.score))
     return _finish(rows, dropped)
@@ -137,15 +138,14 @@ def pairs_of(ws,                    # a `Workspace`
              controls:bool=False               # the pairs of the paper's controls too, see `control_pairs`
             ) -> dict:                         # stage -> pairs; `attrs['dropped']` lists what was left out and why
     "The three stages' pairs from the tables of a workspace. Raises `UserError` when there is nothing to choose from."
-    im = ws.table('images')
-    if prompts is not None: im = im[im.prompt_id.isin(prompts)]
+    mine = ('prompt_id', prompts) if prompts is not None else None
+    im = ws.table('images', only=mine)
     sc = (ws.table('scores') if prompts is None else ws.table('scores', only=('image_id', im.image_id))).query('scorer == @scorer')
     if not len(sc): raise UserError(f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
-    reviews, flags = ws.table('reviews') if use_reviews else None, open_flags(ws) if use_flags else None
-    pr = ws.table('prompts').query("fold == 'train'")
+    reviews, flags = ws.table('reviews') if use_reviews else None, open_flags(ws, im.image_id if prompts is not None else None) if use_flags else None
+    pr = ws.table('prompts', only=mine).query("fold == 'train'")
     out = excluded_photos(ws, use_reviews, approved_only)
-    mine = pr if prompts is None else pr[pr.prompt_id.isin(prompts)]
-    barred = [dict(prompt_id=p, image_id=i, reason=out[i]) for p, i in zip(mine.prompt_id, mine.real_image_id) if i in out]
+    barred = [dict(prompt_id=p, image_id=i, reason=out[i]) for p, i in zip(pr.prompt_id, pr.real_image_id) if i in out]
     im = im[im.prompt_id.isin(pr.prompt_id[~pr.real_image_id.isin(out)])]
     pool = im[im.domain == 'generated']
     few = pool.groupby('prompt_id').size()

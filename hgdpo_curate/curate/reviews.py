@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reviewer_name', 'decide', 'flag_images_by_hand', 'clear_flags', 'mark_duplicates', 'last_words', 'newest_choices',
-           'sample_rows', 'differs', 'review_progress']
+           'sample_rows', 'twins', 'differs', 'review_progress']
 
 # %% ../../nbs/curate/31_reviews.ipynb #import-getpass-os
 import getpass, os
@@ -83,11 +83,10 @@ def sample_rows(workspace, scorer:str=None, prompts=None) -> pd.DataFrame: # who
     "One row per image, with all that is known of it."
     ws = open_workspace(workspace)
     choices = newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
-    im = ws.table('images').drop(columns='at').drop(columns='sha256')
-    if prompts is not None: im = im[im.prompt_id.isin(list(prompts))]
+    im = ws.table('images', only=('prompt_id', prompts) if prompts is not None else None).drop(columns=['at', 'sha256'])
     ids = None if prompts is None else list(im.image_id)
     part = lambda name, column='image_id': ws.table(name, only=(column, ids) if ids is not None else None)
-    im = im.merge(ws.table('prompts')[['prompt_id', 'prompt', 'fold']], on='prompt_id', how='left')
+    im = im.merge(ws.table('prompts', only=('prompt_id', prompts) if prompts is not None else None)[['prompt_id', 'prompt', 'fold']], on='prompt_id', how='left')
     im['score'] = im.image_id.map(part('scores').query('scorer == @choices.get("scorer", "tiny")').set_index('image_id').score)
     pool = im[im.domain == 'generated'].sort_values(['prompt_id', 'score', 'image_id'], ascending=[True, False, True])
     im['rank'] = pool.groupby('prompt_id').cumcount()
@@ -101,7 +100,7 @@ def sample_rows(workspace, scorer:str=None, prompts=None) -> pd.DataFrame: # who
     for c in ('reviewer', 'said', 'contested'): im[c] = im.image_id.map(last[c])
     dup = ws.table('duplicates')
     im['duplicate'] = im.image_id.isin({*dup.image_id, *dup.other_id}) | (im.decision == 'duplicate')
-    im['twins'] = im.image_id.map(_twins(dup))
+    im['twins'] = im.image_id.map(twins(dup))
     facts = part('photo_facts').set_index('image_id')
     for c in ('consent', 'licence', 'sharpness', 'coverage', 'photo_width', 'photo_height'): im[c] = im.image_id.map(facts[c])
     if ws.parts('detections'):
@@ -110,12 +109,16 @@ def sample_rows(workspace, scorer:str=None, prompts=None) -> pd.DataFrame: # who
     else: im['faces'] = None
     return _roles(ws, im, choices, prompts)
 
-def _twins(dup) -> dict: # image id -> the first id of those that look alike
-    group = {}
+def twins(dup) -> dict: # rows of `duplicates`; image id -> the first id of those that look alike
+    "Who belongs together, also by way of a third image."
+    above = {}
+    def first(i):
+        while (up := above.setdefault(i, i)) != i: above[i] = above[up]; i = up
+        return i
     for a, b in zip(dup.image_id, dup.other_id):
-        first = min(group.get(a, a), group.get(b, b))
-        for k in [k for k, v in group.items() if v in (group.get(a, a), group.get(b, b))] + [a, b]: group[k] = first
-    return group
+        a, b = sorted((first(a), first(b)))
+        above[b] = a
+    return {i: first(i) for i in list(above)}
 
 def differs(easy, failure:bool, flagged:bool) -> bool: # winner, loser or None; whether any flag was ever given in this workspace
     "Whether score and flags disagree: a winner is flagged, or a loser is clean."
