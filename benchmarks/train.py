@@ -106,7 +106,9 @@ def count_memory(config, size, name, batch, checkpointing, xl=False):
     from hgdpo_curate.adapters import add_lora
     from hgdpo_curate.train.losses import denoising_error, diffusion_dpo_loss, statistics_matching_loss
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device('cuda'):
-        unet = UNet2DConditionModel(**config).to(torch.bfloat16)
+        torch.set_default_dtype(torch.bfloat16)
+        unet = UNet2DConditionModel(**config)
+        torch.set_default_dtype(torch.float32)
         unet.requires_grad_(False)
         add_lora(unet, 'unet', 8)
         if checkpointing: unet.enable_gradient_checkpointing()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HOW', 'run_stage', 'recipe_of', 'fingerprint_of', 'stage_pairs', 'train_curriculum', 'train_sft']
 
-# %% ../../nbs/train/48_curriculum.ipynb #import-dataclasses-json
-import dataclasses, json
+# %% ../../nbs/train/48_curriculum.ipynb #import-json
+import json
 from dataclasses import replace
 from pathlib import Path
 

@@ -104,7 +104,7 @@ class StageRun:
     def mixed(self):
         "Half precision where the base is in half precision; the LoRA's weights stay float32."
         import torch
-        return torch.autocast(self.pipe.device.type, self.pipe.unet.dtype, enabled=self.pipe.unet.dtype != torch.float32)
+        return contextlib.nullcontext() if self.pipe.unet.dtype == torch.float32 else torch.autocast(self.pipe.device.type, self.pipe.unet.dtype)
 
     def predict(self, noisy, timesteps, conditioning):
         import torch
@@ -157,7 +157,7 @@ def reference_says(run:StageRun, batch:Batch): # (n, 2 + c): winner's error, los
         with torch.no_grad(), on_base: pred = run.predict(batch.noisy[i], batch.timesteps[i], cond)
         err, means = denoising_error(pred, batch.target[i]), pred[:len(missing)].float().mean((2, 3))
         said[missing] = torch.cat([torch.stack(err.chunk(2), 1), means], 1).to(said.dtype)
-    if run.fixed is not None: _share(run, batch, said)
+    if run.fixed is not None and (missing or run.team.size > 1): _share(run, batch, said)      # several processes: another may have met what this one knows
     return said
 
 def _share(run, batch, said):
