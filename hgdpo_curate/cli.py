@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLAGS_OF', 'STATED', 'VERBS', 'NO_WORKSPACE', 'do_init', 'do_photos', 'do_pool', 'do_recon', 'do_score', 'do_flag',
            'do_sft', 'do_tiny', 'do_curate', 'do_review', 'do_pairs', 'do_train', 'do_sample', 'do_evaluate', 'do_card',
-           'do_demo', 'do_status', 'do_doctor', 'whole', 'port', 'Parser', 'make_parser', 'main']
+           'do_forget', 'do_demo', 'do_status', 'do_doctor', 'whole', 'port', 'Parser', 'make_parser', 'main']
 
 # %% ../nbs/71_cli.ipynb #import-argparse-importlib-os-sys
 import argparse, importlib, os, sys
@@ -82,6 +82,9 @@ def do_card(a):
     if missing: print(f'Incomplete: {", ".join(missing)} still to be filled in; write the questions with: hgdpo card --ask --workspace {a.workspace}')
     return 1 if missing and a.strict else 0
 
+def do_forget(a):
+    for subject in a.subject or [None]: print(_call('document.forget.forget', a.workspace, subject, a.reason, a.dry_run, not a.no_app))
+
 def do_demo(a): _call('demo.run_demo', a.workspace or 'demo', a.quick, not a.no_app)
 
 def do_status(a): print(_call('workspace.workspace_status', a.workspace))
@@ -144,6 +147,7 @@ VERBS = {  # verb: (function, help, groups of flags, own flags)
     'sample': (do_sample, 'draw images with the trained LoRA', ['seed'], [('--prompt', dict(nargs='+', required=True, help='texts')), ('--run', dict(help='name of a run (default: base)')), ('--output', dict(help='folder for the PNG files')), ('--per_prompt', dict(type=whole(1), default=1, help='images per prompt')), ('--device', dict(help='torch device'))]),
     'evaluate': (do_evaluate, 'measure every stage of a run on the test prompts', ['scorer'], [('--run', dict(required=True, help='name of a run')), ('--per_prompt', dict(type=whole(1), default=2, help='images per prompt')), ('--limit', dict(type=whole(1), help='only the first so many test prompts')), ('--device', dict(help='torch device'))]),
     'card': (do_card, 'write the data card of a split', [], [('--split', dict(default='v1', help='name of the split')), ('--ask', dict(action='store_true', help='write the questions that only a person can answer')), ('--strict', dict(action='store_true', help='exit 1 while answers are missing'))]),
+    'forget': (do_forget, 'take a photo of a person, and all made from it, out of everything', [], [('subject', dict(nargs='*', metavar='PHOTO', help='image ids as the App shows them, or the photos\' files; none goes on with an interrupted removal')), ('--reason', dict(default='asked to be taken out', help='written on the tombstone; name nobody')), ('--dry_run', dict(action='store_true', help='only say what would go')), ('--no_app', dict(action='store_true', help='leave FiftyOne\'s dataset for later'))]),
     'status': (do_status, 'say what a workspace holds', [], []), 'doctor': (do_doctor, 'check this machine, and say for each problem what to do', [], []),
     'demo': (do_demo, 'walk the whole way on drawn people', [], [('--quick', dict(action='store_true', help='the smallest size, to see it run')), ('--no_app', dict(action='store_true', help='without FiftyOne'))])}
 NO_WORKSPACE = {'doctor', 'demo', 'tiny'}     # these run without one
