@@ -76,9 +76,11 @@ def do_evaluate(a):
     print((Path(a.workspace)/'runs'/a.run/'evaluation'/'table.md').read_text())
 
 def do_card(a):
-    if a.ask: print(_call('document.cards.ask', a.workspace)); return 0
-    card, missing = _call('document.cards.make_card', a.workspace, a.split)
-    print(card)
+    if a.package: print(*_call('document.shipped.write_shipped_cards', a.output, a.measure), sep='\n'); return 0
+    if not a.workspace: _usage('--workspace is needed')
+    if a.ask: print(_call('document.answers.ask', a.workspace)); return 0
+    missing = _call('document.answers.missing', _call('document.answers.read_answers', a.workspace))
+    print(_call('document.model_cards.write_model_card', a.workspace, a.run) if a.run else _call('document.cards.make_card', a.workspace, a.split, a.with_photos)[0])
     if missing: print(f'Incomplete: {", ".join(missing)} still to be filled in; write the questions with: hgdpo card --ask --workspace {a.workspace}')
     return 1 if missing and a.strict else 0
 
@@ -146,11 +148,13 @@ VERBS = {  # verb: (function, help, groups of flags, own flags)
     'train': (do_train, 'train the curriculum on a frozen split', ['model', 'recipe', 'seed'], [('--split', dict(default='v1', help='name of the split')), ('--preset', dict(default='sd15-paper', help='sd15-paper, mannequin or tiny-photos')), ('--run', dict(help='name of the run (default: the preset\'s)')), ('--beta_dpo', dict(type=float, help='DPO strength, with the half of Diffusion-DPO\'s code (x2 to match diffusers\' SD1.5 script)')), ('--lambda_stat', dict(type=float, help='weight of statistics matching')), ('--caption_dropout', dict(type=float, help='share of pairs with the empty prompt')), ('--checkpointing_steps', dict(type=whole(1), help='steps between checkpoints')), ('--checkpoints_total_limit', dict(type=whole(1), help='checkpoints kept per stage')), ('--resume_from_checkpoint', dict(default='latest', help='"latest" goes on, "" starts unfinished stages anew')), ('--optimizer', dict(help='adamw or adamw8bit')), ('--device', dict(help='torch device')), ('--mixed_precision', dict(choices=['no', 'fp16', 'bf16'], help='dtype of the frozen weights')), ('--set', dict(nargs='*', default=[], metavar='FIELD=VALUE', help='any other field, also of one stage: easy.max_train_steps=200'))]),
     'sample': (do_sample, 'draw images with the trained LoRA', ['seed'], [('--prompt', dict(nargs='+', required=True, help='texts')), ('--run', dict(help='name of a run (default: base)')), ('--output', dict(help='folder for the PNG files')), ('--per_prompt', dict(type=whole(1), default=1, help='images per prompt')), ('--device', dict(help='torch device'))]),
     'evaluate': (do_evaluate, 'measure every stage of a run on the test prompts', ['scorer'], [('--run', dict(required=True, help='name of a run')), ('--per_prompt', dict(type=whole(1), default=2, help='images per prompt')), ('--limit', dict(type=whole(1), help='only the first so many test prompts')), ('--device', dict(help='torch device'))]),
-    'card': (do_card, 'write the data card of a split', [], [('--split', dict(default='v1', help='name of the split')), ('--ask', dict(action='store_true', help='write the questions that only a person can answer')), ('--strict', dict(action='store_true', help='exit 1 while answers are missing'))]),
+    'card': (do_card, 'write the data card of a split, or the model card of a run', [], [('--split', dict(default='v1', help='name of the split')), ('--run', dict(help='write the model card of this run instead')), ('--ask', dict(action='store_true', help='write the questions that only a person can answer, as data_cards/answers.yaml')),
+        ('--with_photos', dict(action='store_true', help='show photographs and their reconstructions too; without it only generated images')), ('--strict', dict(action='store_true', help='exit 1 while answers are missing')), ('--package', dict(action='store_true', help='write the cards of what this package carries instead')),
+        ('--measure', dict(action='store_true', help='with --package: measure its networks anew')), ('--output', dict(default='data_cards', help='with --package: folder'))]),
     'forget': (do_forget, 'take a photo of a person, and all made from it, out of everything', [], [('subject', dict(nargs='*', metavar='PHOTO', help='image ids as the App shows them, or the photos\' files; none goes on with an interrupted removal')), ('--reason', dict(default='asked to be taken out', help='written on the tombstone; name nobody')), ('--dry_run', dict(action='store_true', help='only say what would go')), ('--no_app', dict(action='store_true', help='leave FiftyOne\'s dataset for later'))]),
     'status': (do_status, 'say what a workspace holds', [], []), 'doctor': (do_doctor, 'check this machine, and say for each problem what to do', [], []),
     'demo': (do_demo, 'walk the whole way on drawn people', [], [('--quick', dict(action='store_true', help='the smallest size, to see it run')), ('--no_app', dict(action='store_true', help='without FiftyOne'))])}
-NO_WORKSPACE = {'doctor', 'demo', 'tiny'}     # these run without one
+NO_WORKSPACE = {'doctor', 'demo', 'tiny', 'card'}     # these run without one
 
 def make_parser():
     "The parser of all verbs."

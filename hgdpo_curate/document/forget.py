@@ -94,6 +94,7 @@ def register(ws, t:Traces, reason:str):
 def renew_cards(ws, t:Traces) -> list: # sentences
     "Write the cards of splits and runs again, or delete them."
     from hgdpo_curate.document.cards import card_files, make_card
+    from hgdpo_curate.document.model_cards import write_model_card
     said = []
     for split in t.splits:
         had = [f for f in card_files(ws, split) if f.exists()]
@@ -101,6 +102,11 @@ def renew_cards(ws, t:Traces) -> list: # sentences
         try:
             if had: make_card(ws, split)
         except UserError as e: said.append(f'The card of the split {split} was deleted; it cannot be written again ({e})')
+    for run in t.runs:
+        if not (ws.root/'runs'/run/'README.md').exists(): continue
+        for f in (ws.root/'runs'/run/'README.md', ws.root/'runs'/run/'final'/'README.md'): f.unlink(missing_ok=True)
+        try: write_model_card(ws, run)
+        except UserError as e: said.append(f'The card of the run {run} was deleted; it cannot be written again ({e})')
     return said
 
 # %% ../../nbs/document/68_forget.ipynb #forget-function

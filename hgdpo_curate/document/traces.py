@@ -14,6 +14,7 @@ from itertools import permutations
 from pathlib import Path
 
 from ..curate.pairs import STAGES
+from .pages import escape
 from ..images.captions import SUFFIXES
 from ..images.photos import pixel_hash, read_photo, tombstone_of
 from ..train.cache import prompt_key
@@ -130,7 +131,7 @@ class Needles:
 
 def _forms(text):
     "A text as files of several kinds write it."
-    out = {text, html.escape(text), html.escape(text, quote=False), html.escape(text, quote=False).replace('|', '\\|')}
+    out = {text, html.escape(text), html.escape(text, quote=False), escape(text)}
     return out | {json.dumps(x, ensure_ascii=a)[1:-1] for x in (text,) for a in (True, False)}
 
 # %% ../../nbs/document/67_traces.ipynb #erase
