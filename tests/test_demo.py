@@ -8,9 +8,9 @@ def test_the_demo_runs_whole_and_a_second_time_does_nothing_twice(tmp_path, caps
     from hgdpo_curate import open_workspace, run_demo
     ws = open_workspace(run_demo(tmp_path/'demo', quick=True, progress=quiet))
     out = capsys.readouterr().out
-    for words in ('| base |', '| hard + text encoder |', 'pool picture', 'grid', 'LoRA', 'card', 'hgdpo curate --workspace'): assert words in out
+    for words in ('| base |', '| hard + text encoder |', 'pool picture', 'grid', 'LoRA', 'card', 'model card', 'hgdpo curate --workspace'): assert words in out
     run = ws.root/'runs'/'demo'
-    for f in ('final/pytorch_lora_weights.safetensors', 'final/kohya_lora_weights.safetensors', 'evaluation/table.md', 'evaluation/grid.png', 'evaluation/pool.png', 'easy/curves.png'): assert (run/f).exists(), f
+    for f in ('final/pytorch_lora_weights.safetensors', 'final/kohya_lora_weights.safetensors', 'evaluation/table.md', 'evaluation/grid.png', 'evaluation/pool.png', 'easy/curves.png', 'README.md', 'final/README.md'): assert (run/f).exists(), f
     card = (ws.root/'splits'/'v1'/'README.md').read_text()
     assert 'Incomplete' in card and 'CC0-1.0' in card
     made = {p: p.stat().st_mtime_ns for p in (ws.root/'images').rglob('*.png')}

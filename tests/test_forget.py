@@ -39,7 +39,7 @@ def test_nothing_is_left_and_everything_else_is(lived_in, copy_of):
     assert grep(ws.root, *needles) == [] and not gone.proof.found and gone.proof.cells > 100
     assert len(ws.table('images')) == before['images'] - len(gone.traces.images) and len(ws.table('scores')) == before['scores'] - len(gone.traces.images)
     assert all((ws.root/p).exists() for p in ws.table('images').path) and Path(one['original']).exists()
-    assert ws.table('reviews').note.tolist() == ['a duplicate of [removed]'] and not len(ws.table('duplicates')) and not len(ws.table('flags'))
+    assert ws.table('reviews').note.tolist() == ['a duplicate of [removed]'] and not len(ws.table('duplicates')) and not ws.table('flags', history=True).image_id.isin(gone.traces.images).any()
     said = str(gone)
     for words in ('broken by removal', 'run r was trained on it', one['original'], 'looks alike and stays', 'nothing of it is left'): assert words in said
     assert not list((ws.root/'runs'/'r').rglob('grid.png')) and list((ws.root/'runs'/'r').rglob('curves.png')) and not list((ws.root/'samples').glob('*'))
@@ -74,6 +74,20 @@ def test_a_split_is_broken_too_when_only_its_test_prompts_held_the_photo(lived_i
     gone = forget(ws, photo, app=False, progress=quiet)
     assert gone.traces.splits == {'v1': {'test_prompts': 1}} and gone.traces.runs == {'r': 'tested on it'}
     with pytest.raises(UserError, match='BROKEN_BY_REMOVAL'): load_split(ws)
+
+
+def test_a_split_that_only_lists_the_photo_among_what_was_left_out_stays_whole(lived_in, copy_of):
+    from hgdpo_curate import freeze_split
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    ws.append('reviews', [dict(subject_id=one['photo'], decision='reject', reviewer='a', note='')])
+    freeze_split(ws, 'without', load_split(ws)['info']['scorer'])
+    before = load_split(ws, 'without')
+    assert any(d['prompt_id'] for d in before['info']['dropped']['easy'] if d['image_id'] == one['photo'])
+    with pytest.raises(KeyboardInterrupt): forget(ws, one['photo'], app=False, progress=stop_at('taking out', 4))
+    gone = forget(ws, app=False, progress=quiet)
+    assert set(gone.traces.splits) == {'v1'} and 'without' in gone.traces.listed
+    assert load_split(ws, 'without')['easy'].equals(before['easy']) and grep(ws.root, one['photo'], one['prompt']) == []
 
 
 def test_import_refuses_the_photo_under_another_name_and_takes_the_others(lived_in, copy_of, tmp_path):

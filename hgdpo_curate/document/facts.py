@@ -139,7 +139,7 @@ def judged(ws) -> pd.DataFrame: # image_id, prompt_id, rule, human: whether eith
     harm = flags[~flags.flag.isin(HARMLESS_FLAGS)]
     by_rule, by_human = flags[flags.source != 'human'], flags[flags.source == 'human']
     looked = {*ws.table('detections').image_id, *by_rule.image_id}
-    spoken = {*by_human.image_id[by_human.flag != 'unsure']}
+    spoken = {*by_human.image_id[by_human.status.isin(['confirmed', 'cleared']) & (by_human.flag != 'unsure')]}
     rule = {*harm.image_id[(harm.source != 'human') & (harm.status == 'proposed')]}
     human = {*harm.image_id[(harm.source == 'human') & (harm.status == 'confirmed')]}
     ids = sorted(looked & spoken & set(im.index))

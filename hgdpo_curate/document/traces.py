@@ -38,6 +38,7 @@ class Traces:
     embedded: list = field(default_factory=list)  # a piece of each as base64, as pages embed pictures
     paths: list = field(default_factory=list)     # image files, relative to the workspace
     splits: dict = field(default_factory=dict)    # split -> {file: rows that name it}
+    listed: dict = field(default_factory=dict)    # split without such rows -> its files that list the photo among what was left out
     runs: dict = field(default_factory=dict)      # run -> 'trained on it' or 'tested on it'
     alike: list = field(default_factory=list)     # photos that look alike and stay
 
@@ -71,8 +72,8 @@ def traces_of(ws, subject:str) -> Traces: # an image id, a prompt id or a photo 
                {s: (ws.root/p).stat().st_size for s, p in zip(own.sha256, own.path) if p in paths and s not in set(others.sha256)}, [_piece((ws.root/p).read_bytes()) for p in paths], paths)
     t.pairs = sorted({short_id('pair', s, p, *two) for p, g in own.groupby('prompt_id') for s in STAGES for two in permutations(sorted(set(g.image_id)), 2)})
     t.alike = sorted((set(dup.other_id[dup.image_id == photo]) | set(dup.image_id[dup.other_id == photo])) - {photo})
-    t.splits, t.runs = _splits_with(ws, t), {}
-    t.runs = _runs_on(ws, t)
+    t.splits = _splits_with(ws, t)
+    t.listed, t.runs = _splits_that_list(ws, t), _runs_on(ws, t)
     return t
 
 def _piece(data:bytes) -> str: # 160 characters of the middle of a file as base64
@@ -86,6 +87,14 @@ def _splits_with(ws, t) -> dict:
     for f in sorted((ws.root/'splits').glob('[!.]*/*.parquet')):
         n = sum(p in set(t.prompts) for p in pq.read_table(f, columns=['prompt_id'])['prompt_id'].to_pylist())
         if n: out.setdefault(f.parent.name, {})[f.stem] = n
+    return out
+
+def _splits_that_list(ws, t) -> dict:
+    "pandas keeps what was left out in a file's metadata."
+    import pyarrow.parquet as pq
+    out, needles = {}, Needles(t)
+    for f in sorted((ws.root/'splits').glob('[!.]*/*.parquet')):
+        if f.parent.name not in t.splits and needles.hit(str(pq.read_schema(f).metadata or '')): out.setdefault(f.parent.name, []).append(f.name)
     return out
 
 def _runs_on(ws, t) -> dict:
@@ -181,12 +190,22 @@ def _erase_rows(file, needles):
         if part:
             redacted += len(part)
             table = table.set_column(i, table.schema.field(i), pa.array([part.get(k, values[k]) for k in at], table.schema.field(i).type))
+    old = table.schema.metadata or {}
+    meta = {k: _clean_metadata(v, needles) for k, v in old.items()}
+    redacted += sum(meta[k] != v for k, v in old.items())
     if not gone.any() and not redacted: return ''
-    kept = table.filter(pa.array(~gone))
+    kept = table.filter(pa.array(~gone)).replace_schema_metadata(meta or None)
     if not len(kept) and file.parent.parent.name == 'tables': file.unlink()
     else:
         with atomic_path(file) as tmp: pq.write_table(kept, tmp)
     return ', '.join(x for x in (f'{gone.sum()} rows out' if gone.any() else '', f'{redacted} texts blacked out' if redacted else '') if x)
+
+def _clean_metadata(value:bytes, needles) -> bytes:
+    "What pandas wrote beside the columns: JSON, of which entries go."
+    text = value.decode('utf-8', 'replace')
+    if not needles.hit(text): return value
+    try: return json.dumps(_without(json.loads(text), needles)).encode()
+    except ValueError: return needles.redact(text).encode()
 
 def _hashable(v): return v if isinstance(v, str) else tuple(leaves(v))
 
