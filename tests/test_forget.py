@@ -15,8 +15,9 @@ from conftest import ROOT, plain, quiet, winner
 
 from hgdpo_curate import UserError, forget, import_photos, load_split
 from hgdpo_curate.cli import main
+from hgdpo_curate.document.erase import PLAN, erase, search
 from hgdpo_curate.document.forget import REGISTER
-from hgdpo_curate.document.traces import PLAN, Needles, erase, search, traces_of
+from hgdpo_curate.document.traces import Needles, traces_of
 
 
 def grep(root, *needles):
@@ -155,7 +156,7 @@ def test_the_search_finds_what_is_planted_and_the_command_then_fails(lived_in, c
     picture = (ws.root/t.paths[0]).read_bytes()
     forget(ws, one['photo'], app=False, progress=quiet)
     plants = {'runs/r/note.md': f'seen: {one["prompt"]}'.encode(), 'odd/copy.bin': picture, 'odd/page.html': b'<img src="data:image/png;base64,' + base64.b64encode(picture) + b'">', 'odd/deep.json': json.dumps([{'x': {'y': [one['winner']]}}]).encode(),
-              f'odd/{one["photo"]}/x.txt': b'', 'cache/idx.npy': one['sha'].encode(), 'odd/.hidden.tmp': one['pair'].encode()}
+              f'odd/{one["photo"]}/x.txt': b'', 'cache/idx.npy': one['sha'].encode(), 'odd/long.bin': bytes(2**24 - 8) + one['photo'].encode() + bytes(2**20), 'odd/.hidden.tmp': one['pair'].encode()}
     for name, data in plants.items(): (ws.root/name).parent.mkdir(parents=True, exist_ok=True); (ws.root/name).write_bytes(data)
     pq.write_table(pa.table(dict(who=[[{'id': one['photo']}], []], n=[1, 2])), ws.root/'odd'/'nested.parquet')
     assert set(search(ws, t, quiet).found) == {*plants, 'odd/nested.parquet'}

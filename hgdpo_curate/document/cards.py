@@ -207,7 +207,8 @@ def make_card(workspace, split:str='v1', with_photos:bool=False) -> tuple: # (sp
     write_text(copies/f'{split}.md', yaml + text.replace('](card/', f'](../splits/{split}/card/'))
     page = to_html(text, folder, f'{answers.get("title") or ws.root.name} {split}', tiles(facts, answers))
     for file in (folder/'card.html', copies/f'{split}.html'): write_text(file, page)
-    for file in (folder/'croissant.json', copies/f'{split}.croissant.json'): write_croissant(file, folder, facts, answers)
+    write_croissant(folder/'croissant.json', folder, facts, answers)
+    write_croissant(copies/f'{split}.croissant.json', folder, facts, answers, read_all=False)
     return folder/'README.md', missing(answers)
 
 def tiles(f, a) -> list: # (figure, words)

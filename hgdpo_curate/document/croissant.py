@@ -44,7 +44,8 @@ def _count(facts, field, value='unknown'): return next((n for v, n, _ in facts['
 # %% ../../nbs/document/63_croissant.ipynb #write-croissant
 def write_croissant(file:Path,    # where to, e.g. splits/v1/croissant.json
                     folder:Path,  # the split
-                    facts:dict, answers:dict # of `document.facts` and `document.answers`
+                    facts:dict, answers:dict, # of `document.facts` and `document.answers`
+                    read_all:bool=True # read every record back, not only the test prompts
                    ) -> Path:
     "Write a split's Croissant metadata. It takes its name only once `mlcroissant` has read every record set back from it. Raises `UserError` where it cannot."
     import os
@@ -57,7 +58,7 @@ def write_croissant(file:Path,    # where to, e.g. splits/v1/croissant.json
                         distribution=[f for f, _ in parts], record_sets=[r for _, r in parts], **responsible_ai(facts, answers))
     with atomic_path(file) as tmp:
         write_json(tmp, meta.to_json())
-        check_croissant(tmp, {f.stem: len(pd.read_parquet(f)) for f in (folder/f'{n}.parquet' for n in (*STAGES, 'test_prompts'))})
+        check_croissant(tmp, {n: len(pd.read_parquet(folder/f'{n}.parquet')) for n in ((*STAGES, 'test_prompts') if read_all else ('test_prompts',))})
     return file
 
 def read_pairs(file, record:str='easy') -> pd.DataFrame: # a Croissant file, and one of its record sets
