@@ -57,26 +57,27 @@ def _blocks(f, size:int=2**24, overlap:int=2**13):
 def _erase_rows(file, needles):
     import numpy as np, pyarrow as pa, pyarrow.parquet as pq
     table = read_parquet(file)
-    gone, redacted = np.zeros(len(table), bool), 0
-    for i, name in enumerate(table.column_names):
-        cells = texts_of(table[name])
-        if cells is None: continue
-        values, at = cells
-        whole = np.array([v in needles.whole or (not isinstance(v, str) and any(needles.hit(x) for x in leaves(v))) for v in map(_hashable, values)], bool)
-        part = {k: needles.redact(v) for k, v in enumerate(values) if isinstance(v, str) and not whole[k] and needles.hit(v)}
-        gone |= whole[at] if len(values) else False
-        if part:
-            redacted += len(part)
-            table = table.set_column(i, table.schema.field(i), pa.array([part.get(k, values[k]) for k in at], table.schema.field(i).type))
-    old = table.schema.metadata or {}
+    gone = np.zeros(len(table), bool)
+    for values, at in filter(None, map(texts_of, table.columns)):
+        gone |= np.array([_names(v, needles) for v in values], bool)[at] if len(at) else False
+    kept, redacted = table.filter(pa.array(~gone)), 0
+    for i, column in enumerate(kept.columns):
+        values, at = texts_of(column) or ([], [])
+        part = {k: needles.redact(v) for k, v in enumerate(values) if isinstance(v, str) and needles.hit(v)}
+        redacted += len(part)
+        if part: kept = kept.set_column(i, kept.schema.field(i), pa.array([part.get(k, values[k]) for k in at], column.type))
+    old = kept.schema.metadata or {}
     meta = {k: _clean_metadata(v, needles) for k, v in old.items()}
     redacted += sum(meta[k] != v for k, v in old.items())
     if not gone.any() and not redacted: return ''
-    kept = table.filter(pa.array(~gone)).replace_schema_metadata(meta or None)
     if not len(kept) and file.parent.parent.name == 'tables': file.unlink()
     else:
-        with atomic_path(file) as tmp: pq.write_table(kept, tmp)
+        with atomic_path(file) as tmp: pq.write_table(kept.replace_schema_metadata(meta or None), tmp)
     return ', '.join(x for x in (f'{gone.sum()} rows out' if gone.any() else '', f'{redacted} texts blacked out' if redacted else '') if x)
+
+def _names(value, needles) -> bool:
+    "Whether a cell says that its row is of the photo: it is an id, a hash or the caption, or a list or struct that holds one."
+    return value in needles.whole if isinstance(value, str) else any(needles.hit(x) for x in leaves(value))
 
 def _clean_metadata(value:bytes, needles) -> bytes:
     "What pandas wrote beside the columns: JSON, of which entries go."
@@ -84,8 +85,6 @@ def _clean_metadata(value:bytes, needles) -> bytes:
     if not needles.hit(text): return value
     try: return json.dumps(_without(json.loads(text), needles)).encode()
     except ValueError: return needles.redact(text).encode()
-
-def _hashable(v): return v if isinstance(v, str) else tuple(leaves(v))
 
 def read_parquet(file):
     "A Parquet file as an arrow table. Raises `UserError` for one that cannot be read."

@@ -89,7 +89,7 @@ def _app(ws, use:bool) -> str:
     why = 'left out with --no_app'
     if use:
         try: return clean_app(ws)
-        except UserError as e: why = str(e)
+        except Exception as e: why = str(e).splitlines()[0] if str(e) else type(e).__name__      # whatever ails the database, the rest of the removal goes on
     write_json(ws.root/OUTDATED, dict(at=now(), why=why))
     return f'The App was not looked at ({why.rstrip(".")}). Finish with: hgdpo forget --workspace {ws.root}; or delete its dataset, which is built anew: fiftyone datasets delete {dataset_name(ws)}'
 
