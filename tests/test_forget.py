@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -192,6 +193,20 @@ def test_what_two_photos_share_stays(lived_in, copy_of):
     gone = forget(ws, one['photo'], app=False, progress=quiet)
     assert gone.traces.shared == [one['prompt']] and not gone.traces.keys and 'stays there and was not searched for' in str(gone)
     assert one['prompt'] in set(ws.table('prompts').prompt)
+
+
+def test_a_broken_image_a_reused_path_and_a_path_inside_another_take_nothing_else_along(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    without_cards(ws)
+    facts = ws.table('photo_facts').drop(columns='at')
+    others = facts[facts.image_id != one['photo']]
+    ws.append('photo_facts', pd.concat([facts[facts.image_id == one['photo']].assign(original_path='p/1.png'), others.iloc[[0]].assign(original_path='shop/1.png'), others.iloc[[1]].assign(original_path=one['original'])]))
+    (ws.root/ws.table('images').set_index('image_id').path[one['winner']]).write_bytes(b'')       # as a full disk leaves it
+    kept = {p for i, p in zip(ws.table('images').prompt_id, ws.table('images').path) if i != ws.table('prompts').set_index('real_image_id').prompt_id[one['photo']]}
+    forget(ws, one['photo'], app=False, progress=quiet)
+    assert set(ws.table('images').path) == kept and all((ws.root/p).exists() for p in kept)
+    assert {'shop/1.png', one['original']} <= set(ws.table('photo_facts').original_path) and len(ws.table('photo_facts')) == len(facts) - 1
 
 
 def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_of, capsys):
