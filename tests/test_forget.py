@@ -184,6 +184,16 @@ def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(live
     assert main(['forget', '--workspace', str(ws.root), '--no_app']) == 0 and not (ws.root/PLAN).exists()
 
 
+@pytest.mark.parametrize('kind,where', [('_erase_tensors', 'cache/'), ('_erase_rows', 'tables/'), ('_erase_json', 'split.json')])
+def test_the_proof_does_not_rest_on_the_erasing(lived_in, copy_of, monkeypatch, kind, where):
+    "Were one kind of file forgotten, the search would still find it, and the plan would stay."
+    ws = copy_of(lived_in)
+    without_cards(ws)
+    monkeypatch.setattr(f'hgdpo_curate.document.erase.{kind}', lambda file, needles: '')
+    with pytest.raises(UserError, match=f'still hold a trace.*{where}'): forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    assert (ws.root/PLAN).exists()
+
+
 def test_what_two_photos_share_stays(lived_in, copy_of):
     "A caption that another photo has too, and its embedding."
     ws = copy_of(lived_in)
