@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FLAGS_OF', 'RECIPE_FLAGS', 'STATED', 'VERBS', 'NO_WORKSPACE', 'do_init', 'do_photos', 'do_pool', 'do_recon',
            'do_score', 'do_flag', 'do_sft', 'do_tiny', 'do_curate', 'do_review', 'do_pairs', 'do_train', 'do_sample',
-           'do_evaluate', 'do_card', 'do_demo', 'do_status', 'do_doctor', 'whole', 'port', 'Help', 'Parser',
-           'make_parser', 'main']
+           'do_evaluate', 'do_card', 'do_forget', 'do_demo', 'do_status', 'do_doctor', 'whole', 'port', 'Help',
+           'Parser', 'make_parser', 'main']
 
 # %% ../nbs/71_cli.ipynb #import-argparse-importlib-os-sys
 import argparse, importlib, os, sys
@@ -78,11 +78,16 @@ def do_evaluate(a):
     print((Path(a.workspace)/'runs'/a.run/'evaluation'/'table.md').read_text())
 
 def do_card(a):
-    if a.ask: print(_call('document.cards.ask', a.workspace)); return 0
-    card, missing = _call('document.cards.make_card', a.workspace, a.split)
-    print(card)
+    if a.package: print(*_call('document.shipped.write_shipped_cards', a.output, a.measure), sep='\n'); return 0
+    if not a.workspace: _usage('--workspace is needed')
+    if a.ask: print(_call('document.answers.ask', a.workspace)); return 0
+    missing = _call('document.answers.missing', _call('document.answers.read_answers', a.workspace))
+    print(_call('document.model_cards.write_model_card', a.workspace, a.run) if a.run else _call('document.cards.make_card', a.workspace, a.split, a.with_photos)[0])
     if missing: print(f'Incomplete: {", ".join(missing)} still to be filled in; write the questions with: hgdpo card --ask --workspace {a.workspace}')
     return 1 if missing and a.strict else 0
+
+def do_forget(a):
+    for subject in a.subject or [None]: print(_call('document.forget.forget', a.workspace, subject, a.reason, a.dry_run, not a.no_app))
 
 def do_demo(a): _call('demo.run_demo', a.workspace or 'demo', a.quick, not a.no_app)
 
@@ -161,10 +166,13 @@ VERBS = {  # verb: (function, help, groups of flags, own flags)
         ('--face', dict(help='a picture of a face, or its embedding as .npy or .safetensors: draw this person')), ('--ip_adapter', dict(help='file of IP-Adapter FaceID for the base model\'s family')), ('--detector_path', dict(help='folder of an insightface model pack, for --face with a picture')),
         ('--accept_noncommercial', dict(action='store_true', help='for insightface, whose models are for non-commercial research only'))]),
     'evaluate': (do_evaluate, 'measure every stage of a run on the test prompts', ['scorer'], [('--run', dict(required=True, help='name of a run')), ('--per_prompt', dict(type=whole(1), default=2, help='images per prompt')), ('--limit', dict(type=whole(1), help='only the first so many test prompts')), ('--device', dict(help='torch device'))]),
-    'card': (do_card, 'write the data card of a split', [], [('--split', dict(default='v1', help='name of the split')), ('--ask', dict(action='store_true', help='write the questions that only a person can answer')), ('--strict', dict(action='store_true', help='exit 1 while answers are missing'))]),
+    'card': (do_card, 'write the data card of a split, or the model card of a run', [], [('--split', dict(default='v1', help='name of the split')), ('--run', dict(help='write the model card of this run instead')), ('--ask', dict(action='store_true', help='write the questions that only a person can answer, as data_cards/answers.yaml')),
+        ('--with_photos', dict(action='store_true', help='show photographs and their reconstructions too; without it only generated images')), ('--strict', dict(action='store_true', help='exit 1 while answers are missing')), ('--package', dict(action='store_true', help='write the cards of what this package carries instead')),
+        ('--measure', dict(action='store_true', help='with --package: measure its networks anew')), ('--output', dict(default='data_cards', help='with --package: folder'))]),
+    'forget': (do_forget, 'take a photo of a person, and all made from it, out of everything', [], [('subject', dict(nargs='*', metavar='PHOTO', help='image ids as the App shows them, or the photos\' files; none goes on with an interrupted removal')), ('--reason', dict(default='asked to be taken out', help='written on the tombstone; name nobody')), ('--dry_run', dict(action='store_true', help='only say what would go')), ('--no_app', dict(action='store_true', help='leave FiftyOne\'s dataset for later'))]),
     'status': (do_status, 'say what a workspace holds', [], []), 'doctor': (do_doctor, 'check this machine, and say for each problem what to do', [], []),
     'demo': (do_demo, 'walk the whole way on drawn people', [], [('--quick', dict(action='store_true', help='the smallest size, to see it run')), ('--no_app', dict(action='store_true', help='without FiftyOne'))])}
-NO_WORKSPACE = {'doctor', 'demo', 'tiny'}     # these run without one
+NO_WORKSPACE = {'doctor', 'demo', 'tiny', 'card'}     # these run without one
 
 def make_parser():
     "The parser of all verbs."

@@ -66,6 +66,34 @@ def copy_of(tmp_path):
     return lambda ws, name='copy': open_workspace(shutil.copytree(ws.root, tmp_path/name))
 
 
+def winner(ws):
+    "A photo of the easy stage, with the ids and texts that lead to it."
+    from hgdpo_curate import load_split
+    r = load_split(ws)['easy'].iloc[0]
+    photo = ws.table('prompts').set_index('prompt_id').real_image_id[r.prompt_id]
+    return dict(photo=photo, prompt=r.prompt, winner=r.winner_id, pair=r.pair_id, sha=r.winner_sha256, original=ws.table('photo_facts').set_index('image_id').original_path[photo])
+
+
+@pytest.fixture(scope='session')
+def lived_in(finished, tmp_path_factory):
+    "A workspace with everything a photo leaves traces in: split, run, evaluation, samples, caches, reviews, cards."
+    import shutil
+    from hgdpo_curate import evaluate_runs, make_card, open_workspace, sample_images, train_curriculum, write_model_card
+    ws = open_workspace(shutil.copytree(finished.root, tmp_path_factory.mktemp('lived')/'ws', ignore=shutil.ignore_patterns('runs')))
+    train_curriculum(ws, run='r', preset='mannequin', train_batch_size=2, max_train_steps=1, progress=quiet)
+    evaluate_runs(ws, 'r', per_prompt=1, arms=('base', 'easy'), scorer=Chance(), progress=quiet)
+    one = winner(ws)
+    sample_images(ws, [one['prompt']], 'r', progress=quiet)
+    other = ws.table('images').query("domain == 'real' and image_id != @one['photo']").image_id.iloc[0]
+    ws.append('reviews', [dict(subject_id=one['winner'], decision='reject', reviewer='a', note=''), dict(subject_id=one['pair'], decision='swap', reviewer='a', note=''), dict(subject_id=other, decision='duplicate', reviewer='a', note=f'a duplicate of {one["photo"]}')])
+    ws.append('duplicates', [dict(image_id=other, other_id=one['photo'], kind='near', distance=.1)])
+    ws.append('flags', [dict(image_id=one['winner'], flag='bad_hand', status='proposed', confidence=1., source='human', part='', side='', reason='', rule_version='', reviewer='a')])
+    ws.append('detections', [dict(image_id=one['photo'], detector='insightface', detector_version='1', kind='face', index=0, box=[0, 0, 1, 1], keypoints=None, confidence=1.)])
+    make_card(ws)
+    write_model_card(ws, 'r')
+    return ws
+
+
 @pytest.fixture(scope='session')
 def mongo(tmp_path_factory):
     "An own MongoDB, so that no FiftyOne elsewhere on the machine is touched."

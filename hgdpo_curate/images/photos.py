@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'STRICTER', 'read_photo', 'pixel_hash', 'sharpness', 'coverage', 'fit_window', 'fit_photo',
-           'ImportReport', 'barred_photos', 'import_photos', 'perceptual_hashes', 'find_near_duplicates',
-           'assign_folds']
+           'ImportReport', 'barred_photos', 'tombstone_of', 'import_photos', 'perceptual_hashes',
+           'find_near_duplicates', 'assign_folds']
 
 # %% ../../nbs/images/11_photos.ipynb #import-contextlib-hashlib-importlib-io
 import contextlib, hashlib, importlib, io
@@ -155,6 +155,11 @@ def barred_photos(ws, reviews:bool=True) -> set: # image ids
         barred |= set(last.subject_id[last.decision.isin(['reject', 'duplicate'])])
     return barred
 
+def tombstone_of(ws, image_id:str) -> str: # 64 hex digits
+    "By what a photo that was taken out (`hgdpo forget`) is known again: a hash of its pixels' hash with the salt of the workspace. Nobody without the salt can test a photo against it."
+    salt = ws.root/'salt'
+    return hashlib.sha256(f'{salt.read_text() if salt.exists() else ""}{image_id}'.encode()).hexdigest()
+
 def import_photos(workspace,           # a `Workspace` or its folder
                   folder,              # photos with captions, see `read_captions`
                   skip_bad:bool=False, # leave broken photos out instead of stopping
@@ -182,13 +187,15 @@ def import_photos(workspace,           # a `Workspace` or its folder
 def _read_all(ws, folder, captions, everywhere, skip_bad, report, rows, restated, progress):
     "Read photo after photo; fills `report`, `rows` of new photos and `restated` facts of known ones."
     real, prompts = ws.table('images').query("domain == 'real'"), ws.table('prompts').set_index('prompt_id').prompt
-    known, seen, first = dict(zip(real.image_id, prompts.reindex(real.prompt_id))), {}, {}
+    known, seen, first, gone = dict(zip(real.image_id, prompts.reindex(real.prompt_id))), {}, {}, ws.table('tombstones').set_index('subject_hash')
     for r in (progress or bar_class())(captions, desc='photos'):
         try: im, gps = read_photo(folder/r['file_name'], r.pop('bytes', None))
         except UserError as e:
             if not skip_bad: raise UserError(f'{str(e)[:-1]}; nothing was imported, and with --skip_bad broken photos are left out and listed.') from e
             report.refused.append(str(e)); continue
         iid = pixel_hash(im)
+        if len(gone) and (t := tombstone_of(ws, iid)) in gone.index:
+            report.refused.append(f'{folder/r["file_name"]} was taken out of this workspace on {gone.loc[t, "at"][:10]} ({gone.loc[t, "reason"]}) and stays out; take it and its caption out of the folder too.'); continue
         stated = stated_facts(r, everywhere) | dict(image_id=iid, original_path=str(folder/r['file_name']))
         if iid in seen: report.exact_duplicates.append((r['file_name'], seen[iid])); restated += [first[iid], stated]; continue
         seen[iid], first[iid] = r['file_name'], stated
@@ -198,7 +205,7 @@ def _read_all(ws, folder, captions, everywhere, skip_bad, report, rows, restated
             continue
         report.with_position += bool(gps)
         rows.append(_rows_of(ws, folder, r, im, stated, gps))
-    if not seen: raise UserError(f'None of the {len(captions)} photos of {folder} could be read; the first: {report.refused[0]}')
+    if not seen: raise UserError(f'None of the {len(captions)} photos of {folder} could be taken in; the first: {report.refused[0]}')
 
 def _keep(ws, rows):
     for name, i in (('photo_facts', 2), ('prompts', 1), ('images', 0)): ws.append(name, [x[i] for x in rows])   # images last: they mark a photo as imported

@@ -1,0 +1,280 @@
+"""Cards say what is: computed from the files, asked from people, never invented, never a way in for text from outside."""
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, quiet, winner
+from hypothesis import given, settings, strategies as st
+
+from hgdpo_curate import UserError, forget, load_split, make_card, write_model_card
+from hgdpo_curate.cli import main
+from hgdpo_curate.document.answers import QUESTIONS, answers_file, ask, read_answers
+from hgdpo_curate.document.cards import card_text, draw_pairs
+from hgdpo_curate.document.croissant import check_croissant, read_pairs
+from hgdpo_curate.document.facts import agreement, cached_latents, channel_statistics, cohen_kappa, leakage, split_facts
+from hgdpo_curate.document.pages import escape, to_html
+
+
+def answer(ws, **said):
+    "Fill in the asked-for file as a person would; all fields where none is named."
+    ask(ws)
+    file = answers_file(ws)
+    text = file.read_text()
+    for k, v in (said or dict.fromkeys(QUESTIONS, 'something')).items(): text = re.sub(rf'^{k}: .*$', lambda m, k=k, v=v: yaml.safe_dump({k: v}, width=10**6).strip(), text, flags=re.M)
+    file.write_text(text)
+
+
+@pytest.fixture(scope='module')
+def facts(lived_in): return split_facts(lived_in)
+
+
+def test_the_readme_is_a_hub_card_with_every_section_and_says_what_is_missing(lived_in, copy_of, capsys):
+    from huggingface_hub import DatasetCard
+    ws = copy_of(lived_in)
+    card = DatasetCard.load(ws.root/'splits'/'v1'/'README.md')
+    assert card.data.task_categories == ['text-to-image'] and card.data.license == 'unknown' and [c['config_name'] for c in card.data.to_dict()['configs']] == ['easy', 'normal', 'hard']
+    for s in ('Motivation', 'Composition', 'Collection', 'Consent and licences', 'Preprocessing', 'Annotation', 'Winners and losers', 'Captions', 'Duplicates and leakage', 'Uses', 'Biases and limits', 'Distribution', 'Maintenance and takedown', 'Provenance'): assert f'\n## {s}\n' in card.text, s
+    assert card.text.index('**Incomplete.**') < card.text.index('## Motivation') and card.text.count('*missing*') >= 15
+    go = ['card', '--workspace', str(ws.root)]
+    assert main(go) == 0 and main([*go, '--strict']) == 1
+    answer(ws)
+    assert main([*go, '--strict']) == 0
+    assert 'Incomplete' not in (ws.root/'splits'/'v1'/'README.md').read_text() and 'Incomplete' not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_copies_lie_in_data_cards_and_find_their_pictures(lived_in):
+    for name in ('v1.md', 'v1.html', 'v1.croissant.json'): assert (lived_in.root/'data_cards'/name).exists()
+    for md in (lived_in.root/'data_cards'/'v1.md', lived_in.root/'splits'/'v1'/'README.md', lived_in.root/'runs'/'r'/'README.md', lived_in.root/'runs'/'r'/'final'/'README.md'):
+        pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', md.read_text())
+        assert pictures and all((md.parent/p).exists() for p in pictures), md
+
+
+def test_croissant_is_valid_and_its_record_sets_are_the_pairs(lived_in):
+    import mlcroissant as mlc
+    data = load_split(lived_in)
+    for file in (lived_in.root/'splits'/'v1'/'croissant.json', lived_in.root/'data_cards'/'v1.croissant.json'):
+        assert not mlc.Dataset(str(file)).metadata.ctx.issues.errors
+        for s in ('easy', 'normal', 'hard'):
+            if len(data[s]): pd.testing.assert_frame_equal(read_pairs(file, s), data[s], check_dtype=False)
+        assert read_pairs(file, 'test_prompts').prompt.tolist() == data['test'].prompt.tolist()
+        rai = {k for k in json.loads(file.read_text()) if k.startswith('rai:')}
+        assert {'rai:dataCollection', 'rai:dataBiases', 'rai:personalSensitiveInformation', 'rai:dataAnnotationAnalysis', 'rai:dataUseCases', 'rai:dataReleaseMaintenancePlan'} <= rai and len(rai) >= 15
+    spoilt = json.loads(file.read_text())
+    spoilt['recordSet'][0]['field'][0]['source']['fileObject']['@id'] = 'nowhere'
+    bad = file.with_name('bad.json')
+    bad.write_text(json.dumps(spoilt))
+    with pytest.raises(UserError, match='not valid'): check_croissant(bad, {})
+    bad.unlink()
+
+
+# --- what is computed
+
+def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
+    data, im = load_split(lived_in), lived_in.table('images').set_index('image_id')
+    assert facts['pairs'] == {s: len(data[s]) for s in ('easy', 'normal', 'hard')} and facts['sha256'] == {k: v for k, v in data['info']['sha256'].items()}
+    assert sum(n for _, n in facts['levels']['normal']) == len(data['normal']) and dict(facts['levels']['normal']) == {f't = {t}': n for t, n in im.timestep[data['normal'].winner_id].value_counts().items()}
+    assert dict(facts['levels']['hard']) == ({'t = 100': len(data['hard'])} if len(data['hard']) else {})
+    assert facts['margins']['easy']['margin'][2] == pytest.approx((data['easy'].winner_score - data['easy'].loser_score).median())
+    assert facts['filter']['cut'] == sum(d['reason'].startswith('filter') for d in data['info']['dropped']['normal'])
+    assert facts['versions']['torch'] != 'not installed' and facts['reviewing']['reviewers'] == 1 and facts['stated']['licence'][0][0] == 'CC0-1.0'
+    json.dumps(facts)
+
+
+def test_leakage_between_folds_is_found_when_planted(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    data = load_split(ws)
+    clean = leakage(ws, data)
+    assert clean['near_duplicates_across'] == clean['captions_in_both'] == clean['files_in_both'] == clean['prompts_in_both'] == 0
+    pr = ws.table('prompts').set_index('prompt_id')
+    train, test = data['easy'].prompt_id[0], data['test'].prompt_id[0]
+    ws.append('duplicates', [dict(image_id=pr.real_image_id[train], other_id=pr.real_image_id[test], kind='near', distance=0.)])
+    ws.append('prompts', [dict(prompt_id=test, prompt=pr.prompt[train], real_image_id=pr.real_image_id[test], fold='test')])
+    dirty = leakage(ws, data | dict(test=data['test'].assign(sha256=[data['easy'].winner_sha256[0]] + list(data['test'].sha256[1:]))))
+    assert (dirty['near_duplicates_across'], dirty['captions_in_both'], dirty['files_in_both']) == (1, 1, 1)
+
+
+def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
+    from sklearn.metrics import cohen_kappa_score
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        a = rng.random(30) < .4
+        b = np.where(rng.random(30) < .3, ~a, a)
+        assert cohen_kappa(a, b) == pytest.approx(cohen_kappa_score(a, b))
+    ws = copy_of(lived_in)
+    assert agreement(ws)['kappa'] is None                                       # too few were judged by both
+    ids = [i for i in ws.table('images').query("domain == 'generated'").image_id if i not in set(ws.table('flags').image_id)][:20]
+    flag = lambda i, source, status: dict(image_id=i, flag='extra_limb', status=status, confidence=1., source=source, part='', side='', reason='', rule_version='', reviewer='b' if source == 'human' else '')
+    ws.append('detections', [dict(image_id=i, detector='x', detector_version='1', kind='none', index=0, confidence=0.) for i in ids])
+    ws.append('flags', [flag(i, 'rule', 'proposed') for i in ids[:8]] + [flag(i, 'human', 'confirmed' if n in (0, 1, 2, 3, 4, 5, 15) else 'cleared') for n, i in enumerate(ids)])
+    got = agreement(ws)
+    assert (got['both_faulty'], got['only_rule'], got['only_human'], got['neither']) == (6, 2, 1, 11)
+    k, low, high = got['kappa']
+    assert k == pytest.approx(cohen_kappa_score([1]*8 + [0]*12, [1]*6 + [0]*9 + [1] + [0]*4)) and low < k < high
+    assert f'κ = {k:.2f}' in make_card(ws)[0].read_text()
+
+
+def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
+    data = load_split(lived_in)
+    latents = cached_latents(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
+    assert len(latents) == len(set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
+    s = channel_statistics(lived_in, data)['easy']
+    w, l = (np.stack([latents[h] for h in data['easy'][f'{x}_sha256']]) for x in ('winner', 'loser'))
+    assert s['winner_mean'] == pytest.approx(w.mean((0, 2, 3)), rel=1e-4) and 0 <= s['mean_distance'] <= 2
+    a, b = w.mean((0, 2, 3)), l.mean((0, 2, 3))
+    assert s['mean_distance'] == pytest.approx(1 - a @ b/np.sqrt((a @ a)*(b @ b)), abs=1e-4)
+    ws = copy_of(lived_in)
+    shutil.rmtree(ws.root/'cache')
+    assert 'not measured, since no training cache' in make_card(ws)[0].read_text()
+
+
+# --- text from outside
+
+class Tags(HTMLParser):
+    "Tags and attributes of a page."
+    def __init__(self, text):
+        super().__init__()
+        self.seen, self.attrs = [], []
+        self.feed(text)
+    def handle_starttag(self, tag, attrs): self.seen.append(tag); self.attrs += attrs
+
+
+HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(['<script>alert(1)</script>', '<img src=x onerror=y>', '![x](http://evil/x.png)', '[a](javascript:b)', '|', '\n', '\n\n# ', '\n---\n', '```', '`', '**', '_a_', '&lt;b&gt;', '&#60;b', '-->', '</code>', '<http://evil>', '"', "'", '\\', '$x$', '1. ', '- ', '> ', '===', '\u2028', '\x00']), max_size=6).map(''.join))
+
+
+def page_of(facts, text, folder):
+    "The tags of a card in which every text from outside is `text`."
+    told = facts | dict(workspace=text, split=text, base_model=text, versions={text: text}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
+                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)]))
+    return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
+
+
+@settings(max_examples=60, deadline=None)
+@given(HOSTILE)
+def test_text_from_captions_and_metadata_stays_text(lived_in, facts, text):
+    folder = lived_in.root/'splits'/'v1'
+    page, calm = (page_of(facts, t, folder) for t in (text, 'word'))
+    assert page.seen == calm.seen, text                                         # no tag more or less than with a harmless word
+    assert not [a for a in page.attrs if a[0].startswith('on') or (a[0] in ('src', 'href') and not a[1].startswith(('#', 'data:image/png')))], text
+
+
+@settings(max_examples=100, deadline=None)
+@given(HOSTILE)
+def test_escaped_text_reads_as_it_was_written(text):
+    from markdown_it import MarkdownIt
+    from html import unescape
+    shown = MarkdownIt('commonmark', dict(html=True)).enable('table').render(f'x {escape(text)} x')
+    plain = ''.join(c for c in ' '.join(text.split()) if c.isprintable())
+    assert unescape(re.sub('<[^>]*>', '', shown)).split() == f'x {plain} x'.split()
+
+
+@settings(max_examples=40, deadline=None)
+@given(HOSTILE)
+def test_the_yaml_head_and_the_answers_file_hold_any_text(tmp_path_factory, text):
+    from huggingface_hub import DatasetCardData
+    from hgdpo_curate import create_workspace
+    from hgdpo_curate.document.cards import hub_licence
+    head = DatasetCardData(**hub_licence(text or None), pretty_name=text).to_yaml()
+    assert yaml.safe_load(head)['pretty_name'] == text and '\n---' not in head
+    ws = create_workspace(tmp_path_factory.mktemp('a')/'ws')
+    words = ' '.join(''.join(c for c in text if c.isprintable()).split())
+    answer(ws, purpose=words, biases=words)
+    ask(ws)
+    assert read_answers(ws) == ({k: words for k in ('purpose', 'biases')} if words.strip() else {})
+
+
+# --- pictures
+
+def test_a_card_shows_no_photograph_and_no_reconstruction_unless_told(lived_in, copy_of, tmp_path, monkeypatch):
+    ws = copy_of(lived_in)
+    data, im = load_split(ws), ws.table('images').set_index('path').domain
+    opened = []
+    real = type(ws).open_image
+    monkeypatch.setattr(type(ws), 'open_image', lambda self, p: opened.append(im[p]) or real(self, p))
+    assert draw_pairs(ws, data, tmp_path/'x.png', False) == ['easy loser', 'easy winner'] and set(opened) == {'generated'}
+    assert 'photo' in draw_pairs(ws, data, tmp_path/'x.png', True) and {'real', 'generated'} <= set(opened)
+    facts = ws.table('photo_facts')
+    ws.append('photo_facts', facts.assign(source='my camera').drop(columns='at'))              # no longer known to be drawings
+    for with_photos, want in ((False, {'generated'}), (True, {'real', 'generated'})):
+        opened.clear()
+        make_card(ws, with_photos=with_photos)
+        assert want <= set(opened) and (with_photos or set(opened) == want)
+    opened.clear()
+    write_model_card(ws, 'r')
+    assert set(opened) <= {'evaluation'}
+
+
+def test_the_page_asks_nothing_of_the_network(lived_in):
+    page = lived_in.root/'splits'/'v1'/'card.html'
+    tags = Tags(page.read_text())
+    assert all(v.startswith(('data:image/png;base64,', '#')) for k, v in tags.attrs if k in ('src', 'href')) and 'script' not in tags.seen and "default-src 'none'" in page.read_text()
+    chromium = shutil.which('chromium') or shutil.which('chromium-browser')
+    if not chromium: pytest.skip('no Chromium to open the page in')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        tab = browser.new_page()
+        asked, said = [], []
+        tab.on('request', lambda r: asked.append(r.url)); tab.on('console', lambda m: said.append(m.text))
+        tab.goto(page.as_uri())
+        assert [u for u in asked if not u.startswith('data:')] == [page.as_uri()] and not said
+        assert tab.evaluate('document.images.length') >= 2 and tab.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+        browser.close()
+
+
+# --- runs
+
+def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
+    from huggingface_hub import ModelCard
+    ws = copy_of(lived_in)
+    answer(ws, base_licence='CreativeML Open RAIL-M', base_commercial='no', model_licence='apache-2.0')
+    file = write_model_card(ws, 'r')
+    card = ModelCard.load(file)
+    assert card.data.library_name == 'diffusers' and card.data.license == 'apache-2.0' and (ws.root/'runs'/'r'/'final'/'README.md').read_text() == file.read_text()
+    split = read_json(ws.root/'splits'/'v1'/'split.json')
+    for words in (split['content']['easy'], 'CreativeML Open RAIL-M', 'insightface', 'non-commercial research only', 'proposed flags', 'train on a base whose licence allows your use', 'not measured', 'ComfyUI', 'near pure noise', 'What a plain file cannot carry'): assert words in card.text, words
+    assert str(ws.root) not in card.text and str(Path(ws.base_model).parent) not in card.text
+    t = pd.read_parquet(ws.root/'runs'/'r'/'evaluation'/'table.parquet').query("arm == 'easy' and metric == 'score'").iloc[0]
+    assert f'{t.value:.3g} [{t.low:.3g}, {t.high:.3g}]' in card.text
+
+
+def read_json(p): return json.loads(p.read_text())
+
+
+def test_the_diffusers_lines_of_the_model_card_run(lived_in):
+    text = (lived_in.root/'runs'/'r'/'README.md').read_text()
+    code = next(b for b in re.findall(r'```python\n(.*?)```', text, re.S) if 'load_lora_weights' in b)
+    base = re.search(r"from_pretrained\('([^']+)'\)", code)[1]
+    room = {}
+    exec(code.replace(base, lived_in.base_model).replace('"FOLDER"', repr(str(lived_in.root/'runs'/'r'/'final'))).replace('num_inference_steps=10', 'num_inference_steps=2'), room)
+    assert room['image'].size == lived_in.size and room['pipe'].get_active_adapters() == ['hgdpo']
+
+
+def test_cards_of_a_broken_split_and_of_its_run_say_so(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    forget(ws, one['photo'], app=False, progress=quiet)
+    assert '**Broken by removal.**' in (ws.root/'splits'/'v1'/'README.md').read_text() and 'Broken by removal' in (ws.root/'data_cards'/'v1.html').read_text()
+    assert '**Trained on something that was taken out.**' in (ws.root/'runs'/'r'/'final'/'README.md').read_text()
+    assert one['pair'] not in read_pairs(ws.root/'splits'/'v1'/'croissant.json').pair_id.tolist()
+
+
+def test_wrong_names_are_one_sentence(lived_in, capsys):
+    for argv, word in ((['--split', 'v9'], 'v9'), (['--run', 'none'], 'hgdpo train')):
+        assert main(['card', '--workspace', str(lived_in.root), *argv]) == 1
+        err = capsys.readouterr().err
+        assert word in err and 'Traceback' not in err
+    assert main(['card']) == 2
+
+
+def test_the_cards_of_the_package_are_what_its_files_and_code_say(tmp_path):
+    from huggingface_hub import DatasetCard, ModelCard
+    from hgdpo_curate.document.shipped import write_shipped_cards
+    shutil.copy(ROOT/'data_cards'/'measured.json', tmp_path)
+    for f in write_shipped_cards(tmp_path): assert f.read_text() == (ROOT/'data_cards'/f.name).read_text(), f'{f.name} is stale; run: hgdpo card --package'
+    assert DatasetCard.load(tmp_path/'mannequins.md').data.license == 'cc0-1.0' and ModelCard.load(tmp_path/'base.md').data.library_name == 'diffusers'

@@ -1,0 +1,245 @@
+"""A person who asks to be taken out is taken out of everything, however often the work is interrupted, and the search at the end can be trusted."""
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, plain, quiet, winner
+
+from hgdpo_curate import UserError, forget, import_photos, load_split
+from hgdpo_curate.cli import main
+from hgdpo_curate.document.cards import card_files
+from hgdpo_curate.document.erase import PLAN, erase, search
+from hgdpo_curate.document.forget import REGISTER
+from hgdpo_curate.document.traces import Needles, traces_of
+
+
+def grep(root, *needles):
+    "Files whose bytes or cells hold one of the needles: written apart from the package's own search, to check it."
+    out = []
+    for f in Path(root).rglob('*'):
+        if not f.is_file(): continue
+        text = f.read_bytes() + (str(pq.read_table(f, partitioning=None).to_pydict()).encode() if f.suffix == '.parquet' else b'')
+        if any(n.encode() in text or n in str(f) for n in needles): out.append(str(f.relative_to(root)))
+    return out
+
+
+def test_nothing_is_left_and_everything_else_is(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    before = {t: len(ws.table(t)) for t in ('images', 'scores')}
+    needles = (one['photo'], one['prompt'], one['winner'], one['pair'], one['sha'])
+    assert len(grep(ws.root, *needles)) > 10
+    gone = forget(ws, one['winner'], app=False, progress=quiet)               # any image of the photo leads to it
+    assert grep(ws.root, *needles) == [] and not gone.proof.found and gone.proof.cells > 100
+    assert len(ws.table('images')) == before['images'] - len(gone.traces.images) and len(ws.table('scores')) == before['scores'] - len(gone.traces.images)
+    assert all((ws.root/p).exists() for p in ws.table('images').path) and Path(one['original']).exists()
+    assert ws.table('reviews').note.tolist() == ['a duplicate of [removed]'] and not len(ws.table('duplicates')) and not ws.table('flags', history=True).image_id.isin(gone.traces.images).any()
+    said = str(gone)
+    for words in ('broken by removal', 'run r was trained on it', one['original'], 'looks alike and stays', 'nothing of it is left'): assert words in said
+    assert not list((ws.root/'runs'/'r').rglob('grid.png')) and list((ws.root/'runs'/'r').rglob('curves.png')) and not list((ws.root/'samples').glob('*'))
+    kept = json.loads((ws.root/REGISTER).read_text())
+    assert [r['runs'] for r in kept] == [{'r': 'trained on it'}] and one['photo'] not in str(kept)
+
+
+def test_a_split_that_held_the_photo_is_refused_by_training_and_one_frozen_anew_trains(lived_in, copy_of, capsys):
+    from hgdpo_curate import freeze_split, train_curriculum
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    assert main(['forget', one['photo'], '--workspace', str(ws.root), '--no_app']) == 0
+    assert main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']) == 1
+    said = capsys.readouterr().err
+    assert 'BROKEN_BY_REMOVAL' in said and 'freeze anew' in said and 'Traceback' not in said
+    assert 'hgdpo pairs' in (ws.root/'splits'/'v1'/'BROKEN_BY_REMOVAL.md').read_text()
+    with pytest.raises(UserError, match='--split'): freeze_split(ws, 'v1', 'chance')          # the old name is taken
+    freeze_split(ws, 'v2', 'chance')
+    train_curriculum(ws, 'v2', 'mannequin', 'again', train_batch_size=2, max_train_steps=1, progress=quiet)
+    assert not search(ws, traces_like(one), quiet).found
+
+
+def traces_like(one):
+    from hgdpo_curate.document.traces import Traces
+    return Traces(one['photo'], '', captions=[one['prompt']], images=[one['photo'], one['winner']], pairs=[one['pair']], files={one['sha']: 1})
+
+
+def test_a_split_is_broken_too_when_only_its_test_prompts_held_the_photo(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    pid = load_split(ws)['test'].prompt_id.iloc[0]
+    photo = ws.table('prompts').set_index('prompt_id').real_image_id[pid]
+    gone = forget(ws, photo, app=False, progress=quiet)
+    assert gone.traces.splits == {'v1': {'test_prompts': 1}} and gone.traces.runs == {'r': 'tested on it'}
+    with pytest.raises(UserError, match='BROKEN_BY_REMOVAL'): load_split(ws)
+
+
+def test_a_split_that_only_lists_the_photo_among_what_was_left_out_stays_whole(lived_in, copy_of):
+    from hgdpo_curate import freeze_split
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    ws.append('reviews', [dict(subject_id=one['photo'], decision='reject', reviewer='a', note='')])
+    freeze_split(ws, 'without', load_split(ws)['info']['scorer'])
+    before = load_split(ws, 'without')
+    assert any(d['prompt_id'] for d in before['info']['dropped']['easy'] if d['image_id'] == one['photo'])
+    with pytest.raises(KeyboardInterrupt): forget(ws, one['photo'], app=False, progress=stop_at('taking out', 4))
+    gone = forget(ws, app=False, progress=quiet)
+    assert set(gone.traces.splits) == {'v1'} and 'without' in gone.traces.listed
+    assert load_split(ws, 'without')['easy'].equals(before['easy']) and grep(ws.root, one['photo'], one['prompt']) == []
+
+
+def test_import_refuses_the_photo_under_another_name_and_takes_the_others(lived_in, copy_of, tmp_path):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    forget(ws, one['original'], app=False, progress=quiet)                    # the file itself leads to the photo too
+    folder = tmp_path/'again'
+    folder.mkdir()
+    shutil.copy(one['original'], folder/'renamed.png'); (folder/'renamed.txt').write_text('someone else')
+    from PIL import Image
+    Image.new('RGB', (60, 80), 'red').save(folder/'new.png'); (folder/'new.txt').write_text('a red wall')
+    report = import_photos(ws, folder, progress=plain)
+    assert report.imported == 1 and len(report.refused) == 1
+    assert 'renamed.png was taken out' in report.refused[0] and 'asked to be taken out' in report.refused[0]
+
+
+def stop_at(label, n):
+    "A progress that raises at the n-th sign of life under a label."
+    def progress(total, name):
+        count = [0]
+        def update(k):
+            count[0] += 1
+            if name == label and count[0] == n: raise KeyboardInterrupt
+        return update
+    return progress
+
+
+def without_cards(ws):
+    "Writing cards again takes seconds; where something else is tested there are none."
+    for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')]: f.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('label,n', [('taking out', k) for k in range(1, 7)] + [('rewriting', k) for k in (1, 7, 20, 60)] + [('searching', 1)])
+def test_interrupted_at_any_step_it_finishes_when_run_again(lived_in, copy_of, label, n):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    if (label, n) not in (('taking out', 5), ('taking out', 6)): without_cards(ws)
+    with pytest.raises(KeyboardInterrupt): forget(ws, one['photo'], app=False, progress=stop_at(label, n))
+    assert (ws.root/PLAN).exists()
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    assert not (ws.root/PLAN).exists() and not gone.proof.found
+    assert grep(ws.root, one['photo'], one['prompt'], one['winner'], one['pair'], one['sha']) == []
+    assert len(ws.table('tombstones')) == 1 and len(json.loads((ws.root/'splits'/'v1'/'split.json').read_text())['broken']) == 1
+
+
+@pytest.mark.parametrize('writes', [1, 4, 9, 15])
+def test_killed_in_the_middle_of_a_write_it_finishes_when_run_again(lived_in, copy_of, writes):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    if writes < 15: without_cards(ws)
+    code = f'''import os, signal
+real, n = os.replace, 0
+def replace(a, b):
+    global n
+    n += 1
+    if n == {writes}: os.kill(os.getpid(), signal.SIGKILL)
+    real(a, b)
+os.replace = replace
+from hgdpo_curate import forget
+forget({str(ws.root)!r}, {one["photo"]!r}, app=False, progress=lambda t, l: lambda n: None)'''
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    assert done.returncode == -signal.SIGKILL
+    if not (ws.root/PLAN).exists(): assert writes == 1; return                # killed before anything was decided: nothing happened
+    forget(ws, progress=quiet, app=False)                                     # no id needed to go on
+    assert grep(ws.root, one['photo'], one['prompt'], one['winner'], one['pair'], one['sha']) == []
+
+
+def test_the_search_finds_what_is_planted_and_the_command_then_fails(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    t = traces_of(ws, one['photo'])
+    picture = (ws.root/t.paths[0]).read_bytes()
+    forget(ws, one['photo'], app=False, progress=quiet)
+    plants = {'runs/r/note.md': f'seen: {one["prompt"]}'.encode(), 'odd/copy.bin': picture, 'odd/page.html': b'<img src="data:image/png;base64,' + base64.b64encode(picture) + b'">', 'odd/deep.json': json.dumps([{'x': {'y': [one['winner']]}}]).encode(),
+              f'odd/{one["photo"]}/x.txt': b'', 'cache/idx.npy': one['sha'].encode(), 'odd/long.bin': bytes(2**24 - 8) + one['photo'].encode() + bytes(2**20), 'odd/.hidden.tmp': one['pair'].encode()}
+    for name, data in plants.items(): (ws.root/name).parent.mkdir(parents=True, exist_ok=True); (ws.root/name).write_bytes(data)
+    pq.write_table(pa.table(dict(who=[[{'id': one['photo']}], []], n=[1, 2])), ws.root/'odd'/'nested.parquet')
+    assert set(search(ws, t, quiet).found) == {*plants, 'odd/nested.parquet'}
+    for name in [*plants, 'odd/nested.parquet']: assert erase(ws, ws.root/name, Needles(t)), name
+    assert search(ws, t, quiet).found == [] and pq.read_table(ws.root/'odd'/'nested.parquet').to_pydict()['n'] == [2]
+
+
+def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(lived_in, copy_of, capsys):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    (ws.root/'odd.parquet').write_bytes(b'PAR1 broken')
+    assert main(['forget', one['photo'], '--workspace', str(ws.root), '--no_app']) == 1
+    err = capsys.readouterr().err
+    assert 'odd.parquet cannot be read' in err and 'Traceback' not in err and (ws.root/PLAN).exists()
+    (ws.root/'odd.parquet').unlink()
+    assert main(['forget', '--workspace', str(ws.root), '--no_app']) == 0 and not (ws.root/PLAN).exists()
+
+
+@pytest.mark.parametrize('kind,where', [('_erase_tensors', 'cache/'), ('_erase_rows', 'tables/'), ('_erase_json', 'split.json')])
+def test_the_proof_does_not_rest_on_the_erasing(lived_in, copy_of, monkeypatch, kind, where):
+    "Were one kind of file forgotten, the search would still find it, and the plan would stay."
+    ws = copy_of(lived_in)
+    without_cards(ws)
+    monkeypatch.setattr(f'hgdpo_curate.document.erase.{kind}', lambda file, needles: '')
+    with pytest.raises(UserError, match=f'still hold a trace.*{where}'): forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    assert (ws.root/PLAN).exists()
+
+
+def test_what_two_photos_share_stays(lived_in, copy_of):
+    "A caption that another photo has too, and its embedding."
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    other = ws.table('prompts').query("real_image_id != @one['photo']").iloc[0]
+    ws.append('prompts', [dict(prompt_id=other.prompt_id, prompt=f'{one["prompt"]}', real_image_id=other.real_image_id, fold=other.fold)])
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    assert gone.traces.shared == [one['prompt']] and not gone.traces.keys and 'stays there and was not searched for' in str(gone)
+    assert one['prompt'] in set(ws.table('prompts').prompt)
+
+
+def test_a_broken_image_a_reused_path_and_a_path_inside_another_take_nothing_else_along(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    without_cards(ws)
+    facts = ws.table('photo_facts').drop(columns='at')
+    others = facts[facts.image_id != one['photo']]
+    ws.append('photo_facts', pd.concat([facts[facts.image_id == one['photo']].assign(original_path='p/1.png'), others.iloc[[0]].assign(original_path='shop/1.png'), others.iloc[[1]].assign(original_path=one['original'])]))
+    (ws.root/ws.table('images').set_index('image_id').path[one['winner']]).write_bytes(b'')       # as a full disk leaves it
+    kept = {p for i, p in zip(ws.table('images').prompt_id, ws.table('images').path) if i != ws.table('prompts').set_index('real_image_id').prompt_id[one['photo']]}
+    forget(ws, one['photo'], app=False, progress=quiet)
+    assert set(ws.table('images').path) == kept and all((ws.root/p).exists() for p in kept)
+    assert {'shop/1.png', one['original']} <= set(ws.table('photo_facts').original_path) and len(ws.table('photo_facts')) == len(facts) - 1
+
+
+def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_of, capsys):
+    ws = copy_of(lived_in)
+    files = {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()}
+    assert main(['forget', winner(ws)['photo'], '--workspace', str(ws.root), '--dry-run']) == 0
+    assert 'would be taken out' in capsys.readouterr().out and {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()} == files
+    assert main(['forget', 'nobody', '--workspace', str(ws.root)]) == 1 and 'no image, photo or prompt' in capsys.readouterr().err
+    assert main(['forget', '--workspace', str(ws.root)]) == 2 and 'say what to take out' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures('mongo')
+def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tombstone(lived_in, copy_of):
+    from hgdpo_curate import build_dataset
+    from hgdpo_curate.document.forget import OUTDATED
+    ws = copy_of(lived_in, 'shown')
+    one = winner(ws)
+    ds = build_dataset(ws, 'chance')
+    assert len(ds.match({'image_id': one['photo']})) == 1
+    forget(ws, one['photo'], app=False, progress=quiet)
+    assert (ws.root/OUTDATED).exists()
+    assert 'samples taken out of the App' in str(forget(ws, progress=quiet)) and not (ws.root/OUTDATED).exists()
+    ds.reload()
+    assert not len(ds.match({'prompt': one['prompt']})) and not len(ds.match({'twins': one['photo']})) and len(ds) == len(ws.table('images'))
+    assert len(build_dataset(ws, 'chance')) == len(ws.table('images'))
+    ds.delete()
