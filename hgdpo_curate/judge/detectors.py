@@ -58,13 +58,13 @@ class YuNetFaces:
 
 class InsightFaces:
     "Faces by insightface's `FaceAnalysis`. Its model packs are for non-commercial research only, so it asks once."
-    name = 'insightface'
+    name, modules = 'insightface', ['detection']
     def __init__(self, path, accept_noncommercial:bool=False, size:int=640): # folder with the pack's .onnx files; pixels on the longer side
         if not accept_noncommercial: raise UserError('The model packs of insightface are licensed for non-commercial research only; if that is your use, say so with --accept_noncommercial.')
         folder = Path(path or '')
         if not path or not list(folder.glob('*.onnx')): raise UserError(f'{path or "(no folder given)"} holds no .onnx files of an insightface model pack; give its folder with --detector_path.')   # else it would try to download
         from insightface.app import FaceAnalysis
-        try: self.app = FaceAnalysis(name=folder.name, root=str(folder.parent.parent), allowed_modules=['detection'], providers=['CPUExecutionProvider'])
+        try: self.app = FaceAnalysis(name=folder.name, root=str(folder.parent.parent), allowed_modules=self.modules, providers=['CPUExecutionProvider'])
         except Exception as e: raise UserError(f'{folder} is not an insightface model pack ({type(e).__name__}); it needs a detector (det_*.onnx) that onnxruntime can read.') from e
         self.app.prepare(ctx_id=-1, det_size=(size, size))
         self.version = f'{weights_version(folder)}/{size}'
