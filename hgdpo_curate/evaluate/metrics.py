@@ -9,6 +9,7 @@ __all__ = ['ARMS', 'Arm', 'draw_arms', 'Comparison', 'compare_arms', 'photos_of'
 import functools
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Callable
 
 import numpy as np
@@ -81,6 +82,7 @@ class Comparison:
     scorers: tuple       # names; the first is the metric `score`
     chose: str = ''      # the scorer that chose the pairs
     extractor: str = ''  # whose features
+    by: object = None    # the feature extractor itself
     notes: list = field(default_factory=list) # warnings, in words
 
     def gain(self, metric, better, worse) -> tuple: # (gain, low, high); NaN where not measured
@@ -104,7 +106,7 @@ def compare_arms(workspace,               # a `Workspace` or its folder
                  prompts=None,            # rows of `prompts`; None takes the test fold's
                  per_prompt:int=2,        # images per prompt, for arms that draw
                  scorers=('tiny',),       # keys of `SCORERS` or `Scorer`s; the first is the metric `score`
-                 scorer_path=None,        # folder of the first scorer's weights
+                 scorer_path=None,        # folder of the first scorer's weights, or one with a folder of weights per scorer
                  chose:str='',            # the scorer that chose the pairs
                  extractor='auto',        # whose features are compared, see `features.load_extractor`
                  extractor_path=None,     # its weights
@@ -118,7 +120,7 @@ def compare_arms(workspace,               # a `Workspace` or its folder
     prompts = ws.table('prompts').query("fold == 'test'") if prompts is None else prompts
     rows = draw_arms(ws, dict(sorted(arms.items(), key=lambda a: a[0] != 'base')), prompts, per_prompt, batch, progress)    # base first: hue is measured against it
     ids = [i for r in rows.values() for i in r.image_id]
-    names = [_score(ws, s, scorer_path if n == 0 else None, ids, device, progress) for n, s in enumerate(scorers)]
+    names = [_score(ws, s, _path_of(scorer_path, s, n), ids, device, progress) for n, s in enumerate(scorers)]
     if detector:
         from hgdpo_curate.judge.anatomy import flag_images
         flag_images(ws, detector, detector_path, ('evaluation',), progress=progress)
@@ -134,7 +136,11 @@ def compare_arms(workspace,               # a `Workspace` or its folder
     if by is None: notes.append('The Fréchet distance is not measured: no weights of Inception or CLIP are at hand; give them with --extractor inception --extractor_path FILE.')
     elif len(photos): notes.append(small_sample_warning(len(groups), len(photos), np.shape(real['features'])[1]))
     if chose in names: notes.append(f'The scorer {chose} also chose the pairs that were trained on: its gain is what was optimised, not independent evidence; read the other figures.')
-    return Comparison(rows, stats, groups, table_of(stats, groups), scores, seen, photos, real, tuple(names), chose, getattr(by, 'name', ''), [n for n in notes if n])
+    return Comparison(rows, stats, groups, table_of(stats, groups), scores, seen, photos, real, tuple(names), chose, getattr(by, 'name', ''), by, [n for n in notes if n])
+
+def _path_of(folder, scorer, n):
+    own = Path(folder)/scorer if folder and isinstance(scorer, str) else None
+    return own if own and own.is_dir() else folder if n == 0 else None
 
 def _score(ws, scorer, path, ids, device, progress):
     score_images(ws, scorer, ('evaluation', 'real', 'generated', 'intermediate'), path, device=device, progress=progress, images=ids)
