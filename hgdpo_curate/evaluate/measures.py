@@ -39,6 +39,7 @@ def look(ws, rows, evaluator, extractor=None, progress=None) -> dict: # rows of 
         if heads: out['prompt_accuracy'] = (out['attributes'] == head_targets(rows.prompt.tolist(), heads)).mean(1)
         if 'faulty' in out: out['failed'] = (out['faulty'] > evaluator.config['threshold']).astype(float)
     if extractor is not None and not isinstance(extractor, TinyFeatures): out['features'] = features_of(ws, rows, extractor, progress=progress)
+    if 'features' in out and getattr(extractor, 'name', '') != 'inception': out['kid_scale'] = float(np.sqrt(np.mean(np.square(out['features'], dtype=float))))   # the kernel's constant 1 is meant for numbers near 1
     return out
 
 def _mean(values):
@@ -59,16 +60,16 @@ def statistics_of(seen:dict,        # what `look` gave
     if base is not None:
         hue = mean_hue(base['hue'])
         out |= dict(hue_distance=lambda i: hue_distance(mean_hue(seen['hue'][i]), hue), rgb_distance=lambda i: rgb_distance(seen['rgb'][i], base['rgb'][i]))
-    return out | _of_features(seen.get('features'), real.get('features'), np.asarray(groups))
+    return out | _of_features(seen.get('features'), real.get('features'), np.asarray(groups), real.get('kid_scale', 1.))
 
-def _of_features(f, photos, groups):
+def _of_features(f, photos, groups, scale=1.):
     out = dict(kid=None, diversity_prompt=None, diversity=None)
     if f is None or len(f) < 3: return out
     f, d = np.asarray(f, np.float64), pairwise(f)
     out |= dict(diversity_prompt=_mean(diversity_by_prompt(d, groups)), diversity=lambda i: diversity(d, i))
     if photos is not None and len(photos) > 2:
         photos = np.asarray(photos, np.float64)
-        kff, kfp, kpp = polynomial_kernel(f, f), polynomial_kernel(f, photos), polynomial_kernel(photos, photos)
+        kff, kfp, kpp = (polynomial_kernel(x/scale, y/scale) for x, y in ((f, f), (f, photos), (photos, photos)))
         out |= dict(frechet=lambda i: frechet_distance(f[i], photos), kid=lambda i: kernel_mmd(kff[np.ix_(i, i)], kfp[i], kpp))
     return out
 

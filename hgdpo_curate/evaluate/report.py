@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .features import features_of, mean_hue
+from .features import features_of
 from .frechet import nearest
 from .measures import BESIDE, LABELS, higher, label
 from .metrics import ARMS, Comparison
@@ -55,7 +55,7 @@ def colours(arms):
     from matplotlib import colormaps
     return {a: colormaps['tab10'](i % 10) for i, a in enumerate(arms)}
 
-def _number(v): return f'{v:.3f}' if abs(v) < 10 else f'{v:.1f}'
+def _number(v): return f'{v:.3f}' if abs(v) < 10 else f'{v:.1f}' if abs(v) < 1000 else f'{v:,.0f}'
 
 # %% ../../nbs/evaluate/52_report.ipynb #figures-section
 def figures_section(found:Comparison) -> str:
@@ -128,12 +128,13 @@ def distributions_section(found) -> str:
         ax, span = place(k), np.concatenate([v[np.isfinite(v)] for v in values.values()])
         for a, v in values.items(): ax.hist(v[np.isfinite(v)], bins=np.linspace(span.min(), span.max() + 1e-9, 21), histtype='step', density=True, color=paint.get(a, 'black'), label=a, linewidth=1.4)
         ax.set_title(title, fontsize=9); ax.set_yticks([]); ax.tick_params(labelsize=7)
-        if k == 0: ax.legend(fontsize=7)
+        if k in (0, len(shown)): ax.legend(fontsize=7)
     ax = place(n - 1, projection='polar')
-    for a in found.rows:
-        v = found.seen[a]['hue'].sum(0)/np.abs(found.seen[a]['hue']).sum()
-        ax.annotate('', xy=(np.radians(mean_hue(found.seen[a]['hue'])), np.hypot(*v)), xytext=(0, 0), arrowprops=dict(arrowstyle='->', color=paint[a], linewidth=1.6))
-    ax.set_ylim(0, 1); ax.set_yticks([]); ax.set_xticks(np.radians([0, 60, 120, 180, 240, 300]), ['red', 'yellow', 'green', 'cyan', 'blue', 'magenta'], fontsize=7); ax.set_title('mean hue (length: how far images agree)', fontsize=9)
+    arrows = {a: found.seen[a]['hue'].sum(0)/np.abs(found.seen[a]['hue']).sum() for a in found.rows}
+    reach = max(np.hypot(*v) for v in arrows.values())
+    for a, v in arrows.items(): ax.annotate('', xy=(np.arctan2(v[1], v[0]), np.hypot(*v)), xytext=(0, 0), arrowprops=dict(arrowstyle='-|>', color=paint[a], linewidth=1.8))
+    ax.set_ylim(0, 1.15*reach + 1e-9); ax.set_yticks([]); ax.set_xticks(np.radians([0, 60, 120, 180, 240, 300]), ['red', 'yellow', 'green', 'cyan', 'blue', 'magenta'], fontsize=7)
+    ax.set_title(f'mean hue; the longest arrow is {reach:.0%} of one hue only', fontsize=9)
     return chart(fig)
 
 def nearest_section(ws, found, with_photos, most=8) -> str:
@@ -149,7 +150,7 @@ def nearest_section(ws, found, with_photos, most=8) -> str:
     close, items = int((far < limit).sum()), []
     for n in np.argsort(far)[:most]:
         pair = picture(ws.open_image(mine.path[n]), 140, mine.prompt[n]) + (picture(ws.open_image(photos.path[where[n]]), 140, 'nearest photo') if with_photos else '')
-        items.append(f'<figure>{pair}<figcaption>distance {far[n]:.3g} to photo <code>{text(photos.image_id[where[n]])}</code></figcaption></figure>')
+        items.append(f'<figure><span class=pair>{pair}</span><figcaption>distance {far[n]:.3g} to photo <code>{text(photos.image_id[where[n]])}</code></figcaption></figure>')
     return (f'<p>Distances between features of {text(found.by.name)} ({text(found.by.version)}), of {len(mine)} images of <b>{text(arm)}</b> to all {len(photos)} photos. Median distance to the nearest photo: <b>{np.median(far):.3g}</b>; photos to their nearest other photo: {np.median(among):.3g}. '
             f'<b class={"bad" if close else "good"}>{close}</b> images lie nearer to a photo than 99% of photos do to another ({limit:.3g}): {"look at these; they may be memories of a photo" if close else "no sign of a memorised photo by this measure"}.</p><div class=row>' + ''.join(items) + '</div>')
 
@@ -160,10 +161,11 @@ def provenance_section(ws, found, command) -> str:
     rows = [[text(a), f'<code>{text(r.model.iloc[0])}</code>', f'{r.steps.iloc[0]} steps, guidance {r.guidance.iloc[0]}'] for a, r in found.rows.items()]
     files = [*sorted(ws.root.glob('runs/*/*/pytorch_lora_weights.safetensors')), *sorted(ws.root.glob('splits/*/split.json'))]
     packages = {p: metadata.version(p) for p in ('torch', 'diffusers', 'peft', 'transformers', 'numpy', 'pandas')}
-    licences = [[text(s), text(version(s)), text(licence_of(s)['licence']), {True: 'allowed', False: 'not allowed', None: 'unknown'}[licence_of(s)['commercial']]] for s in [*found.scorers, *([found.by.name] if found.by and found.by.name not in found.scorers else [])]]
+    used = [(s, s, version(s)) for s in found.scorers] + ([(f'features: {found.by.name}', found.by.name, found.by.version)] if found.by else [])
+    licences = [[text(shown), text(v), text(licence_of(s)['licence']), {True: 'allowed', False: 'not allowed', None: 'unknown'}[licence_of(s)['commercial']]] for shown, s, v in used]
     seeds = f'seeds: by prompt and number of the image from the workspace\'s seed {ws.config["seed"]}, the same for every model'
     from hgdpo_curate import __version__
-    return (f'<pre>{text(command)}</pre><p>{text(now())}; hgdpo_curate {__version__}, Python {platform.python_version()}, ' + ', '.join(f'{p} {v}' for p, v in packages.items()) + f'; {seeds}; sampler {text(ws.config["sampler"])}, {text(ws.config["resolution"])} pixels; base model <code>{text(ws.config["base_model"])}</code>.</p>'
+    return (f'<pre>{text(command)}</pre><p>{text(now())}; hgdpo_curate {__version__}, Python {platform.python_version()}, ' + ', '.join(f'{p} {v}' for p, v in packages.items()) + f'; {seeds}; sampler {text(ws.config["sampler"])}, {text(ws.config["resolution"])} pixels; base model <code>{text(ws.config["base_model"] or "not set")}</code>.</p>'
             + html_table(['model', 'hash of all that decides its pictures', 'drawn with'], rows) + html_table(['scorer or features', 'version of the weights', 'licence of the weights', 'commercial use'], licences)
             + '<details><summary>SHA-256 of LoRAs and splits</summary><pre>' + '\n'.join(f'{file_sha256(f)}  {text(f.relative_to(ws.root))}' for f in files) + '</pre></details>')
 
@@ -171,7 +173,7 @@ def provenance_section(ws, found, command) -> str:
 STYLE = '''body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1180px;margin:0 auto;padding:0 24px 60px}h1{margin:28px 0 0}h2{margin:40px 0 8px;border-bottom:1px solid #ddd}h3{margin:18px 0 4px;font-size:15px}
 .sub{color:#666;margin-top:2px}.note{background:#fff7e0;border-left:4px solid #e0a800;padding:8px 14px;margin:8px 0}table{border-collapse:collapse;margin:10px 0}td,th{padding:5px 10px;border-bottom:1px solid #eee;text-align:left;vertical-align:middle}
 th{font-size:13px;color:#555}small{color:#777}.good{color:#1c7c43}.bad{color:#b3401f}i{color:#999}img{vertical-align:middle}img.px{image-rendering:pixelated}img.chart{max-width:100%;margin:8px 0}
-.row{display:flex;flex-wrap:wrap;gap:14px}figure{margin:0;max-width:240px}figcaption{font-size:12px;color:#666}.wide{overflow-x:auto}.prompts{font-size:13px;color:#555}pre{background:#f4f4f4;padding:10px;overflow-x:auto;font-size:12.5px}code{font-size:12.5px;background:#f4f4f4;padding:0 3px}
+.row{display:flex;flex-wrap:wrap;gap:14px}figure{margin:0;width:min-content;min-width:120px}figure img{margin-right:2px}.pair{white-space:nowrap}figcaption{font-size:12px;color:#666}.wide{overflow-x:auto}.prompts{font-size:13px;color:#555}pre{background:#f4f4f4;padding:10px;overflow-x:auto;font-size:12.5px}code{font-size:12.5px;background:#f4f4f4;padding:0 3px}
 .bar{position:relative;display:inline-block;width:220px;height:14px;background:linear-gradient(90deg,#f0f0f0 49.7%,#999 49.7%,#999 50.3%,#f0f0f0 50.3%)}.bar span{position:absolute;height:14px;background:#8bb8e8aa}.bar i{position:absolute;width:3px;height:14px;background:#174a7c}'''
 
 def write_report(ws, found:Comparison, file, with_photos:bool=False, command:str='') -> Path: # a `Workspace`, what `compare_arms` measured, where to; the command that made it

@@ -39,7 +39,7 @@ class Clip:
             self.model = AutoModel.from_pretrained(model, use_safetensors=True, dtype=torch_dtype(mixed_precision)).eval().to(self.device)
             self.processor = AutoProcessor.from_pretrained(processor or model)
         except (OSError, ValueError) as e: raise UserError(f'{model} cannot be loaded as a CLIP model ({str(e).splitlines()[0]}); fetch it again.') from e
-        self.scale = float(self.model.logit_scale.exp())
+        self.scale = float(self.model.logit_scale.detach().exp())
 
     def images(self, images) -> np.ndarray: # (n, d)
         "Embeddings of PIL images."
