@@ -13,6 +13,7 @@ import pandas as pd
 from .features import TinyFeatures, features_of, hue_distance, hue_vectors, laplacian_sharpness, load_pixels, mean_hue, rgb_distance
 from .frechet import diversity, diversity_by_prompt, frechet_distance, kernel_mmd, pairwise, polynomial_kernel
 from .intervals import bootstrap
+from ..images.pictures import parse_prompt
 from ..train.tiny import head_targets, run_evaluator
 
 # %% ../../nbs/evaluate/49_measures.ipynb #draws-for
@@ -36,10 +37,16 @@ def look(ws, rows, evaluator, extractor=None, progress=None) -> dict: # rows of 
         size = tuple(evaluator.config['size'])
         out |= run_evaluator(evaluator, px if ws.size == size else load_pixels(ws, rows.path, size))
         heads = dict(evaluator.config['heads'])
-        if heads: out['prompt_accuracy'] = (out['attributes'] == head_targets(rows.prompt.tolist(), heads)).mean(1)
+        if heads: out['prompt_accuracy'] = _prompt_accuracy(out['attributes'], rows.prompt.tolist(), heads)
         if 'faulty' in out: out['failed'] = (out['faulty'] > evaluator.config['threshold']).astype(float)
     if extractor is not None and not isinstance(extractor, TinyFeatures): out['features'] = features_of(ws, rows, extractor, progress=progress)
     if 'features' in out and getattr(extractor, 'name', '') != 'inception': out['kid_scale'] = float(np.sqrt(np.mean(np.square(out['features'], dtype=float))))   # the kernel's constant 1 is meant for numbers near 1
+    return out
+
+def _prompt_accuracy(chosen, prompts, heads): # NaN for a prompt in words that the heads do not know
+    known = np.array([all(h.startswith('word:') for h in heads) or bool(parse_prompt(p)) for p in prompts])
+    out = np.full(len(prompts), np.nan)
+    if known.any(): out[known] = (chosen[known] == head_targets([p for p, k in zip(prompts, known) if k], heads)).mean(1)
     return out
 
 def _mean(values):

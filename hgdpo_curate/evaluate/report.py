@@ -130,7 +130,7 @@ def distributions_section(found) -> str:
         ax.set_title(title, fontsize=9); ax.set_yticks([]); ax.tick_params(labelsize=7)
         if k in (0, len(shown)): ax.legend(fontsize=7)
     ax = place(n - 1, projection='polar')
-    arrows = {a: found.seen[a]['hue'].sum(0)/np.abs(found.seen[a]['hue']).sum() for a in found.rows}
+    arrows = {a: found.seen[a]['hue'].sum(0)/max(np.abs(found.seen[a]['hue']).sum(), 1e-9) for a in found.rows}
     reach = max(np.hypot(*v) for v in arrows.values())
     for a, v in arrows.items(): ax.annotate('', xy=(np.arctan2(v[1], v[0]), np.hypot(*v)), xytext=(0, 0), arrowprops=dict(arrowstyle='-|>', color=paint[a], linewidth=1.8))
     ax.set_ylim(0, 1.15*reach + 1e-9); ax.set_yticks([]); ax.set_xticks(np.radians([0, 60, 120, 180, 240, 300]), ['red', 'yellow', 'green', 'cyan', 'blue', 'magenta'], fontsize=7)

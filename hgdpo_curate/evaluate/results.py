@@ -26,10 +26,11 @@ def named_arms(ws, names, run:str=None, device=None) -> tuple: # 'base', a stage
     known = {p.name for p in runs}
     arms, configs = {}, {}
     for name in names:
-        r, _, stage = name.rpartition('/') if '/' in name and name not in known else (name, '', 'hard + text encoder') if name in known and name not in ARMS else (run or (runs[-1].name if runs else ''), '', name)
+        if name in known: r, stage = name, 'hard + text encoder' if (folder/name/'text_encoder').is_dir() else 'hard'
+        elif name in ARMS: r, stage = run or (runs[-1].name if runs else ''), name
+        elif '/' in name: r, stage = name.rsplit('/', 1)
+        else: raise UsageError(f'{name!r} is neither a run of this workspace ({", ".join(sorted(known)) or "none yet"}) nor a stage ({", ".join(ARMS)}).')
         if not r: raise UserError(f'{ws.root} has no runs yet; train one with: hgdpo train --workspace {ws.root}')
-        if stage not in ARMS and r not in known: raise UsageError(f'{name!r} is neither a run of this workspace ({", ".join(sorted(known)) or "none yet"}) nor a stage ({", ".join(ARMS)}).')
-        if stage == 'hard + text encoder' and name in known and not (folder/r/'text_encoder').is_dir(): stage = 'hard'
         arms[name], configs[r] = run_arm(ws, r, stage, device), read_json(folder/r/'config.json')
     return arms, configs
 

@@ -66,7 +66,7 @@ class Session:
         row = self.pairs.iloc[n]
         of = lambda side: row.left if side == 'left' else 'ab'[row.left == 'a']
         keep = {k: row[k] for k in 'study question pair_id prompt_id arm_a arm_b image_a image_b left'.split()}
-        self.ws.append('study', [keep | dict(rater=self.rater, choice='tie' if choice == 'tie' else of(choice), faults=sorted(map(of, faults)), seconds=None if seconds is None else round(float(seconds), 1))])
+        self.ws.append('study', [keep | dict(rater=self.rater, choice='tie' if choice == 'tie' else of(choice), faults=sorted(map(of, faults)), seconds=None if seconds is None else round(float(seconds), 2))])
         self.answers[n] = choice
 
 # %% ../../nbs/evaluate/53_study.ipynb #study-server
@@ -94,7 +94,7 @@ function show(k){n=k;faults.clear();mark();$("bar").firstChild.style.width=100*s
  $("note").textContent=(n+1)+" of "+s.total+(n?" · Backspace: back one":"")+(s.anatomy?" · 1 / 2: this body is faulty":"");began=performance.now()}
 function mark(){$("fl").className=faults.has("left")?"faulty":"";$("fr").className=faults.has("right")?"faulty":""}
 function toggle(d){if(s.anatomy){faults.has(d)?faults.delete(d):faults.add(d);mark()}}
-async function answer(c){if(busy||n>=s.total)return;busy=true;
+async function answer(c){if(busy||n>=s.total)return;busy=true;document.activeElement.blur();
  try{const r=await fetch("/answer",{method:"POST",headers:{"Content-Type":"application/json"},body:JSON.stringify({token:T,n:n,choice:c,faults:[...faults],seconds:(performance.now()-began)/1000})});
   if(!r.ok)throw 0;if(!s.answered.includes(n))s.answered.push(n);let k=n+1;while(s.answered.includes(k))k++;show(k<s.total?k:s.answered.length<s.total?[...Array(s.total).keys()].find(i=>!s.answered.includes(i)):s.total)}
  catch(e){$("note").textContent="The answer could not be kept: is hgdpo study still running? Start it again, then reload this page."}finally{busy=false}}
