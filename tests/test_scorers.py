@@ -175,3 +175,15 @@ def test_a_scorer_scores_again_only_with_other_weights(finished, copy_of):
     assert kept == 8 and score_images(ws, Counting(), progress=quiet) == total - 8 and score_images(ws, Counting(), progress=quiet) == 0
     Counting.version = '2'
     assert score_images(ws, Counting(), progress=quiet) == total
+
+
+def test_features_that_nobody_named_are_never_downloaded(tmp_path, monkeypatch):
+    import huggingface_hub
+    from hgdpo_curate import create_workspace
+    from hgdpo_curate.evaluate.features import load_extractor
+    asked = []
+    def record(hub, local_files_only, **k): asked.append(local_files_only); raise OSError
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', record)
+    assert load_extractor(create_workspace(tmp_path/'ws', resolution='16'), 'auto') is None and asked == [True]
+    with pytest.raises(UserError, match='--extractor_path'): load_extractor(create_workspace(tmp_path/'ws', resolution='16'), 'clip')
+    assert asked == [True, True, False]                                      # named, the cache is asked first, then the hub

@@ -115,7 +115,7 @@ def load_extractor(ws, name:str='auto', path=None, device=None): # one of `EXTRA
     if name == 'tiny': raise UserError(f'No tiny evaluator knows these photos; train one with: hgdpo tiny --workspace {ws.root}, or choose --extractor inception.')
     if name == 'inception' or (name == 'auto' and (path or hub_inception())): return Inception(path, device)
     if name == 'clip': return ClipFeatures(path, device)
-    try: return ClipFeatures(None, device)
+    try: return ClipFeatures(find_weights('clip', download=False), device)     # nobody asked for a download
     except UserError: return None
 
 def features_of(ws, rows, extractor, batch:int=64, progress=None) -> np.ndarray: # rows of `images` -> (n, d), in their order

@@ -54,7 +54,8 @@ def missing_sentence(name:str, flag='--scorer_path') -> str:
 
 def find_weights(name:str,              # a key of `WEIGHTS`
                  path=None,             # a folder that holds its files, or one file of them; None looks in the cache, then asks the hub
-                 flag='--scorer_path'   # the option that the error names
+                 flag='--scorer_path',  # the option that the error names
+                 download:bool=True     # whether the hub may be asked
                 ) -> Path:              # the folder, or the file if `path` is one
     "The place of a model's weights on this machine. Raises `UserError` that names the file and where to put it."
     w = WEIGHTS[name]
@@ -65,7 +66,7 @@ def find_weights(name:str,              # a key of `WEIGHTS`
         return path
     if w.hub:
         from huggingface_hub import snapshot_download
-        for local in (True, False):
+        for local in (True, False) if download else (True,):
             try: folder = Path(snapshot_download(w.hub, revision=w.revision or None, allow_patterns=[*w.files, *w.also], local_files_only=local))
             except Exception: continue
             if all((folder/f).exists() for f in w.files): return folder
