@@ -151,6 +151,10 @@ def test_runs_of_one_workspace_are_compared_and_reported_from_the_command_line(f
     assert main(['evaluate', '--workspace', str(ws.root), '--run', 'one', '--runs', 'base,easy,two/easy,two', '--limit', '1']) == 0
     said = capsys.readouterr().out
     assert 'win rate against base' in said and '| two/easy |' in said and (ws.root/'runs'/'one'/'evaluation'/'report.html').exists()
+    from hgdpo_curate import open_study
+    server = open_study(ws, ('base', 'two/easy'), 'ann', run='one', port=0, progress=quiet)      # the same images, shown blind
+    assert server.url.startswith('http://127.0.0.1:')
+    server.server_close()
     for runs, words, code in (('nonsense', 'neither a run', 2), ('one/nonsense', 'choose among', 2), ('three/easy', 'no run', 1)):
         assert main(['evaluate', '--workspace', str(ws.root), '--runs', runs]) == code and words in capsys.readouterr().err
     config = ws.root/'runs'/'two'/'config.json'
