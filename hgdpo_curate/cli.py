@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FLAGS_OF', 'RECIPE_FLAGS', 'STATED', 'VERBS', 'NO_WORKSPACE', 'do_init', 'do_photos', 'do_pool', 'do_recon',
            'do_score', 'do_flag', 'do_sft', 'do_tiny', 'do_curate', 'do_review', 'do_pairs', 'do_train', 'do_sample',
-           'do_evaluate', 'do_card', 'do_forget', 'do_demo', 'do_status', 'do_doctor', 'whole', 'port', 'Help',
-           'Parser', 'make_parser', 'main']
+           'do_evaluate', 'do_study', 'do_card', 'do_forget', 'do_demo', 'do_status', 'do_doctor', 'whole', 'port',
+           'Help', 'Parser', 'make_parser', 'main']
 
 # %% ../nbs/71_cli.ipynb #import-argparse-importlib-os-sys
-import argparse, importlib, os, sys
+import argparse, getpass, importlib, os, sys
 from pathlib import Path
 
 from .workspace import UsageError, UserError, create_workspace
@@ -34,7 +34,8 @@ def do_photos(a):
     print(_call('images.photos.import_photos', a.workspace, a.folder, a.skip_bad, everywhere, embed))
 def do_pool(a): print(_call('images.pool.generate_pool', a.workspace, a.n, a.pretrained_model_name_or_path, a.limit, batch=a.batch, **_common(a)), 'images made')
 def do_recon(a): print(_call('images.recon.reconstruct', a.workspace, a.levels, a.limit, batch=a.batch, base=a.pretrained_model_name_or_path, **_common(a)), 'images made')
-def do_score(a): print(_call('judge.scores.score_images', a.workspace, a.scorer, path=a.scorer_path, device=a.device), 'images scored')
+def do_score(a):
+    for s in a.scorer.split(','): print(_call('judge.scores.score_images', a.workspace, s, path=a.scorer_path, device=a.device, mixed_precision=a.mixed_precision), f'images scored by {s}')
 def do_flag(a): print(_call('judge.anatomy.flag_images', a.workspace, a.detector, a.detector_path, accept_noncommercial=a.accept_noncommercial).to_string(index=False))
 def do_sft(a): print(_call('train.curriculum.train_sft', a.workspace, a.pretrained_model_name_or_path, **{k: v for k, v in dict(max_train_steps=a.max_train_steps, train_batch_size=a.train_batch_size, learning_rate=a.learning_rate, rank=a.rank).items() if v is not None}, seed=a.seed or 0, **_common(a)))
 
@@ -69,13 +70,24 @@ def do_train(a):
     extra = dict(s.split('=', 1) if '=' in s else _usage(f'--set takes field=value, not {s!r}') for s in a.set)
     fields = {n: getattr(a, n) for n in RECIPE_FLAGS} | {n: True for n in ('gradient_checkpointing', 'compile') if getattr(a, n)}
     run = _call('train.curriculum.train_curriculum', a.workspace, a.split, a.preset, a.run, a.pretrained_model_name_or_path, a.resume_from_checkpoint, a.device, control=a.control, **(fields | extra))
-    print(run)
+    if os.environ.get('RANK', '0') == '0': print(run, _call('document.model_cards.write_model_card', a.workspace, run.name), sep='\n')
 
 def do_sample(a): print(*_call('train.sample.sample_images', a.workspace, a.prompt, a.run, a.output, a.per_prompt, a.seed or 0, a.device, face=a.face, ip_adapter=a.ip_adapter, detector_path=a.detector_path, accept_noncommercial=a.accept_noncommercial), sep='\n')
 
 def do_evaluate(a):
-    _call('evaluate.metrics.evaluate_runs', a.workspace, a.run, per_prompt=a.per_prompt, limit=a.limit, scorer=a.scorer, device=a.device)
-    print((Path(a.workspace)/'runs'/a.run/'evaluation'/'table.md').read_text())
+    recogniser = _call('judge.faces.load_recogniser', a.recogniser, a.recogniser_path, _call('workspace.open_workspace', a.workspace), a.accept_noncommercial) if a.recogniser else None
+    arms = dict(arms=a.runs.split(',')) if a.runs else {}
+    page = _call('evaluate.report.report_runs', a.workspace, a.run, with_photos=a.with_photos, **arms, per_prompt=a.per_prompt, limit=a.limit, scorer=a.scorer.split(','), scorer_path=a.scorer_path, extractor=a.extractor,
+                 extractor_path=a.extractor_path, detector=a.detector, detector_path=a.detector_path, recogniser=recogniser, device=a.device)
+    print((Path(page).parent/'table.md').read_text(), page, sep='\n')
+
+def do_study(a):
+    if a.results: print(_call('evaluate.study.results_markdown', _call('evaluate.study.study_results', a.workspace))); return
+    server = _call('evaluate.study.open_study', a.workspace, a.runs.split(','), a.rater or os.environ.get('HGDPO_REVIEWER') or getpass.getuser(), a.question, a.run, a.per_prompt, a.limit, a.port, a.device)
+    print(f'The study is open at {server.url}\nClose the page and press Ctrl-C here when done; results: hgdpo study --workspace {a.workspace} --results', flush=True)
+    try: server.serve_forever()
+    except KeyboardInterrupt: print()
+    finally: server.server_close()
 
 def do_card(a):
     if a.package: print(*_call('document.shipped.write_shipped_cards', a.output, a.measure), sep='\n'); return 0
@@ -136,7 +148,7 @@ FLAGS_OF = dict(
         ('checkpointing_steps', whole(1), 'steps between checkpoints'), ('checkpoints_total_limit', whole(1), 'checkpoints kept per stage'), ('validation_steps', whole(0), 'steps between grids of fixed prompts (0: none)'), ('keep_best', str, 'scorer by whose word on held-out prompts a stage\'s best adapter is kept (default: the last)'),
         ('report_to', str, 'tensorboard, wandb or none; several joined by a comma'))],
     seed=[('--seed', dict(type=whole(0), help='seed of everything random'))],
-    scorer=[('--scorer', dict(default='tiny', help='preference estimator: tiny, pickscore or clip'))])
+    scorer=[('--scorer', dict(default='tiny', help='preference estimator: tiny, pickscore, hps, imagereward, aesthetic, clip, clipiqa_quality or clipiqa_sharpness'))])
 
 RECIPE_FLAGS = [f[0][2:] for g in ('recipe', 'schedule', 'seed') for f in FLAGS_OF[g]]
 
@@ -152,7 +164,7 @@ VERBS = {  # verb: (function, help, groups of flags, own flags)
     'sft': (do_sft, 'fine-tune the base on the photos first', ['model', 'gpu', 'recipe', 'seed'], []),
     'pool': (do_pool, 'make the image pool', ['model', 'gpu', 'images'], [('--n', dict(type=whole(2), default=20, help='images per prompt (the paper\'s N)'))]),
     'recon': (do_recon, 'make the intermediate domains (SDRecon)', ['model', 'gpu', 'images'], [('--levels', dict(type=whole(1), nargs='+', default=[100, 400, 500, 600, 700], help='noise levels t, 1..1000'))]),
-    'score': (do_score, 'score every image against its prompt', ['scorer'], [('--device', dict(help='torch device')), ('--scorer_path', dict(help='folder or hub id of the weights'))]),
+    'score': (do_score, 'score every image against its prompt', ['scorer', 'gpu'], [('--scorer_path', dict(help='folder of the weights (default: the local cache, then the hub)'))]),
     'flag': (do_flag, 'propose anatomy flags', [], [('--detector', dict(default='tiny', help='tiny (mannequins), yunet or insightface (faces), vitpose (people), mediapipe (hands or people), clip (opposite prompts)')), ('--detector_path', dict(help='its weights: a file or folder')),
         ('--accept_noncommercial', dict(action='store_true', help='for insightface, whose models are for non-commercial research only'))]),
     'curate': (do_curate, 'open the FiftyOne App on the curated views', [], [('--scorer', dict(help='whose scores sort and pair (default: the newest split\'s, else tiny)')), ('--view', dict(help='saved view to begin with')), ('--port', dict(type=port, default=5151, help='port on 127.0.0.1')), ('--build_only', dict(action='store_true', help='build dataset and views without opening the App'))]),
@@ -165,7 +177,12 @@ VERBS = {  # verb: (function, help, groups of flags, own flags)
     'sample': (do_sample, 'draw images with the trained LoRA', ['seed'], [('--prompt', dict(nargs='+', required=True, help='texts')), ('--run', dict(help='name of a run (default: base)')), ('--output', dict(help='folder for the PNG files')), ('--per_prompt', dict(type=whole(1), default=1, help='images per prompt')), ('--device', dict(help='torch device')),
         ('--face', dict(help='a picture of a face, or its embedding as .npy or .safetensors: draw this person')), ('--ip_adapter', dict(help='file of IP-Adapter FaceID for the base model\'s family')), ('--detector_path', dict(help='folder of an insightface model pack, for --face with a picture')),
         ('--accept_noncommercial', dict(action='store_true', help='for insightface, whose models are for non-commercial research only'))]),
-    'evaluate': (do_evaluate, 'measure every stage of a run on the test prompts', ['scorer'], [('--run', dict(required=True, help='name of a run')), ('--per_prompt', dict(type=whole(1), default=2, help='images per prompt')), ('--limit', dict(type=whole(1), help='only the first so many test prompts')), ('--device', dict(help='torch device'))]),
+    'evaluate': (do_evaluate, 'measure models on the test prompts and write a report to send', ['scorer'], [('--run', dict(help='name of a run (default: the newest)')), ('--runs', dict(metavar='NAMES', help='models by comma: stages of --run (base,easy,normal,hard), other runs, or RUN/STAGE (default: every stage)')),
+        ('--scorer_path', dict(help='folder of the weights, or one with a folder per scorer; --scorer takes several by comma')), ('--per_prompt', dict(type=whole(1), default=2, help='images per prompt')), ('--limit', dict(type=whole(1), help='only the first so many test prompts')), ('--device', dict(help='torch device')),
+        ('--extractor', dict(default='auto', help='features for distances: tiny, inception or clip (auto: the first that is at hand)')), ('--extractor_path', dict(help='its weights')), ('--detector', dict(help='flag the images by rules: vitpose, yunet ... as in hgdpo flag')), ('--detector_path', dict(help='its weights')),
+        ('--recogniser', dict(help='compare each face with the photo of its prompt: sface, or arcface (non-commercial)')), ('--recogniser_path', dict(help='its weights')), ('--accept_noncommercial', dict(action='store_true', help='for arcface')), ('--with_photos', dict(action='store_true', help='embed photographs of real people in the report'))]),
+    'study': (do_study, 'ask people, blind, which of two models is better', [], [('--runs', dict(default='base,hard', metavar='A,B', help='two models, named as in hgdpo evaluate')), ('--run', dict(help='the run that stages belong to (default: the newest)')), ('--question', dict(default='preference', choices=['preference', 'realism', 'anatomy'], help='what is asked')), ('--rater', dict(help='who answers (default: HGDPO_REVIEWER or the login)')),
+        ('--per_prompt', dict(type=whole(1), default=2, help='images per prompt')), ('--limit', dict(type=whole(1), help='at most so many pairs')), ('--port', dict(type=port, default=5152, help='port on 127.0.0.1')), ('--device', dict(help='torch device')), ('--results', dict(action='store_true', help='print win rates and agreement instead'))]),
     'card': (do_card, 'write the data card of a split, or the model card of a run', [], [('--split', dict(default='v1', help='name of the split')), ('--run', dict(help='write the model card of this run instead')), ('--ask', dict(action='store_true', help='write the questions that only a person can answer, as data_cards/answers.yaml')),
         ('--with_photos', dict(action='store_true', help='show photographs and their reconstructions too; without it only generated images')), ('--strict', dict(action='store_true', help='exit 1 while answers are missing')), ('--package', dict(action='store_true', help='write the cards of what this package carries instead')),
         ('--measure', dict(action='store_true', help='with --package: measure its networks anew')), ('--output', dict(default='data_cards', help='with --package: folder'))]),

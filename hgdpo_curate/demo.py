@@ -34,7 +34,7 @@ def run_demo(workspace='demo',   # folder to make
     from hgdpo_curate.curate.pairs import freeze_split
     from hgdpo_curate.document.cards import make_card
     from hgdpo_curate.document.model_cards import write_model_card
-    from hgdpo_curate.evaluate.metrics import evaluate_runs, pool_picture
+    from hgdpo_curate.evaluate.results import evaluate_runs, pool_picture
     from hgdpo_curate.images.photos import import_photos
     from hgdpo_curate.images.pool import generate_pool
     from hgdpo_curate.images.recon import reconstruct

@@ -98,6 +98,7 @@ SCHEMAS = dict(
     duplicates = _schema('image_id other_id kind', image_id='str', other_id='str', kind='str', distance='float'),
     pairs = _schema('pair_id', pair_id='str', stage='str', prompt_id='str', winner_id='str', loser_id='str', winner_score='float', loser_score='float'),
     reviews = _schema('subject_id reviewer', subject_id='str', decision='str', reviewer='str', note='str'),
+    study = _schema('study question pair_id rater', study='str', question='str', pair_id='str', prompt_id='str', arm_a='str', arm_b='str', image_a='str', image_b='str', left='str', choice='str', faults='json', seconds='float', rater='str'),
     tombstones = _schema('subject_hash', subject_hash='str', reason='str'),
 )
 

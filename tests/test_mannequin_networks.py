@@ -18,7 +18,8 @@ def test_the_shipped_base_makes_people_of_whom_a_quarter_to_a_third_are_faulty(t
     import numpy as np
     from conftest import quiet
     from hgdpo_curate import create_workspace, generate_pool, import_photos
-    from hgdpo_curate.evaluate.metrics import look, workspace_evaluator
+    from hgdpo_curate.evaluate.features import workspace_evaluator
+    from hgdpo_curate.evaluate.measures import look
     from hgdpo_curate.images.mannequins import export_photos
     from hgdpo_curate.models import MANNEQUIN
     ws = create_workspace(tmp_path/'ws', resolution='40x56', steps=10, guidance=5., base_model=MANNEQUIN)

@@ -130,7 +130,7 @@ def test_a_face_in_a_picture_becomes_an_embedding(tmp_path):
     picture = Image.new('RGB', (256, 256))
     picture.paste('white', (64, 96, 96, 128))
     picture.save(tmp_path/'me.png')
-    with pytest.raises(UserError, match='recognition'): face_embedding(tmp_path/'me.png', folder, True, 256)
+    with pytest.raises(UserError, match='recogniser'): face_embedding(tmp_path/'me.png', folder, True, 256)
     save(h.make_model(graph, opset_imports=[h.make_opsetid('', 17)], ir_version=8), str(folder/'w600k_tiny.onnx'))
     found = face_embedding(tmp_path/'me.png', folder, True, 256)
     assert found.shape == (512,) and abs(found.norm().item() - 1) < 1e-5

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COCO', 'MEDIAPIPE', 'JOINTS', 'LINES', 'OPPOSITES', 'DETECTORS', 'Detector', 'seen', 'show_seen', 'YuNetFaces',
-           'InsightFaces', 'weights_version', 'VitPosePeople', 'MediapipeParts', 'ClipTriage', 'TinyFaults',
-           'load_detector', 'latest_detections', 'detect']
+           'InsightFaces', 'VitPosePeople', 'MediapipeParts', 'ClipTriage', 'TinyFaults', 'load_detector',
+           'latest_detections', 'detect']
 
 # %% ../../nbs/judge/21_detectors.ipynb #from-pathlib-import-path
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from ..images.mannequins import FAULTS, KEYPOINTS
-from ..workspace import UsageError, UserError, file_sha256, now, open_workspace, progress_bar, read_json, short_id, write_json
+from .batches import look_at_images
+from .weights import weights_version
+from ..workspace import UsageError, UserError, now, open_workspace, read_json, write_json
 
 # %% ../../nbs/judge/21_detectors.ipynb #detector
 class Detector(Protocol):
@@ -82,31 +84,20 @@ class YuNetFaces:
 
 class InsightFaces:
     "Faces by insightface's `FaceAnalysis`. Its model packs are for non-commercial research only, so it asks once."
-    name = 'insightface'
-    def __init__(self, path, accept_noncommercial:bool=False, size:int=640, recognise:bool=False): # folder with the pack's .onnx files; pixels on the longer side; whether faces get their embedding too
+    name, modules = 'insightface', ['detection']
+    def __init__(self, path, accept_noncommercial:bool=False, size:int=640): # folder with the pack's .onnx files; pixels on the longer side
         if not accept_noncommercial: raise UserError('The model packs of insightface are licensed for non-commercial research only; if that is your use, say so with --accept_noncommercial.')
         folder = Path(path or '')
         if not path or not list(folder.glob('*.onnx')): raise UserError(f'{path or "(no folder given)"} holds no .onnx files of an insightface model pack; give its folder with --detector_path.')   # else it would try to download
         from insightface.app import FaceAnalysis
-        try: self.app = FaceAnalysis(name=folder.name, root=str(folder.parent.parent), allowed_modules=['detection', *(['recognition'] if recognise else [])], providers=['CPUExecutionProvider'])
+        try: self.app = FaceAnalysis(name=folder.name, root=str(folder.parent.parent), allowed_modules=self.modules, providers=['CPUExecutionProvider'])
         except Exception as e: raise UserError(f'{folder} is not an insightface model pack ({type(e).__name__}); it needs a detector (det_*.onnx) that onnxruntime can read.') from e
-        if recognise and 'recognition' not in self.app.models: raise UserError(f'{folder} holds no recognition model (w600k_*.onnx or the like), so it gives no face embeddings; give the folder of a whole pack.')
         self.app.prepare(ctx_id=-1, det_size=(size, size))
         self.version = f'{weights_version(folder)}/{size}'
 
-    def faces(self, image) -> list: # PIL image -> insightface's own records
-        "The faces of a picture, with what else the pack says of them."
-        return self.app.get(np.ascontiguousarray(np.asarray(image.convert('RGB'))[..., ::-1]))
-
     def detect(self, images):
-        found = [self.faces(im) for im in images]
+        found = [self.app.get(np.ascontiguousarray(np.asarray(im.convert('RGB'))[..., ::-1])) for im in images]
         return [[seen('face', f.det_score, [f.bbox[0], f.bbox[1], f.bbox[2] - f.bbox[0], f.bbox[3] - f.bbox[1]], f.kps) for f in fs] for fs in found]
-
-def weights_version(*paths) -> str: # files, folders or hub ids
-    "A name with a hash of the weights' bytes, so that exchanged weights look anew; of a hub id its name."
-    files = [f for p in map(Path, paths) for f in ([p] if p.is_file() else sorted(f for f in p.rglob('*') if f.suffix in ('.safetensors', '.onnx', '.bin')) if p.is_dir() else [])]
-    name = '+'.join(Path(p).stem if Path(p).is_file() else Path(p).name for p in paths)
-    return f'{name}/{short_id(*map(file_sha256, files))[:8]}' if files else '+'.join(map(str, paths))
 
 def _needs_file(path, what):
     if not path or not Path(path).is_file(): raise UserError(f'{path or "(no file given)"} is not there; give {what} with --detector_path.')
@@ -255,15 +246,6 @@ def detect(workspace,            # a `Workspace` or its folder
     have = ws.table('detections').query('detector == @detector.name and detector_version == @detector.version').image_id
     im = ws.table('images')
     im = im[im.domain.isin(domains) & ~im.image_id.isin(have)]
-    if not len(im): return 0
-    rows = []
-    try:
-        with progress_bar(len(im), f'{detector.name} looks', progress) as bar:
-            for i in range(0, len(im), batch):
-                part = im.iloc[i:i+batch]
-                for iid, found in zip(part.image_id, detector.detect([ws.open_image(p) for p in part.path])):
-                    rows += [dict(image_id=iid, detector=detector.name, detector_version=detector.version, index=n, **d) for n, d in enumerate(found or [seen('none', 0.)])]
-                bar(len(part))
-                if len(rows) >= 2048: ws.append('detections', rows); rows = []
-    finally: ws.append('detections', rows)
-    return len(im)
+    def look(rows, pictures):
+        return [dict(image_id=iid, detector=detector.name, detector_version=detector.version, index=n, **d) for iid, found in zip(rows.image_id, detector.detect(pictures)) for n, d in enumerate(found or [seen('none', 0.)])]
+    return look_at_images(ws, im, 'detections', look, f'{detector.name} looks', batch, progress=progress)

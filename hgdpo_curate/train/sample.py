@@ -156,10 +156,9 @@ def face_embedding(source,                          # a picture of one face, or 
         found = next(iter(load_file(file).values())).float().flatten()
     else:
         from PIL import Image
-        from hgdpo_curate.judge.detectors import InsightFaces
-        faces = InsightFaces(detector_path, accept_noncommercial, size, recognise=True).faces(Image.open(file))
-        if not faces: raise UserError(f'No face was found in {file}; give a picture in which one is seen clearly.')
-        found = torch.from_numpy(max(faces, key=lambda f: (f.bbox[2] - f.bbox[0])*(f.bbox[3] - f.bbox[1])).normed_embedding).float()
+        from hgdpo_curate.judge.faces import ArcFace
+        found = torch.from_numpy(ArcFace(detector_path, accept_noncommercial, size).embed([Image.open(file)])[0]).float()
+        if found.isnan().any(): raise UserError(f'No face was found in {file}; give a picture in which one is seen clearly.')
     if found.numel() != 512: raise UserError(f'{file} holds {found.numel()} numbers; a face embedding has 512.')
     return found/found.norm()
 
@@ -208,6 +207,7 @@ def sample_images(workspace,            # a `Workspace` or its folder
                  ) -> list:             # paths
     "Draw images by the paper's inference rules and write them as PNG files; those there already are not drawn again."
     import torch
+    from PIL.PngImagePlugin import PngInfo
     from hgdpo_curate.workspace import atomic_path, file_sha256, open_workspace, progress_bar, short_id
     ws = open_workspace(workspace)
     config = read_json(ws.root/'runs'/run/'config.json') if run else dict(base=ws.base_model)
@@ -223,6 +223,7 @@ def sample_images(workspace,            # a `Workspace` or its folder
         for p, k, file in jobs:
             if not file.exists():                                   # drawn before, by the same weights
                 image = pipe(p, generator=torch.Generator().manual_seed(k), width=ws.size[0], height=ws.size[1]).images[0]
-                with atomic_path(file) as tmp: image.save(tmp)
+                about = PngInfo(); about.add_itxt('prompt', p)                # says what was asked for, so that `forget` finds it
+                with atomic_path(file) as tmp: image.save(tmp, pnginfo=about)
             bar(1)
     return [f for *_, f in jobs]
