@@ -202,7 +202,7 @@ def database(names):
     "An own MongoDB where a chapter wants FiftyOne, so that no FiftyOne elsewhere on the machine is touched."
     wanted = any(re.search('fiftyone|build_dataset', (NBS/f'{n}.ipynb').read_text(encoding='utf-8'), re.I) for n in names)
     if not wanted or os.environ.get('FIFTYONE_DATABASE_URI'): yield; return
-    from hgdpo_curate.curate.app import start_database
+    from hgdpo_curate.curate.samples import start_database
     with tempfile.TemporaryDirectory() as folder:
         mongod = start_database(folder)
         try: yield

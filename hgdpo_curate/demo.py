@@ -40,7 +40,8 @@ def run_demo(workspace='demo',   # folder to make
     from hgdpo_curate.images.recon import reconstruct
     from hgdpo_curate.judge.anatomy import flag_images
     from hgdpo_curate.judge.scores import score_images
-    from hgdpo_curate.models import MANNEQUIN, LORA_FILE
+    from hgdpo_curate.adapters import LORA_FILE
+    from hgdpo_curate.models import MANNEQUIN
     from hgdpo_curate.train.curriculum import train_curriculum
     began, size = time.time(), SIZES['quick' if quick else 'full']
     say = Steps({'photos': 1, 'image pool': 22, 'reconstructions': 7, 'scores and flags': 1, 'pairs': 1, 'training': 42, 'evaluation': 18, 'card': 1} | ({'FiftyOne': 7} if app else {}))

@@ -147,7 +147,7 @@ def _scroll(page, shots, name): # paths
 
 
 if __name__ == '__main__':
-    from hgdpo_curate.curate.app import start_database
+    from hgdpo_curate.curate.samples import start_database
     with tempfile.TemporaryDirectory() as folder:
         mongod = None if os.environ.get('FIFTYONE_DATABASE_URI') else start_database(folder)      # an own one: what runs on this machine is left alone
         try: seen = run_in_lab(sys.argv[1], os.environ.get('HGDPO_SCREENSHOTS', 'screenshots'))

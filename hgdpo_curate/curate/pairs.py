@@ -244,6 +244,7 @@ def load_split(workspace, name:str='v1') -> dict: # stage -> pairs with prompts 
     folder = ws.root/'splits'/name
     info = read_json(folder/'split.json')
     if info is None: raise UserError(f'There is no split {name!r} in {ws.root/"splits"}; freeze one with: hgdpo pairs --workspace {ws.root} --split {name}')
+    if info.get('broken'): raise UserError(f'The split {name!r} is broken by removal: a photo was taken out of it (see {folder/"BROKEN_BY_REMOVAL.md"}); freeze anew under another name with: hgdpo pairs --workspace {ws.root} --split NEW_NAME')
     for f, sha in info['sha256'].items():
         if not (folder/f).exists() or file_sha256(folder/f) != sha: raise UserError(f'{folder/f} is not what was frozen; restore it from a copy, or freeze anew under another name.')
     out = {s: pd.read_parquet(folder/f'{s}.parquet') for s in STAGES}

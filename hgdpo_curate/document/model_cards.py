@@ -15,7 +15,8 @@ from .answers import missing, read_answers
 from .cards import FORBIDDEN, hub_licence, non_commercial
 from .facts import judges, prompts_of, read_split, stated
 from .pages import code, escape, sheet, shown_base, table
-from ..models import KOHYA_FILE, LORA_FILE, MANNEQUIN
+from ..adapters import KOHYA_FILE, LORA_FILE
+from ..models import MANNEQUIN
 from ..workspace import HARMLESS_FLAGS, UserError, file_sha256, open_workspace, parse_resolution, read_json, write_text
 
 # %% ../../nbs/document/65_model_cards.ipynb #components
