@@ -12,12 +12,15 @@ import contextlib
 import statistics
 import tempfile
 import time
+import unittest.mock
+import weakref
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 quiet = lambda total, label: (lambda n: None)  # noqa: E731
 SD15 = dict(sample_size=64, in_channels=4, out_channels=4, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
@@ -97,45 +100,69 @@ def count_flops(config, size, name, xl=False):
     return online, fixed
 
 
-def count_memory(config, size, name, batch, checkpointing, xl=False):
-    "Peak memory of one pass and its backward on a GPU that is not there: fake CUDA tensors, bf16 U-Net, float32 LoRA; what cuDNN and cuBLAS take as workspace, and the VAE and text encoder (idle while training), come on top."
-    from diffusers import UNet2DConditionModel
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed._tools.mem_tracker import MemTracker
+class LiveBytes(TorchDispatchMode):
+    "Bytes of all storages that operations have made and nobody has let go of yet; meta tensors have sizes, though no memory."
+    def __init__(self): super().__init__(); self.now, self.peak, self.known = 0, 0, set()
 
-    from hgdpo_curate.adapters import add_lora
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.device.type == 'meta': self.see(t.untyped_storage())
+        return out
+
+    def see(self, storage):
+        key = storage._cdata
+        if key in self.known: return
+        size = storage.nbytes()
+        self.known.add(key); self.now += size; self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.gone, key, size)
+
+    def gone(self, key, size): self.known.discard(key); self.now -= size
+
+
+class Flash(torch.autograd.Function):
+    "Stands for a fused attention kernel: it keeps its inputs, its output and a number per query, never the attention matrix, which is what meta tensors would otherwise be charged for."
+    @staticmethod
+    def forward(ctx, q, k, v, *a, **kw):
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, g): return *(torch.empty_like(x) for x in ctx.saved_tensors[:3]), *[None]*5
+
+
+def count_memory(config, size, name, batch, checkpointing, xl=False):
+    "Peak memory of one pass and its backward, counted on the meta device: weights in bf16, everything computed in bf16, the reference online. What cuDNN and cuBLAS take as workspace, fragmentation, and the VAE and text encoder (idle while training) come on top."
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    from hgdpo_curate.adapters import add_lora, reference
     from hgdpo_curate.train.losses import denoising_error, diffusion_dpo_loss, statistics_matching_loss
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device('cuda'):
-        torch.set_default_dtype(torch.bfloat16)
-        unet = UNet2DConditionModel(**config)
-        torch.set_default_dtype(torch.float32)
+    with torch.device('meta'):
+        unet = UNet2DConditionModel(**config).to(torch.bfloat16)
         unet.requires_grad_(False)
-        add_lora(unet, 'unet', 8)
+        for p in add_lora(unet, 'unet', 8): p.data = p.data.bfloat16()                 # there is no autocast on meta; the float32 LoRA and its optimiser are 3 MB of 12 more
         if checkpointing: unet.enable_gradient_checkpointing()
-        from diffusers import DDPMScheduler
         ddpm, t = DDPMScheduler(clip_sample=False), torch.zeros(2*batch, dtype=torch.long)
         x = torch.empty(2*batch, 4, size[1]//8, size[0]//8, dtype=torch.bfloat16)
         inputs = dict(encoder_hidden_states=torch.empty(2*batch, 77, config['cross_attention_dim'], dtype=torch.bfloat16))
         if xl: inputs['added_cond_kwargs'] = dict(text_embeds=torch.empty(2*batch, 1280, dtype=torch.bfloat16), time_ids=torch.empty(2*batch, 6, dtype=torch.bfloat16))
-        tracker = MemTracker()
-        tracker.track_external(unet)
-        with tracker:
-            with torch.autocast('cuda', torch.bfloat16): pred = unet(x, t, **inputs).sample
-            unet.disable_adapters()
-            with torch.no_grad(), torch.autocast('cuda', torch.bfloat16): ref = unet(x, t, **inputs).sample
-            unet.enable_adapters()
+        weights = sum(p.nbytes for p in unet.parameters())
+        fused = lambda q, k, v, attn_mask=None, dropout_p=0., is_causal=False, **kw: Flash.apply(q, k, v, attn_mask, dropout_p, is_causal, None, None)  # noqa: E731
+        with LiveBytes() as live, unittest.mock.patch.object(torch.nn.functional, 'scaled_dot_product_attention', fused):
+            pred = unet(x, t, **inputs).sample
+            with torch.no_grad(), reference(unet): ref = unet(x, t, **inputs).sample
             (w, l), (rw, rl) = denoising_error(pred, x).chunk(2), denoising_error(ref, x).chunk(2)
-            loss = diffusion_dpo_loss(w, l, rw, rl, 2500.).mean() + 1e4*statistics_matching_loss(pred[:batch], ref[:batch].float().mean((2, 3), keepdim=True), x[:batch], t[:batch], ddpm).mean()
-            loss.backward()
-        peak = max(s['Total'] for d, s in tracker.get_tracker_snapshot('peak').items() if d.type == 'cuda')/2**30
-    print(f'| {name}, {size[0]}x{size[1]} | {batch} | {"yes" if checkpointing else "no"} | {peak:.1f} GiB |')
-    return peak
+            stat = statistics_matching_loss(pred[:batch], ref[:batch].float().mean((2, 3), keepdim=True), x[:batch], t[:batch], ddpm).mean()
+            (diffusion_dpo_loss(w, l, rw, rl, 2500.).mean() + 1e4*stat).backward()
+    print(f'| {name}, {size[0]}x{size[1]} | {batch} | {"yes" if checkpointing else "no"} | {weights/2**30:.1f} GiB | {live.peak/2**30:.1f} GiB | {(weights + live.peak)/2**30:.1f} GiB |', flush=True)
+    return weights + live.peak
 
 
 def count():
     print('\n| U-Net | one forward | a pair, reference online | a pair, fixed draws |\n|---|---|---|---|')
     for config, size, name, xl in ((SD15, (512, 512), 'SD1.5', False), (SD15, (704, 1024), 'SD1.5', False), (SDXL, (1024, 1024), 'SDXL', True)): count_flops(config, size, name, xl)
-    print('\n| U-Net | pairs per pass | checkpointing | peak |\n|---|---|---|---|')
+    print('\n| U-Net | pairs per pass | checkpointing | weights | the rest at its peak | together |\n|---|---|---|---|---|---|')
     for config, size, name, batch, ck, xl in ((SD15, (512, 512), 'SD1.5 (`sd15-24gb`)', 8, False, False), (SD15, (512, 512), 'SD1.5 (`sd15-12gb`)', 2, True, False), (SD15, (704, 1024), 'SD1.5', 4, True, False), (SDXL, (1024, 1024), 'SDXL (`sdxl-48gb`)', 2, True, True)):
         count_memory(config, size, name, batch, ck, xl)
 

@@ -61,9 +61,9 @@ def conflicts(parts) -> list: # sentences
 def recipe(config, folder) -> str:
     "Stages and steps as they were trained."
     preset = config['preset']
-    rows = [[escape(s['name']), s['objective'], s['part'], escape(s['start'] or 'base'), s['max_train_steps'], s['train_batch_size'], f'{s["learning_rate"]:g}', f'{s["beta_dpo"]:g}', f'{s["lambda_stat"]:g}', s['rank'], _steps(folder/s['name'])] for s in preset['stages']]
+    rows = [[escape(s['name']), s['objective'], s['part'], escape(s['start'] or 'base'), s['max_train_steps'], s['pairs_per_step'], f'{s["learning_rate"]:g}', f'{s["beta_dpo"]:g}', f'{s["lambda_stat"]:g}', s['rank'], _steps(folder/s['name'])] for s in preset['stages']]
     return '\n'.join(['## Recipe\n', f'HG-DPO (Na, Kim, Lee, CVPR 2025): Diffusion-DPO in stages whose winners come ever closer to photographs. Preset {code(preset["name"])}, seed {preset["seed"]}, {escape(preset["optimizer"])}, mixed precision {escape(preset["mixed_precision"])}.\n',
-        table(['stage', 'objective', 'part', 'starts from', 'steps', 'batch', 'learning rate', 'β', 'λ_stat', 'rank', 'trained'], rows), '\n`final/` takes the U-Net\'s up-sampling blocks from ' + f'{code(preset["inference"]["up_blocks"])} and all other blocks from {code(preset["inference"]["other_blocks"])}.\n'])
+        table(['stage', 'objective', 'part', 'starts from', 'steps', 'pairs per step', 'learning rate', 'β', 'λ_stat', 'rank', 'trained'], rows), '\n`final/` takes the U-Net\'s up-sampling blocks from ' + f'{code(preset["inference"]["up_blocks"])} and all other blocks from {code(preset["inference"]["other_blocks"])}.\n'])
 
 def _steps(folder):
     done = read_json(folder/'done.json')
