@@ -13,6 +13,7 @@ NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoin
 def test_notebook_runs(path, monkeypatch, capfd):
     from nbdev.test import test_nb
     monkeypatch.chdir(path.parent)
+    monkeypatch.setenv('HGDPO_QUICK', '1')                                     # tutorials in their smallest size
     ok, _ = test_nb(path, skip_flags=['slow', 'gpu', 'net'])
     assert ok, ''.join(capfd.readouterr())[-3000:]
 
