@@ -20,6 +20,7 @@ from hgdpo_curate.document.cards import card_files
 from hgdpo_curate.document.erase import PLAN, erase, search
 from hgdpo_curate.document.forget import REGISTER
 from hgdpo_curate.document.traces import Needles, traces_of
+from hgdpo_curate.workspace import read_json, write_json
 
 
 def grep(root, *needles):
@@ -189,6 +190,9 @@ def test_the_proof_does_not_rest_on_the_erasing(lived_in, copy_of, monkeypatch, 
     "Were one kind of file forgotten, the search would still find it, and the plan would stay."
     ws = copy_of(lived_in)
     without_cards(ws)
+    info = read_json(ws.root/'splits'/'v1'/'split.json')
+    info['dropped']['easy'].append(dict(prompt_id='', image_id=winner(ws)['photo'], reason='a trace in a JSON file'))
+    write_json(ws.root/'splits'/'v1'/'split.json', info)
     monkeypatch.setattr(f'hgdpo_curate.document.erase.{kind}', lambda file, needles: '')
     with pytest.raises(UserError, match=f'still hold a trace.*{where}'): forget(ws, winner(ws)['photo'], app=False, progress=quiet)
     assert (ws.root/PLAN).exists()
@@ -241,5 +245,6 @@ def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tomb
     assert 'samples taken out of the App' in str(forget(ws, progress=quiet)) and not (ws.root/OUTDATED).exists()
     ds.reload()
     assert not len(ds.match({'prompt': one['prompt']})) and not len(ds.match({'twins': one['photo']})) and len(ds) == len(ws.table('images'))
-    assert len(build_dataset(ws, 'chance')) == len(ws.table('images'))
-    ds.delete()
+    anew = build_dataset(ws, 'chance')
+    assert len(anew) == len(ws.table('images'))
+    anew.delete()
