@@ -15,6 +15,15 @@ KW = dict(preset='mannequin', train_batch_size=2, max_train_steps=6, checkpointi
 STAGES = ('easy', 'normal', 'hard', 'text_encoder')
 
 
+@pytest.fixture(scope='module')
+def finished(finished, tmp_path_factory):
+    "A copy for this file: its runs are nobody else's business."
+    import shutil
+
+    from hgdpo_curate import open_workspace
+    return open_workspace(shutil.copytree(finished.root, tmp_path_factory.mktemp('trained')/'ws'))
+
+
 def adapters(run):
     from hgdpo_curate.adapters import read_lora
     return {f'{s}.{part}.{k}': v for s in (*STAGES, 'final') for part, d in read_lora(run/s).items() for k, v in d.items()}

@@ -12,6 +12,15 @@ from conftest import quiet
 KW = dict(preset='mannequin', train_batch_size=2, max_train_steps=2, checkpointing_steps=50, report_to='none')
 
 
+@pytest.fixture(scope='module')
+def finished(finished, tmp_path_factory):
+    "A copy for this file: its runs are nobody else's business."
+    import shutil
+
+    from hgdpo_curate import open_workspace
+    return open_workspace(shutil.copytree(finished.root, tmp_path_factory.mktemp('trained')/'ws'))
+
+
 def of_stage(run, stage, part='unet'):
     from hgdpo_curate.adapters import read_lora
     return torch.cat([v.flatten() for k, v in sorted(read_lora(run/stage)[part].items())])
@@ -81,8 +90,8 @@ def test_a_stage_without_pairs_and_a_split_without_controls_are_refused(finished
     info['sha256']['normal.parquet'] = file_sha256(folder/'normal.parquet')
     info['sha256'].pop('controls.parquet')
     (folder/'split.json').write_text(json.dumps(info))
-    with pytest.raises(UserError, match='stage normal has no pairs'): train_curriculum(ws, progress=quiet, **KW)
-    with pytest.raises(UserError, match="without the pairs 'naive'"): train_curriculum(ws, control='naive', progress=quiet, **KW)
+    with pytest.raises(UserError, match='stage normal has no pairs'): train_curriculum(ws, run='empty', progress=quiet, **KW)
+    with pytest.raises(UserError, match="without the pairs 'naive'"): train_curriculum(ws, run='old-split', control='naive', progress=quiet, **KW)
 
 
 def test_a_loss_that_is_not_finite_names_step_pair_and_checkpoint(finished, copy_of, monkeypatch):
