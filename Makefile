@@ -36,6 +36,9 @@ docs: install
 
 bench: install
 	$(BIN)/python benchmarks/curate.py 1000 10000 100000
+	$(BIN)/python benchmarks/train.py count
+	$(BIN)/python benchmarks/train.py speed
+	$(BIN)/python benchmarks/train.py caching
 
 lock:
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate requirements.in --override overrides.txt -o requirements.lock
