@@ -1,6 +1,7 @@
 """What the trainer promises beyond one process and one kind of model."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,8 +16,6 @@ KW = dict(preset='mannequin', train_batch_size=2, max_train_steps=2, checkpointi
 @pytest.fixture(scope='module')
 def finished(finished, tmp_path_factory):
     "A copy for this file: its runs are nobody else's business."
-    import shutil
-
     from hgdpo_curate import open_workspace
     return open_workspace(shutil.copytree(finished.root, tmp_path_factory.mktemp('trained')/'ws'))
 
@@ -66,6 +65,7 @@ def test_half_precision_trains_a_float32_adapter(finished, precision):
     assert of_stage(run, 'hard').dtype == torch.float32 and of_stage(run, 'text_encoder', 'text_encoder').abs().max() > 0
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ('cc', 'gcc', 'clang'))), reason='no C compiler here, which torch.compile needs on a CPU')
 def test_a_compiled_unet_trains_to_the_same_weights(finished):
     from hgdpo_curate import train_curriculum
     kw = KW | dict(control='easy_only', max_train_steps=2)
