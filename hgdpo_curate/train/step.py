@@ -73,7 +73,7 @@ class StageRun:
         self.models = {p: getattr(pipe, p) for p in self.parts}
         self.frozen = 'reference' if start else ''
         self.params = [p for part in self.parts for p in self._adapt(part, (start or {}).get(part))]
-        self.optimizer, self.schedule = make_optimizer(preset.optimizer, self.params, stage.learning_rate, preset.adam_betas), None
+        self.optimizer = make_optimizer(preset.optimizer, self.params, stage.learning_rate, preset.adam_betas)
         self.schedule = make_schedule(self.optimizer, stage)
         self._use_machine()
         self.watch = Watch(self.folder, stage.name, stage.max_train_steps, preset.report_to if self.team.main else 'none', progress if self.team.main else True)
@@ -229,12 +229,12 @@ def train_step(run:StageRun) -> dict:
 
 def check_finite(run, loss, norm, each): # the step's loss and gradient norm, and of each pass the pair ids with their losses
     "Stop before a step that would spoil the weights; in fp16 a gradient that overflowed is left out, twenty in a row stop it too."
-    good = 'the last checkpoint in ' + str(run.folder/'checkpoints') if list((run.folder/'checkpoints').glob('step-*.pt')) else 'there is no checkpoint yet; what the stage began with'
+    good = lambda: f'the last checkpoint in {run.folder/"checkpoints"}' if list((run.folder/'checkpoints').glob('step-*.pt')) else 'there is no checkpoint yet; what the stage began with'
     if not np.isfinite(loss):
         bad = [i for ids, per_pair in each for i, ok in zip(ids, per_pair.isfinite().tolist()) if not ok]
-        raise UserError(f'The loss of the stage {run.stage.name} is not finite at step {run.step}{f" (first bad pair {bad[0]})" if bad else ""}; {good} is good, lower --learning_rate and run again.')
+        raise UserError(f'The loss of the stage {run.stage.name} is not finite at step {run.step}{f" (first bad pair {bad[0]})" if bad else ""}; {good()} is good, lower --learning_rate and run again.')
     run.skipped = 0 if np.isfinite(norm) else run.skipped + 1
-    if run.skipped > (20 if run.scaler.is_enabled() else 0): raise UserError(f'The gradient of the stage {run.stage.name} is not finite at step {run.step}; {good} is good, lower --learning_rate and run again.')
+    if run.skipped > (20 if run.scaler.is_enabled() else 0): raise UserError(f'The gradient of the stage {run.stage.name} is not finite at step {run.step}; {good()} is good, lower --learning_rate and run again.')
 
 # %% ../../nbs/train/47_step.ipynb #save-checkpoint
 def save_checkpoint(run:StageRun):

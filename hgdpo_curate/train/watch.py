@@ -82,8 +82,9 @@ class Watch:
         for p in self._parts():
             df = pd.read_parquet(p)
             if (df.step > step).any():
+                if (df.step <= step).any():
+                    with atomic_path(p.with_name(f'part-{step:09d}.parquet')) as tmp: df[df.step <= step].to_parquet(tmp, index=False)
                 p.unlink()
-                if (df.step <= step).any(): df[df.step <= step].to_parquet(p.with_name(f'part-{step:09d}.parquet'), index=False)
 
     def table(self) -> pd.DataFrame:
         "All rows, a step each."
@@ -144,11 +145,11 @@ class Look:
         from hgdpo_curate.models import encode_unconditional, make_images
         import torch
         with torch.no_grad(), run.mixed():
-            images = []
+            images, negative = [], {k: v.to(run.pipe.unet.dtype) for k, v in encode_unconditional(run.pipe).items()}
             for i in range(0, len(self.prompts), 8):
                 part = self.prompts[i:i+8]
                 cond = {k: v.to(run.pipe.device, run.pipe.unet.dtype) for k, v in run.conditioning(part, trained=True).items()}
-                images += make_images(run.pipe, cond, {k: v.to(run.pipe.unet.dtype) for k, v in encode_unconditional(run.pipe).items()}, range(i, i + len(part)), self.ws.size, self.rules.steps, self.rules.guidance)
+                images += make_images(run.pipe, cond, negative, range(i, i + len(part)), self.ws.size, self.rules.steps, self.rules.guidance)
         run.watch.grid(images[:8], run.step)
         return float(np.mean(self.scorer.score(images, self.prompts))) if self.scorer else None
 
