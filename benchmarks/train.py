@@ -132,29 +132,51 @@ class Flash(torch.autograd.Function):
     def backward(ctx, g): return *(torch.empty_like(x) for x in ctx.saved_tensors[:3]), *[None]*5
 
 
-def count_memory(config, size, name, batch, checkpointing, xl=False):
-    "Peak memory of one pass and its backward, counted on the meta device: weights in bf16, everything computed in bf16, the reference online. What cuDNN and cuBLAS take as workspace, fragmentation, and the VAE and text encoder (idle while training) come on top."
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+def meta_unet(config, checkpointing):
+    "A U-Net in bf16 without memory, with a LoRA."
+    from diffusers import UNet2DConditionModel
+    from diffusers.utils import logging
 
-    from hgdpo_curate.adapters import add_lora, reference
+    from hgdpo_curate.adapters import add_lora
+    logging.set_verbosity_error()
+    unet = UNet2DConditionModel(**config).to(torch.bfloat16)
+    unet.requires_grad_(False)
+    for p in add_lora(unet, 'unet', 8): p.data = p.data.bfloat16()                     # there is no autocast on meta; the float32 LoRA and its optimiser are 3 MB of 12 more
+    if checkpointing: unet.enable_gradient_checkpointing()
+    return unet
+
+
+def count_memory(config, size, name, batch, checkpointing, xl=False, way='ours'):
+    """Peak memory of one pass and its backward, counted on the meta device: everything in bf16, the reference online. What cuDNN and cuBLAS take as workspace and fragmentation come on top.
+
+    `way`: 'ours' (one U-Net, latents cached; VAE and text encoder, idle while training, not counted), 'cached' (the same with a frozen copy as reference), 'public' (the copy, and VAE and text encoder in the loop).
+    """
+    from diffusers import DDPMScheduler
+
+    from hgdpo_curate.adapters import reference
     from hgdpo_curate.train.losses import denoising_error, diffusion_dpo_loss, statistics_matching_loss
+    ours = way == 'ours'
     with torch.device('meta'):
-        unet = UNet2DConditionModel(**config).to(torch.bfloat16)
-        unet.requires_grad_(False)
-        for p in add_lora(unet, 'unet', 8): p.data = p.data.bfloat16()                 # there is no autocast on meta; the float32 LoRA and its optimiser are 3 MB of 12 more
-        if checkpointing: unet.enable_gradient_checkpointing()
+        unet = meta_unet(config, checkpointing)
+        frozen = unet if ours else meta_unet(config, False)
+        beside = models(True, 'meta', torch.bfloat16)[1:] if way == 'public' else ()
         ddpm, t = DDPMScheduler(clip_sample=False), torch.zeros(2*batch, dtype=torch.long)
-        x = torch.empty(2*batch, 4, size[1]//8, size[0]//8, dtype=torch.bfloat16)
         inputs = dict(encoder_hidden_states=torch.empty(2*batch, 77, config['cross_attention_dim'], dtype=torch.bfloat16))
         if xl: inputs['added_cond_kwargs'] = dict(text_embeds=torch.empty(2*batch, 1280, dtype=torch.bfloat16), time_ids=torch.empty(2*batch, 6, dtype=torch.bfloat16))
-        weights = sum(p.nbytes for p in unet.parameters())
+        weights = sum(p.nbytes for m in {unet, frozen, *beside} for p in m.parameters())
         fused = lambda q, k, v, attn_mask=None, dropout_p=0., is_causal=False, **kw: Flash.apply(q, k, v, attn_mask, dropout_p, is_causal, None, None)  # noqa: E731
         with LiveBytes() as live, unittest.mock.patch.object(torch.nn.functional, 'scaled_dot_product_attention', fused):
+            x = torch.empty(2*batch, 4, size[1]//8, size[0]//8, dtype=torch.bfloat16)
+            if beside:
+                with torch.no_grad():
+                    x = beside[0].encode(torch.empty(2*batch, 3, size[1], size[0], dtype=torch.bfloat16)).latent_dist.mean
+                    inputs['encoder_hidden_states'] = beside[1](torch.zeros(2*batch, 77, dtype=torch.long))[0]
             pred = unet(x, t, **inputs).sample
-            with torch.no_grad(), reference(unet): ref = unet(x, t, **inputs).sample
+            with torch.no_grad(), reference(unet) if ours else contextlib.nullcontext(): ref = frozen(x, t, **inputs).sample
             (w, l), (rw, rl) = denoising_error(pred, x).chunk(2), denoising_error(ref, x).chunk(2)
-            stat = statistics_matching_loss(pred[:batch], ref[:batch].float().mean((2, 3), keepdim=True), x[:batch], t[:batch], ddpm).mean()
-            (diffusion_dpo_loss(w, l, rw, rl, 2500.).mean() + 1e4*stat).backward()
+            loss = diffusion_dpo_loss(w, l, rw, rl, 2500.).mean()
+            if ours: loss = loss + 1e4*statistics_matching_loss(pred[:batch], ref[:batch].float().mean((2, 3), keepdim=True), x[:batch], t[:batch], ddpm).mean()
+            loss.backward()
     print(f'| {name}, {size[0]}x{size[1]} | {batch} | {"yes" if checkpointing else "no"} | {weights/2**30:.1f} GiB | {live.peak/2**30:.1f} GiB | {(weights + live.peak)/2**30:.1f} GiB |', flush=True)
     return weights + live.peak
 
@@ -163,8 +185,11 @@ def count():
     print('\n| U-Net | one forward | a pair, reference online | a pair, fixed draws |\n|---|---|---|---|')
     for config, size, name, xl in ((SD15, (512, 512), 'SD1.5', False), (SD15, (704, 1024), 'SD1.5', False), (SDXL, (1024, 1024), 'SDXL', True)): count_flops(config, size, name, xl)
     print('\n| U-Net | pairs per pass | checkpointing | weights | the rest at its peak | together |\n|---|---|---|---|---|---|')
-    for config, size, name, batch, ck, xl in ((SD15, (512, 512), 'SD1.5 (`sd15-24gb`)', 8, False, False), (SD15, (512, 512), 'SD1.5 (`sd15-12gb`)', 2, True, False), (SD15, (704, 1024), 'SD1.5', 4, True, False), (SDXL, (1024, 1024), 'SDXL (`sdxl-48gb`)', 2, True, True)):
+    for config, size, name, batch, ck, xl in ((SD15, (512, 512), 'SD1.5 (`sd15-24gb`)', 8, False, False), (SD15, (512, 512), 'SD1.5 (`sd15-12gb`)', 2, True, False), (SDXL, (1024, 1024), 'SDXL (`sdxl-48gb`)', 2, True, True)):
         count_memory(config, size, name, batch, ck, xl)
+    for size, batch in (((512, 512), 8), ((704, 1024), 4)):
+        for way, ck, name in (('ours', False, 'ours'), ('ours', True, 'ours with checkpointing'), ('public', True, 'plain: VAE and text encoder in the loop, checkpointing'), ('cached', False, 'plain: cached, no checkpointing')):
+            count_memory(SD15, size, f'SD1.5, {name}', batch, ck, way=way)
 
 
 # --- measured ----------------------------------------------------------------------------------------------------------------------------------------------
