@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEMAS', 'FLAGS', 'HARMLESS_FLAGS', 'DECISIONS', 'CONSENTS', 'DOMAINS', 'DEFAULTS', 'NEXT', 'UserError',
            'UsageError', 'short_id', 'file_sha256', 'prompt_id_of', 'atomic_path', 'write_text', 'write_json',
-           'read_json', 'Schema', 'now', 'to_arrow', 'from_arrow', 'bar_class', 'bar_html', 'progress_bar', 'Workspace',
-           'parse_resolution', 'portable_base', 'create_workspace', 'open_workspace', 'workspace_status', 'next_step',
-           'workspace_html', 'set_base_model']
+           'read_json', 'Schema', 'now', 'to_arrow', 'from_arrow', 'Workspace', 'parse_resolution', 'portable_base',
+           'create_workspace', 'open_workspace', 'workspace_status', 'next_step', 'workspace_html', 'set_base_model']
 
 # %% ../nbs/00_workspace.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, errno, hashlib, json, os, shutil, time, tomllib, uuid
@@ -142,56 +141,6 @@ def from_arrow(table, schema):
         if k == 'int': df[c] = df[c].astype('Int64')
         if k == 'float': df[c] = df[c].astype('float64')
     return df
-
-# %% ../nbs/00_workspace.ipynb #progress-bar
-def bar_class(): # a class with tqdm's interface
-    "tqdm for a terminal or a log file; in Jupyter a tqdm that draws itself in HTML."
-    import functools, sys
-    from tqdm import tqdm
-    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    if not hasattr(shell, 'kernel'): return functools.partial(tqdm, dynamic_ncols=True, mininterval=.1 if sys.stderr.isatty() else 10)
-
-    class HtmlBar(tqdm):
-        handle, state = None, 'running'                                      # 'running', 'done' or 'stopped'
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **{'mininterval': .2, **kwargs, 'gui': True})   # gui: tqdm itself writes nothing
-            if not self.disable: self.display()
-        def display(self, *args, **kwargs):
-            from IPython.display import display
-            shown = {'text/html': bar_html(self.format_dict, self.state), 'text/plain': str(self)}
-            if self.handle is None: self.handle = display(shown, raw=True, display_id=True)
-            else: self.handle.update(shown, raw=True)
-        def close(self):
-            if self.disable: return
-            super().close()
-            self.state = 'done' if self.total is None or self.n >= self.total else 'stopped'
-            self.display()
-    return HtmlBar
-
-def bar_html(facts:dict, state='running') -> str: # tqdm's `format_dict`; 'running', 'done' or 'stopped'
-    "One progress bar as HTML: label, bar, count, time taken and left, and what was stopped."
-    from html import escape
-    from tqdm import tqdm
-    n, total, clock = facts['n'], facts['total'], tqdm.format_interval
-    mean = (n - facts['initial'])/facts['elapsed'] if facts['elapsed'] else 0
-    speed = (facts['rate'] or mean) if state == 'running' else mean
-    left = f', {clock((total - n)/speed)} left' if state == 'running' and total and speed else ''
-    words = f'{n:g}{f" of {total:g}" if total is not None else ""}, {clock(facts["elapsed"])}{left}{f", {speed:,.0f}/s" if speed >= 100 else f", {speed:.3g}/s" if speed else ""}{", stopped" if state == "stopped" else ""}'
-    colour = dict(running='#3987e5', done='#2e8b57', stopped='#c0392b')[state]
-    extent = f'value="{n:g}" max="{total:g}"' if total else ('value="1" max="1"' if state == 'done' else '')   # without a value the bar moves to and fro
-    return (f'<div style="display:flex;align-items:center;gap:.8em;font-size:.9em"><span style="min-width:14em">{escape(facts["prefix"] or "")}</span>'
-            f'<progress {extent} style="width:14em;accent-color:{colour}"></progress><span style="font-variant-numeric:tabular-nums">{words}{escape(", " + facts["postfix"] if facts["postfix"] else "")}</span></div>')
-
-@contextlib.contextmanager
-def progress_bar(total:int,     # how many items there are
-                 label:str,     # what is being done
-                 progress=None, # called as progress(total, label) -> update(n); None shows a bar
-                 done:int=0):   # how many of them were done before; yields update(n)
-    "Yield the function that moves the bar on by `n`."
-    if progress is not None:
-        yield progress(total - done, label)
-        return
-    with bar_class()(total=total, desc=label, initial=done) as bar: yield bar.update
 
 # %% ../nbs/00_workspace.ipynb #workspace-2
 DEFAULTS = dict(base_model='', resolution='512', sampler='dpm', steps=50, guidance=5.0, seed=0, test_share=0.05)

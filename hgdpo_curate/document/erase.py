@@ -13,7 +13,8 @@ from pathlib import Path
 
 from .traces import REMOVED, Needles, Traces
 from ..images.captions import SUFFIXES
-from ..workspace import UserError, atomic_path, file_sha256, progress_bar, read_json, write_json, write_text
+from ..progress import progress_bar
+from ..workspace import UserError, atomic_path, file_sha256, read_json, write_json, write_text
 
 # %% ../../nbs/document/68_erase.ipynb #erase
 TEXTS = {'.md', '.txt', '.csv', '.tsv', '.toml', '.yaml', '.yml', '.jsonl', '.html', '.htm', '.log', '.svg', '.xml'}

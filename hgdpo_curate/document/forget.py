@@ -15,7 +15,8 @@ from ..curate.pairs import STAGES
 from .erase import PICTURES, PLAN, Proof, erase, files_of, search
 from .traces import Needles, Traces, photo_of, traces_of
 from ..images.photos import tombstone_of
-from ..workspace import UsageError, UserError, file_sha256, now, open_workspace, progress_bar, read_json, write_json, write_text
+from ..progress import progress_bar
+from ..workspace import UsageError, UserError, file_sha256, now, open_workspace, read_json, write_json, write_text
 
 # %% ../../nbs/document/69_forget.ipynb #steps
 BROKEN = 'BROKEN_BY_REMOVAL.md'          # lies in a split that must not be trained on; named in its hashes, so that whoever reads the split meets it first

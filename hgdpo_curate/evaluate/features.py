@@ -15,7 +15,8 @@ import numpy as np
 from ..images.mannequins import is_drawn
 from ..judge.weights import WEIGHTS, find_weights, load_state, weights_version
 from ..train.tiny import run_evaluator
-from ..workspace import UsageError, UserError, atomic_path, file_sha256, progress_bar, short_id
+from ..progress import progress_bar
+from ..workspace import UsageError, UserError, atomic_path, file_sha256, short_id
 
 # %% ../../nbs/evaluate/48_features.ipynb #laplacian-sharpness
 def laplacian_sharpness(images) -> np.ndarray: # (n, h, w, 3) uint8, all of one size -> (n,)

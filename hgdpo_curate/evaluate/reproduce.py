@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BASE', 'HARD', 'STAGES', 'EASY', 'WINNER', 'REAL', 'POOL', 'METHODS', 'TABLES', 'SIZES', 'SAME', 'SHOWN', 'Row',
-           'Ordering', 'PaperTable', 'orderings_of', 'Clock', 'make_world', 'run_name', 'shares_of', 'measure_seed',
+           'Ordering', 'PaperTable', 'orderings_of', 'timed', 'make_world', 'run_name', 'shares_of', 'measure_seed',
            'figures_of', 'run_seed', 'mean_over_seeds', 'over_seeds', 'spread_of', 'judge', 'table_markdown',
            'table_figure', 'write_table', 'reproduce_table']
 
 # %% ../../nbs/evaluate/54_reproduce.ipynb #import-time
-import time
+import functools, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ..images.pool import generate_pool
 from ..images.recon import reconstruct
 from ..judge.scores import score_images
 from ..models import MANNEQUIN
+from ..progress import Steps
 from ..train.curriculum import train_curriculum, train_sft
 from ..train.presets import load_preset
 from ..workspace import UsageError, UserError, atomic_path, create_workspace, read_json, write_json, write_text
@@ -127,36 +128,27 @@ TABLES = dict(stages=STAGES, easy=EASY, winner=WINNER, methods=METHODS)
 SIZES = dict(full=dict(photos=490, test_share=.51, pool=6, per_prompt=2, sft=60, steps={}),
              quick=dict(photos=40, test_share=.5, pool=3, per_prompt=1, sft=4, steps={'easy.max_train_steps': 8, 'normal.max_train_steps': 4, 'hard.max_train_steps': 4, 'text_encoder.max_train_steps': 2}))
 
-class Clock:
-    "Says each step of a seed with its place, the time so far and, once some work is behind it, an estimate of what is left."
-    def __init__(self, ws, shares:dict): # a `Workspace`; step -> its rough share of the work
-        self.file, self.shares, self.began, self.done = ws.root/'seconds.json', shares, time.time(), 0.
-        self.name, self.spent = ws.root.name, read_json(ws.root/'seconds.json', {})
+def timed(ws, say:Steps, step:str, do): # a `Workspace`, what announces steps, a step's name, a function
+    "Do a step, and add how long it took to the seed's `seconds.json`, over all sessions."
+    say(step)
+    began = time.time()
+    try: return do()
+    finally:
+        spent = read_json(ws.root/'seconds.json', {})
+        write_json(ws.root/'seconds.json', spent | {step: spent.get(step, 0.) + time.time() - began})
 
-    def __call__(self, step, do):
-        "Do a step, and keep how long it took in all sessions together."
-        began, past = time.time(), time.time() - self.began
-        whole = sum(self.shares.values())
-        left = f', about {past*(whole - self.done)/self.done/60:.0f} min left' if self.done > .1*whole and past > 60 else ''
-        print(f'[{self.name}] {step} ({past/60:.0f} min so far{left})', flush=True)
-        try: return do()
-        finally:
-            self.spent[step] = self.spent.get(step, 0.) + time.time() - began
-            self.done += self.shares.get(step, 0)
-            write_json(self.file, self.spent)
-
-def make_world(folder, seed:int, size:dict, shares:dict, progress=None) -> tuple: # (`Workspace`, its `Clock`)
+def make_world(folder, seed:int, size:dict, say:Steps, progress=None): # -> `Workspace`
     "Photos, base, pool, reconstructions, scores and split of one seed. Stop it and run it again."
     ws = create_workspace(Path(folder)/f'seed-{seed}', resolution=f'{SIZE[0]}x{SIZE[1]}', steps=10, seed=seed, test_share=size['test_share'])
-    clock = Clock(ws, shares)
+    do = functools.partial(timed, ws, say)
     if not ws.config['base_model']:
-        clock('photos', lambda: import_photos(ws, export_photos(ws.root/'photos', size['photos'], seed=7000 + seed), progress=None if progress is None else lambda items, **k: items))
-        clock('base', lambda: train_sft(ws, MANNEQUIN, size['sft'], rank=8, seed=seed, progress=progress))
-    clock('image pool', lambda: generate_pool(ws, size['pool'], batch=32, progress=progress))
-    clock('reconstructions', lambda: reconstruct(ws, batch=32, progress=progress))
-    clock('scores', lambda: score_images(ws, progress=progress))
+        do('photos', lambda: import_photos(ws, export_photos(ws.root/'photos', size['photos'], seed=7000 + seed), progress=None if progress is None else lambda items, **k: items))
+        do('base', lambda: train_sft(ws, MANNEQUIN, size['sft'], rank=8, seed=seed, progress=progress))
+    do('image pool', lambda: generate_pool(ws, size['pool'], batch=32, progress=progress))
+    do('reconstructions', lambda: reconstruct(ws, batch=32, progress=progress))
+    do('scores', lambda: score_images(ws, progress=progress))
     if not (ws.root/'splits'/'v1').exists(): freeze_split(ws, 'v1')
-    return ws, clock
+    return ws
 
 # %% ../../nbs/evaluate/54_reproduce.ipynb #run-name
 def run_name(row:Row) -> str: return row.control or 'curriculum'
@@ -184,10 +176,11 @@ def run_seed(folder, name:str, seed:int, size:dict, progress=None) -> pd.DataFra
     "Train and measure every arm of a table for one seed, and keep what was found in `<name>/seed-<seed>.parquet`; a seed that is there is only read."
     table, file = TABLES[name], Path(folder)/name/f'seed-{seed}.parquet'
     if file.exists(): return pd.read_parquet(file)
-    ws, clock = make_world(folder, seed, size, shares_of(table, size), progress)
+    say = Steps(shares_of(table, size), f'{name}, seed {seed}')
+    ws = make_world(folder, seed, size, say, progress)
     for control in dict.fromkeys(r.control for r in table.rows):
-        clock(f'training {control or "curriculum"}', lambda: train_curriculum(ws, 'v1', 'mannequin', control or 'curriculum', control=control, seed=seed, reuse=True, report_to='none', progress=progress, **size['steps']))
-    found = clock('evaluation', lambda: measure_seed(ws, table, size['per_prompt'], progress))
+        timed(ws, say, f'training {control or "curriculum"}', lambda: train_curriculum(ws, 'v1', 'mannequin', control or 'curriculum', control=control, seed=seed, reuse=True, report_to='none', progress=progress, **size['steps']))
+    found = timed(ws, say, 'evaluation', lambda: measure_seed(ws, table, size['per_prompt'], progress))
     with atomic_path(file.with_name(f'grid-{seed}.png')) as tmp: model_grid(ws, found).save(tmp, format='PNG')
     figures = figures_of(found, table).assign(seed=seed, photo_sharpness=float(found.seen_photos['sharpness'].mean()), photos=len(found.photos))
     with atomic_path(file) as tmp: figures.to_parquet(tmp, index=False)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from .captions import FACTS, SUFFIXES, person_box, read_captions, stated_facts
-from ..workspace import UserError, bar_class, open_workspace, prompt_id_of
+from ..progress import bar_class
+from ..workspace import UserError, open_workspace, prompt_id_of
 
 # %% ../../nbs/images/11_photos.ipynb #read-photo
 MAX_PIXELS = 120_000_000   # a larger picture is refused as a decompression bomb

@@ -9,7 +9,8 @@ __all__ = ['JOB', 'seed_of', 'image_job', 'choose_prompts', 'run_jobs', 'check_b
 import pandas as pd
 
 from .photos import barred_photos
-from ..workspace import UsageError, UserError, open_workspace, progress_bar, set_base_model, short_id
+from ..progress import progress_bar
+from ..workspace import UsageError, UserError, open_workspace, set_base_model, short_id
 
 # %% ../../nbs/images/12_pool.ipynb #seed-of
 JOB = ['image_id', 'prompt_id', 'prompt', 'seed', 'model', 'sampler', 'steps', 'guidance', 'timestep', 'source_id']

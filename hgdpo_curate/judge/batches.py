@@ -6,7 +6,7 @@
 __all__ = ['look_at_images']
 
 # %% ../../nbs/judge/17_batches.ipynb #from-hgdpo-curate-workspace-import-pro
-from ..workspace import progress_bar
+from ..progress import progress_bar
 
 # %% ../../nbs/judge/17_batches.ipynb #look-at-images
 def look_at_images(ws,              # a `Workspace`

@@ -9,7 +9,8 @@ __all__ = ['Shards', 'prompt_key', 'TrainingCache', 'decodes_black']
 import uuid, warnings
 from pathlib import Path
 
-from ..workspace import UserError, atomic_path, progress_bar, short_id
+from ..progress import progress_bar
+from ..workspace import UserError, atomic_path, short_id
 
 # %% ../../nbs/train/43_cache.ipynb #shards
 class Shards:

@@ -21,7 +21,8 @@ from .sample import write_final
 from .stages import Pool, Preset, Stage, as_dict
 from .step import StageRun, Team, finish, resume, save_checkpoint, train_step
 from .watch import Look, Run, hold_out
-from ..workspace import UsageError, UserError, atomic_path, open_workspace, portable_base, progress_bar, read_json, set_base_model, short_id, write_json
+from ..progress import progress_bar
+from ..workspace import UsageError, UserError, atomic_path, open_workspace, portable_base, read_json, set_base_model, short_id, write_json
 
 # %% ../../nbs/train/48_curriculum.ipynb #run-stage
 def run_stage(run:StageRun, resume_from='latest', look:Look=None, progress=None) -> dict: # {part: adapter state}

@@ -208,7 +208,8 @@ def sample_images(workspace,            # a `Workspace` or its folder
     "Draw images by the paper's inference rules and write them as PNG files; those there already are not drawn again."
     import torch
     from PIL.PngImagePlugin import PngInfo
-    from hgdpo_curate.workspace import atomic_path, file_sha256, open_workspace, progress_bar, short_id
+    from hgdpo_curate.progress import progress_bar
+    from hgdpo_curate.workspace import atomic_path, file_sha256, open_workspace, short_id
     ws = open_workspace(workspace)
     config = read_json(ws.root/'runs'/run/'config.json') if run else dict(base=ws.base_model)
     if config is None: raise UserError(f'There is no run {run!r} in {ws.root/"runs"}; train one with: hgdpo train --workspace {ws.root}')
