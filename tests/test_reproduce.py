@@ -45,13 +45,14 @@ def test_the_table_says_what_is_missing_and_shows_the_papers_figures_beside(tabl
 
 
 def test_directions_that_hold_at_any_size(tables):
-    "Of the data: winners come closer to the photos from stage to stage. Of the training: each stage learns to prefer its winners. Of the rules: the text encoder's LoRA acts near noise only, so it changes less than the stages do."
-    from hgdpo_curate.evaluate.features import laplacian_sharpness, load_pixels
+    "Of the data: winners come closer to their photos from stage to stage. Of the training: each stage learns to prefer its winners. Of the rules: the text encoder's LoRA acts near noise only, so it changes less than the stages do."
+    from hgdpo_curate.evaluate.features import load_pixels
     folder, _ = tables
     ws = open_workspace(folder/'seed-1')
-    split = load_split(ws)
-    sharp = lambda paths: laplacian_sharpness(load_pixels(ws, paths)).mean()
-    assert sharp(split['hard'].winner_path) > sharp(split['hard'].loser_path)
+    split, im = load_split(ws), open_workspace(folder/'seed-1').table('images')
+    photo = im[im.domain == 'real'].drop_duplicates('prompt_id').set_index('prompt_id').path
+    far = lambda pairs, who: np.abs(load_pixels(ws, pairs[f'{who}_path']).astype(float) - load_pixels(ws, photo.loc[pairs.prompt_id])).mean()
+    assert far(split['hard'], 'winner') < far(split['hard'], 'loser') < far(split['normal'], 'loser')      # t1, t4..t7, plain generation
     assert (split['easy'].winner_score > split['easy'].loser_score).all() and (split['normal'].winner_score >= split['normal'].loser_score).all()
     log = pd.read_parquet(ws.root/'runs'/'curriculum'/'easy'/'metrics.parquet')
     assert abs(log.loss[0] - np.log(2)) < 1e-4 and log.margin.tail(4).mean() > 0
