@@ -6,7 +6,7 @@
 __all__ = ['CURVES', 'HELD_OUT', 'draw_curves', 'in_notebook', 'Watch', 'open_trackers', 'hold_out', 'Look', 'Run']
 
 # %% ../../nbs/train/46_watch.ipynb #import-time-warnings
-import time, warnings
+import re, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,12 @@ def draw_curves(log, name:str): # log as `Watch.table` -> matplotlib Figure
     from matplotlib.figure import Figure
     panels = {t: [c for c in cols if c in log and log[c].notna().any()] for t, cols in CURVES.items()}
     panels = {t: cols for t, cols in panels.items() if cols}
-    fig = Figure(figsize=(3.3*max(1, len(panels)), 2.6), layout='constrained')
-    for ax, (title, cols) in zip(np.ravel(fig.subplots(1, max(1, len(panels)))), panels.items()):
+    wide = min(3, max(1, len(panels)))                    # more side by side would be unreadable in a notebook
+    high = -(-max(1, len(panels))//wide)
+    fig = Figure(figsize=(3.3*wide, 2.4*high), layout='constrained')
+    axes = np.ravel(fig.subplots(high, wide))
+    for ax in axes[len(panels):]: ax.set_axis_off()
+    for ax, (title, cols) in zip(axes, panels.items()):
         for c in cols: ax.plot(log.step, log[c].rolling(max(1, len(log)//20), min_periods=1).mean(), label=c.replace('_error', ''))
         ax.set_title(f'{name}: {title}', fontsize=9); ax.set_xlabel('step', fontsize=8); ax.tick_params(labelsize=7)
         if len(cols) > 1: ax.legend(fontsize=7)
@@ -118,12 +122,14 @@ def open_trackers(report_to:str, folder, name:str) -> list: # 'tensorboard', 'wa
     "accelerate's trackers by name. Raises `UserError` for one that is not installed."
     names = [n for n in report_to.split(',') if n not in ('', 'none')]
     if not names: return []
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    PartialState()                                       # without it accelerate's own log, which some trackers write to, is an error
     have, out = {str(getattr(t, 'value', t)) for t in get_available_trackers()}, []
     for n in names:
         if n not in have: raise UserError(f'--report_to {n} needs the package {n}; install it (pip install {n}), or leave it out with --report_to none.')
         kind = LOGGER_TYPE_TO_CLASS[n]
-        out.append(kind(name, logging_dir=str(Path(folder).parent/'logs')) if kind.requires_logging_directory else kind(f'{Path(folder).parent.name}/{name}'))
+        out.append(kind(name, logging_dir=str(Path(folder).parent/'logs')) if kind.requires_logging_directory else kind(re.sub(r'[/\\#?%:]', '-', f'{Path(folder).parent.name}-{name}')))    # W&B refuses these in a project's name
         if hasattr(out[-1], 'start'): out[-1].start()
     return out
 
