@@ -246,6 +246,19 @@ def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
 def read_json(p): return json.loads(p.read_text())
 
 
+def test_the_failures_on_a_model_card_are_drawn_by_that_run(lived_in, copy_of):
+    from conftest import Chance, quiet
+
+    from hgdpo_curate import evaluate_runs, train_curriculum, write_model_card
+    from hgdpo_curate.document.model_cards import own_arms
+    ws = copy_of(lived_in)
+    train_curriculum(ws, run='other', preset='mannequin', train_batch_size=2, max_train_steps=1, seed=5, report_to='none', progress=quiet)
+    evaluate_runs(ws, 'other', per_prompt=1, arms=('base', 'easy'), scorer=Chance(), progress=quiet)
+    drawn = {r: set(ws.table('images').query("domain == 'evaluation'").model) & own_arms(ws, r) for r in ('r', 'other')}
+    assert all(drawn.values()) and not drawn['r'] & drawn['other']
+    for run in drawn: assert 'card/failures.png' in write_model_card(ws, run).read_text() and (ws.root/'runs'/run/'card'/'failures.png').exists()
+
+
 def test_the_diffusers_lines_of_the_model_card_run(lived_in):
     text = (lived_in.root/'runs'/'r'/'README.md').read_text()
     code = next(b for b in re.findall(r'```python\n(.*?)```', text, re.S) if 'load_lora_weights' in b)

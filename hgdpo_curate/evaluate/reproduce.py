@@ -6,7 +6,7 @@
 __all__ = ['BASE', 'HARD', 'STAGES', 'EASY', 'WINNER', 'REAL', 'POOL', 'METHODS', 'TABLES', 'SIZES', 'SAME', 'SHOWN', 'Row',
            'Ordering', 'PaperTable', 'orderings_of', 'timed', 'make_world', 'run_name', 'shares_of', 'measure_seed',
            'figures_of', 'run_seed', 'mean_over_seeds', 'over_seeds', 'spread_of', 'judge', 'table_markdown',
-           'table_figure', 'write_table', 'reproduce_table']
+           'table_figure', 'read_figures', 'write_table', 'reproduce_table']
 
 # %% ../../nbs/evaluate/54_reproduce.ipynb #import-time
 import functools, time
@@ -267,12 +267,15 @@ def table_figure(table:PaperTable, figures): # -> matplotlib Figure
     return fig
 
 # %% ../../nbs/evaluate/54_reproduce.ipynb #write-table
+def read_figures(folder, name:str) -> pd.DataFrame: # folder of the tables, a key of `TABLES` -> rows of `run_seed`, of all seeds that are there
+    "What a table was made of. Raises `UserError` where no seed is finished."
+    files = sorted((Path(folder)/name).glob('seed-*.parquet'))
+    if not files: raise UserError(f'No seed of the table {name!r} is finished in {folder}; run: hgdpo evaluate --workspace {folder} --table {name}')
+    return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+
 def write_table(folder, name:str, command:str='') -> Path: # folder of the tables, a key of `TABLES` -> <name>/table.md
     "Table.parquet, table.md and points.png from the seeds that are there."
-    out, table = Path(folder)/name, TABLES[name]
-    files = sorted(out.glob('seed-*.parquet'))
-    if not files: raise UserError(f'No seed of the table {name!r} is finished in {folder}; run: hgdpo evaluate --workspace {folder} --table {name}')
-    figures = pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)
+    out, table, figures = Path(folder)/name, TABLES[name], read_figures(folder, name)
     hours = sum(sum(read_json(f, {}).values()) for f in Path(folder).glob('seed-*/seconds.json') if int(f.parent.name.removeprefix('seed-')) in set(figures.seed))/3600
     with atomic_path(out/'table.parquet') as tmp: over_seeds(figures).to_parquet(tmp, index=False)
     with atomic_path(out/'points.png') as tmp: table_figure(table, figures).savefig(tmp, dpi=110, format='png')
