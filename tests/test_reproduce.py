@@ -9,7 +9,8 @@ import pytest
 from conftest import quiet
 
 from hgdpo_curate import UsageError, load_split, open_workspace
-from hgdpo_curate.evaluate.reproduce import STAGES, reproduce_table
+from hgdpo_curate.evaluate.paper_tables import STAGES
+from hgdpo_curate.evaluate.reproduce import reproduce_table
 
 
 @pytest.fixture(scope='module')
