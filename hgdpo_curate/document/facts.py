@@ -16,19 +16,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..curate.pairs import STAGES, load_split
+from ..curate.pairs import STAGES, Split, load_split
 from ..curate.reviews import last_words
 from .pages import counted, shown_base
 from ..workspace import HARMLESS_FLAGS, file_sha256, open_workspace, read_json
 
 # %% ../../nbs/document/62_facts.ipynb #read-split
-def read_split(workspace, name:str='v1') -> dict: # as `curate.pairs.load_split`
+def read_split(workspace, name:str='v1') -> Split: # as `curate.pairs.load_split`
     "A frozen split for documentation. One that is broken by removal can still be described, though not trained on. Raises `UserError`."
     ws = open_workspace(workspace)
     folder = ws.root/'splits'/name
     info = read_json(folder/'split.json')
     if not (info or {}).get('broken'): return load_split(ws, name)
-    return {s: pd.read_parquet(folder/f'{s}.parquet') for s in STAGES} | dict(test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)
+    return Split({s: pd.read_parquet(folder/f'{s}.parquet') for s in STAGES}, test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)
 
 def prompts_of(data) -> dict: # 'train' and 'test' -> prompt ids
     "The prompts that a split uses."
