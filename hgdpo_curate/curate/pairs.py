@@ -238,8 +238,8 @@ def freeze_split(workspace,             # a `Workspace` or its folder
     if (folder/'split.json').exists():
         if read_json(folder/'split.json')['content'] == content: return folder
         raise UserError(f'The split {name!r} is frozen and these pairs differ from it; freeze them under another name with --split.')
-    pr = ws.table('prompts')
-    test = pr[(pr.fold == 'test') & ~pr.real_image_id.isin(barred_photos(ws))].merge(ws.table('images').query("domain == 'real'")[['image_id', 'path', 'sha256']], left_on='real_image_id', right_on='image_id', how='left')
+    pr, out = ws.table('prompts').query("fold == 'test'"), excluded_photos(ws)
+    test = pr[~pr.real_image_id.isin(out)].merge(ws.table('images').query("domain == 'real'")[['image_id', 'path', 'sha256']], left_on='real_image_id', right_on='image_id', how='left')
     used = set(stages['easy'].prompt_id)
     if used & set(test.prompt_id): raise UserError('A prompt of the test fold is among the training pairs; run: hgdpo photos again to mend the folds.')
     files = {f'{s}.parquet': df for s, df in stages.items()} | {'controls.parquet': pd.concat([drafted[c].assign(stage=c) for c in CONTROLS], ignore_index=True), 'test_prompts.parquet': test[['prompt_id', 'prompt', 'real_image_id', 'path', 'sha256']]}
@@ -247,7 +247,7 @@ def freeze_split(workspace,             # a `Workspace` or its folder
         tmp.mkdir()
         for f, df in files.items(): df.to_parquet(tmp/f, index=False)
         write_json(tmp/'split.json', dict(name=name, at=now(), scorer=scorer, choices=choices, content=content, base_model=ws.config['base_model'], pool=_pool_facts(ws, stages),
-            counts={s: len(df) for s, df in stages.items()}, test_prompts=len(test), dropped={s: df.attrs.get('dropped', []) for s, df in stages.items()}, sha256={f: file_sha256(tmp/f) for f in files}))
+            counts={s: len(df) for s, df in stages.items()}, test_prompts=len(test), dropped={s: df.attrs.get('dropped', []) for s, df in stages.items()} | dict(test=[dict(prompt_id=p, image_id=i, reason=out[i]) for p, i in zip(pr.prompt_id, pr.real_image_id) if i in out]), sha256={f: file_sha256(tmp/f) for f in files}))
     return folder
 
 def _pool_facts(ws, stages) -> dict: # fields of `train.stages.Pool`
