@@ -41,7 +41,7 @@ def components(ws, config, data, answers) -> list: # dicts: part, name, what, li
         out.append(dict(part=part, name=n, what=what, licence=licence, commercial=free))
     pr = ws.table('prompts').set_index('prompt_id').real_image_id
     facts = ws.table('photo_facts').set_index('image_id').reindex([pr.get(p) for p in used['train']])
-    return out + [dict(part='photos', name=v, what=f'{n} photos', licence=v, commercial='no' if non_commercial(v) else 'unknown' if v == 'unknown' else 'as its text says') for v, n, _ in stated(facts)['licence']]
+    return out + [dict(part='photos', name=v, what=f'{n} photo{"s"*(n > 1)}', licence=v, commercial='no' if non_commercial(v) else 'unknown' if v == 'unknown' else 'as its text says') for v, n, _ in stated(facts)['licence']]
 
 def _base(ws, base, answers):
     if base == MANNEQUIN: return dict(part='base', name=base, what='tiny base of the package', licence='Apache-2.0', commercial='yes')
@@ -147,7 +147,7 @@ def model_card_text(ws, config, data, answers, failing:str) -> str:
     out += [table(['', ''], [['base model', code(shown_base(config['base']))], ['hash of its weights', code(config['base_hash'])], ['its licence', said('base_licence') if config['base'] != MANNEQUIN else 'Apache-2.0'], ['split', code(config['split'])], ['data card', f'{code(card.relative_to(ws.root))}, SHA-256 {code(file_sha256(card))}' if card.exists() else '*not written yet: hgdpo card*'],
                             ['pairs, by hash', ', '.join(f'{s} {code(h)}' for s, h in config.get('split_content', was).items())]]),
             '\n## Intended use\n', f'{said("intended_uses")}\n\n**Forbidden.** {FORBIDDEN} {said("unsuitable_uses") if "unsuitable_uses" in answers else ""}\n', recipe(config, folder), results(folder), failing, loading(config),
-            '## Licences\n', f'This LoRA may be passed on under: {said("model_licence")}.\n', table(['part', 'name', 'what', 'licence', 'commercial use'], [[p['part'], escape(p['name']), escape(p['what']), escape(p['licence']), p['commercial']] for p in parts]),
+            '## Licences\n', f'Licence for passing this LoRA on: {said("model_licence")}.\n', table(['part', 'name', 'what', 'licence', 'commercial use'], [[p['part'], escape(p['name']), escape(p['what']), escape(p['licence']), p['commercial']] for p in parts]),
             '\n### Conflicts\n', '\n'.join(f'- {c}' for c in bad) + '\n' if bad else 'None that hgdpo_curate knows of.\n', _accepted(ws), '## Takedown\n', f'{said("contact")}\n', '## Files\n', table(['file', 'SHA-256'], [[code(f.name), code(file_sha256(f))] for f in weights]) + '\n']
     return '\n'.join(o for o in out if o)
 
