@@ -224,6 +224,9 @@ def test_the_page_asks_nothing_of_the_network(lived_in):
         tab.goto(page.as_uri())
         assert [u for u in asked if not u.startswith('data:')] == [page.as_uri()] and not said
         assert tab.evaluate('document.images.length') >= 2 and tab.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+        for width in (400, 850, 1300):                                         # a telephone, a notebook's output, a desk
+            tab.set_viewport_size(dict(width=width, height=800))
+            assert tab.evaluate('document.documentElement.scrollWidth') <= width
         browser.close()
 
 
