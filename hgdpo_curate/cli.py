@@ -62,9 +62,9 @@ def do_pairs(a):
     folder = _call('curate.pairs.freeze_split', a.workspace, a.split, a.scorer, use_flags=not a.ignore_flags, use_reviews=not a.ignore_reviews, approved_only=a.approved_only, real_winner=a.real_winner, prefer_flagged_losers=a.prefer_flagged_losers)
     info = _call('workspace.read_json', folder/'split.json')
     print(folder)
-    for s, n in info['counts'].items():
-        reasons = [d['reason'] for d in info['dropped'][s]]
-        print(f'{s}: {n} pairs, {len(reasons)} left out', *[f'  {reasons.count(r)} × {r}' for r in dict.fromkeys(reasons)], sep='\n')
+    for s, n in (info['counts'] | dict(test=info['test_prompts'])).items():
+        reasons = [d['reason'] for d in info['dropped'].get(s, [])]
+        print(f'{s}: {n} {"prompts" if s == "test" else "pairs"}, {len(reasons)} left out', *[f'  {reasons.count(r)} × {r}' for r in dict.fromkeys(reasons)], sep='\n')
 
 def do_train(a):
     extra = dict(s.split('=', 1) if '=' in s else _usage(f'--set takes field=value, not {s!r}') for s in a.set)
@@ -94,8 +94,11 @@ def do_card(a):
     if a.package: print(*_call('document.shipped.write_shipped_cards', a.output, a.measure), sep='\n'); return 0
     if not a.workspace: _usage('--workspace is needed')
     if a.ask: print(_call('document.answers.ask', a.workspace)); return 0
-    missing = _call('document.answers.missing', _call('document.answers.read_answers', a.workspace))
-    print(_call('document.model_cards.write_model_card', a.workspace, a.run) if a.run else _call('document.cards.make_card', a.workspace, a.split, a.with_photos)[0])
+    if a.run:
+        card = _call('document.model_cards.write_model_card', a.workspace, a.run)
+        missing = _call('document.model_cards.unanswered', _call('document.answers.read_answers', a.workspace), _call('workspace.read_json', card.with_name('config.json'))['base'])
+    else: card, missing = _call('document.cards.make_card', a.workspace, a.split, a.with_photos)
+    print(card)
     if missing: print(f'Incomplete: {", ".join(missing)} still to be filled in; write the questions with: hgdpo card --ask --workspace {a.workspace}')
     return 1 if missing and a.strict else 0
 

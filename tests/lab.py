@@ -112,7 +112,8 @@ def _ran(page, file, start, seconds): # the notebook as saved when nothing runs 
         page.wait_for_timeout(2000)
         page.keyboard.press('Control+s')
         page.wait_for_timeout(500)
-        nb = json.loads(file.read_text(encoding='utf-8'))
+        try: nb = json.loads(file.read_text(encoding='utf-8'))
+        except ValueError: continue                                           # Lab writes the file in place, and a large one was half written
         code = [c for c in nb['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
         busy = page.locator('.jp-InputPrompt').filter(has_text='[*]').count()
         failed = any(o['output_type'] == 'error' for c in code for o in c['outputs'])

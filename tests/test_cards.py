@@ -224,6 +224,9 @@ def test_the_page_asks_nothing_of_the_network(lived_in):
         tab.goto(page.as_uri())
         assert [u for u in asked if not u.startswith('data:')] == [page.as_uri()] and not said
         assert tab.evaluate('document.images.length') >= 2 and tab.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+        for width in (400, 850, 1300):                                         # a telephone, a notebook's output, a desk
+            tab.set_viewport_size(dict(width=width, height=800))
+            assert tab.evaluate('document.documentElement.scrollWidth') <= width
         browser.close()
 
 
@@ -241,6 +244,15 @@ def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
     assert str(ws.root) not in card.text and str(Path(ws.base_model).parent) not in card.text
     t = pd.read_parquet(ws.root/'runs'/'r'/'evaluation'/'table.parquet').query("arm == 'easy' and metric == 'score'").iloc[0]
     assert f'{t.value:.3g} [{t.low:.3g}, {t.high:.3g}]' in card.text
+
+
+def test_strict_asks_of_a_model_card_only_what_stands_on_it(lived_in, copy_of, capsys):
+    ws = copy_of(lived_in)
+    go = ['card', '--workspace', str(ws.root), '--run', 'r', '--strict']
+    answer(ws, base_licence='CreativeML Open RAIL-M', base_commercial='no', model_licence='apache-2.0', intended_uses='teaching')
+    assert main(go) == 1 and 'Incomplete: contact still' in capsys.readouterr().out
+    answer(ws, contact='me@example.org')
+    assert main(go) == 0 and 'Incomplete' not in (ws.root/'runs'/'r'/'README.md').read_text() and main([g for g in go if g not in ('--run', 'r')]) == 1
 
 
 def read_json(p): return json.loads(p.read_text())

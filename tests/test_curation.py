@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import plain
 
-from hgdpo_curate import UserError, load_split
+from hgdpo_curate import UserError, load_split, make_card
 from hgdpo_curate.curate.pairs import pairs_of
 from hgdpo_curate.curate.reviews import decide, flag_images_by_hand, last_words
 
@@ -179,11 +179,12 @@ def test_photos_of_a_datasets_folder_come_in_with_their_captions(tmp_path):
 
 def test_the_split_lists_every_exclusion_with_its_reason(ws):
     from hgdpo_curate import freeze_split
-    train = ws.table('prompts').query("fold == 'train'")
-    ws.append('photo_facts', ws.table('photo_facts').query('image_id == @train.real_image_id.iloc[0]').drop(columns='at').assign(consent='withdrawn'))
+    one, held = (ws.table('prompts').query(f"fold == '{fold}'").iloc[0] for fold in ('train', 'test'))
+    ws.append('photo_facts', ws.table('photo_facts')[lambda t: t.image_id.isin([one.real_image_id, held.real_image_id])].drop(columns='at').assign(consent='withdrawn'))
     freeze_split(ws, 'v2', 'chance')
-    dropped = load_split(ws, 'v2')['info']['dropped']['easy']
-    assert dict(prompt_id=train.prompt_id.iloc[0], image_id=train.real_image_id.iloc[0], reason='consent of the photo: withdrawn') in dropped
+    dropped = load_split(ws, 'v2')['info']['dropped']
+    for fold, p in (('easy', one), ('test', held)): assert dict(prompt_id=p.prompt_id, image_id=p.real_image_id, reason='consent of the photo: withdrawn') in dropped[fold]
+    assert '| test | consent of the photo: withdrawn | 1 |' in make_card(ws, 'v2')[0].read_text()
 
 
 @mongo

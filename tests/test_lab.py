@@ -4,7 +4,7 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, quiet
 from lab import CHROMIUM, run_in_lab
 
 COUNT = "from hgdpo_curate.progress import progress_bar\nwith progress_bar(5, 'counting', done=2) as update:\n    for _ in range(3): update(1)"
@@ -49,6 +49,19 @@ def test_a_workspace_shows_its_state_and_the_next_step(finished, copy_of):
     assert 'runs: first' in ws._repr_html_() and 'next:' not in ws._repr_html_()
     fresh = create_workspace(ws.root.parent/'<i>new', resolution='40x56')._repr_html_()
     assert 'import_photos(ws, folder)' in fresh and '<i>' not in fresh and 'no images yet' in fresh
+
+
+def test_a_split_shows_what_it_holds_and_is_a_dict_as_before(finished, copy_of):
+    from hgdpo_curate import forget, load_split
+    from hgdpo_curate.document.facts import read_split
+    ws = copy_of(finished)
+    split = load_split(ws)
+    shown = split._repr_html_()
+    assert 'split v1' in shown and 'whole when it was read' in shown and f'{len(split["test"])} test prompts' in shown and f'naive {len(split["naive"])}' in shown
+    assert not any(caption in shown for caption in split['easy'].prompt) and '<img' not in shown
+    assert {**split, 'easy': 0}['easy'] == 0 and (split | dict(easy=0)).keys() == split.keys()
+    forget(ws, split['easy'].winner_id[0], app=False, progress=quiet)
+    assert 'broken by removal' in read_split(ws)._repr_html_()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; install it (apt-get install chromium) to run notebooks in JupyterLab')

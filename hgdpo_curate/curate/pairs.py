@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['PAIR', 'NORMAL_LEVELS', 'HARD_LEVEL', 'CONTROLS', 'STAGES', 'barred_winners', 'rejected', 'easy_pairs',
            'normal_pairs', 'hard_pairs', 'control_pairs', 'approved_photos', 'excluded_photos', 'pairs_of',
-           'review_pairs', 'draft_pairs', 'freeze_split', 'load_split']
+           'review_pairs', 'draft_pairs', 'Split', 'freeze_split', 'load_split']
 
 # %% ../../nbs/curate/30_pairs.ipynb #from-pathlib-import-path
+from html import escape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..images.photos import barred_photos
@@ -195,6 +197,24 @@ def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
     ws.append('pairs', [dict(pair_id=short_id('pair', s, r.prompt_id, r.winner_id, r.loser_id), stage=s, **{k: getattr(r, k) for k in PAIR}) for s in STAGES for r in stages[s].itertuples()])
     return stages
 
+# %% ../../nbs/curate/30_pairs.ipynb #split-class
+class Split(dict):
+    "A frozen split as `load_split` reads it: a dict that a notebook shows as counts, margins and reasons, never as a picture or a caption."
+    def _repr_html_(self):
+        info = self['info']
+        out = pd.DataFrame([(s, d['reason']) for s, ds in info['dropped'].items() for d in ds], columns=['stage', 'left out because'])
+        stages = pd.DataFrame([dict(stage=s, pairs=len(self[s]), **{'left out': (out.stage == s).sum(), "winner's score minus loser's": _in_a_line((self[s].winner_score - self[s].loser_score).dropna())}) for s in STAGES])
+        state = f'broken by removal on {info["broken"][-1]["at"][:10]}, freeze anew' if info.get('broken') else 'whole when it was read: its pairs and their images are those that were frozen'
+        controls = ', '.join(f'{c} {len(self[c])}' for c in CONTROLS if c in self)
+        parts = [f'<b>split {escape(info["name"])}</b>, frozen on {escape(info["at"][:10])}; {state}', f'chosen by the scores of {escape(info["scorer"])}; {len(self["test"])} test prompts' + (f'; pairs for controls: {controls}' if controls else ''),
+                 stages.to_html(index=False), out.groupby([*out], sort=False).size().rename('times').reset_index().to_html(index=False) if len(out) else 'nothing was left out']
+        return ''.join(f'<div>{p}</div>' for p in parts)
+
+def _in_a_line(v): # numbers -> their smallest, a histogram, their largest
+    if not len(v): return ''
+    n = np.histogram(v, 12)[0]
+    return f'{v.min():.3f} {"".join("▁▂▃▄▅▆▇█"[7*k//n.max()] for k in n)} {v.max():.3f}'
+
 # %% ../../nbs/curate/30_pairs.ipynb #with-files
 def _with_files(df, ws, stage):
     im = ws.table('images').set_index('image_id')
@@ -218,8 +238,8 @@ def freeze_split(workspace,             # a `Workspace` or its folder
     if (folder/'split.json').exists():
         if read_json(folder/'split.json')['content'] == content: return folder
         raise UserError(f'The split {name!r} is frozen and these pairs differ from it; freeze them under another name with --split.')
-    pr = ws.table('prompts')
-    test = pr[(pr.fold == 'test') & ~pr.real_image_id.isin(barred_photos(ws))].merge(ws.table('images').query("domain == 'real'")[['image_id', 'path', 'sha256']], left_on='real_image_id', right_on='image_id', how='left')
+    pr, out = ws.table('prompts').query("fold == 'test'"), excluded_photos(ws)
+    test = pr[~pr.real_image_id.isin(out)].merge(ws.table('images').query("domain == 'real'")[['image_id', 'path', 'sha256']], left_on='real_image_id', right_on='image_id', how='left')
     used = set(stages['easy'].prompt_id)
     if used & set(test.prompt_id): raise UserError('A prompt of the test fold is among the training pairs; run: hgdpo photos again to mend the folds.')
     files = {f'{s}.parquet': df for s, df in stages.items()} | {'controls.parquet': pd.concat([drafted[c].assign(stage=c) for c in CONTROLS], ignore_index=True), 'test_prompts.parquet': test[['prompt_id', 'prompt', 'real_image_id', 'path', 'sha256']]}
@@ -227,7 +247,7 @@ def freeze_split(workspace,             # a `Workspace` or its folder
         tmp.mkdir()
         for f, df in files.items(): df.to_parquet(tmp/f, index=False)
         write_json(tmp/'split.json', dict(name=name, at=now(), scorer=scorer, choices=choices, content=content, base_model=ws.config['base_model'], pool=_pool_facts(ws, stages),
-            counts={s: len(df) for s, df in stages.items()}, test_prompts=len(test), dropped={s: df.attrs.get('dropped', []) for s, df in stages.items()}, sha256={f: file_sha256(tmp/f) for f in files}))
+            counts={s: len(df) for s, df in stages.items()}, test_prompts=len(test), dropped={s: df.attrs.get('dropped', []) for s, df in stages.items()} | dict(test=[dict(prompt_id=p, image_id=i, reason=out[i]) for p, i in zip(pr.prompt_id, pr.real_image_id) if i in out]), sha256={f: file_sha256(tmp/f) for f in files}))
     return folder
 
 def _pool_facts(ws, stages) -> dict: # fields of `train.stages.Pool`
@@ -238,7 +258,7 @@ def _pool_facts(ws, stages) -> dict: # fields of `train.stages.Pool`
     return dict(size=int(pool.groupby('prompt_id').size().median()), levels=sorted(int(t) for t in im[im.domain == 'intermediate'].timestep.dropna().unique()),
                 resolution=ws.config['resolution'], sampler=ws.config['sampler'], steps=int(pool.steps.iloc[0]), guidance=float(pool.guidance.iloc[0]))
 
-def load_split(workspace, name:str='v1') -> dict: # stage -> pairs with prompts and files; 'test' -> prompts; 'info' -> split.json
+def load_split(workspace, name:str='v1') -> Split: # stage -> pairs with prompts and files; 'test' -> prompts; 'info' -> split.json
     "Read a frozen split. Raises `UserError` where it is absent, was changed, or an image it names is gone or differs."
     ws = open_workspace(workspace)
     folder = ws.root/'splits'/name
@@ -254,4 +274,4 @@ def load_split(workspace, name:str='v1') -> dict: # stage -> pairs with prompts 
     if gone: raise UserError(f'{len(gone)} photos of the split {name!r} may no longer be used (consent or minors, the first is {sorted(gone)[0]}); freeze anew under another name.')
     for path, sha in {(p, h) for df in out.values() for who in ('winner', 'loser') for p, h in zip(df[f'{who}_path'], df[f'{who}_sha256'])}:
         if not (ws.root/path).exists() or file_sha256(ws.root/path) != sha: raise UserError(f'{ws.root/path} of the split {name!r} is gone or was changed; restore it, or freeze anew under another name.')
-    return out | dict(test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)
+    return Split(out, test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)

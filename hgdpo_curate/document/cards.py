@@ -103,9 +103,9 @@ def non_commercial(licence:str) -> bool:
 def composition(f, a, has) -> str:
     "Counts, sizes, pairs."
     pairs = [[s, f['pairs'][s], *ROLES[s], sum(n for _, n, _ in f['left_out'][s])] for s in STAGES]
-    why = [[s, escape(r), n] for s in STAGES for r, n, _ in f['left_out'][s]]
+    why = [[s, escape(r), n] for s in (*STAGES, 'test') for r, n, _ in f['left_out'].get(s, [])]      # splits frozen before do not list the test fold
     size = f['sizes']
-    return '\n'.join(['## Composition\n', table(['stage', 'pairs', 'winner', 'loser', 'left out'], pairs), '\nWhy something was left out:\n', table(['stage', 'reason', 'times'], why),
+    return '\n'.join(['## Composition\n', table(['stage', 'pairs', 'winner', 'loser', 'left out'], pairs), '\nWhy something was left out:\n', table(['stage or fold', 'reason', 'times'], why),
         f'\nTest fold: {f["prompts"]["test"]} prompts, {f["leakage"]["prompts_in_both"]} of which are in training.\n', table(['images', 'fold', 'how many'], [[i['domain'], i['fold'], i['images']] for i in f['images']]),
         f'\nPhotos as they came: width {three(size["photo_width"])}, height {three(size["photo_height"])} pixels (smallest / median / largest). Sharpness {three(size["sharpness"], 1)}, share of the picture that the person\'s box fills {three(size["coverage"], 2)}. All images here: {escape(f["resolution"])} pixels.\n',
         *(['![Images of some prompts by role](card/pairs.png)\n', f'Shown: {", ".join(has)}. ' + ('' if 'photo' in has else 'Generated images only; no photograph and no reconstruction of one is on this card.') + '\n'] if has else ['No generated images to show.\n'])])

@@ -61,18 +61,19 @@ def write_croissant(file:Path,    # where to, e.g. splits/v1/croissant.json
         check_croissant(tmp, {n: len(pd.read_parquet(folder/f'{n}.parquet')) for n in ((*STAGES, 'test_prompts') if read_all else ('test_prompts',))})
     return file
 
-def read_pairs(file, record:str='easy') -> pd.DataFrame: # a Croissant file, and one of its record sets
+def read_pairs(file, record:str='easy') -> pd.DataFrame: # a Croissant file (or its `mlcroissant.Dataset`), and one of its record sets
     "The records of a record set, read through `mlcroissant`; texts as texts."
     import mlcroissant as mlc
     text = lambda v: v.decode() if isinstance(v, bytes) else v
-    return pd.DataFrame([{k.split('/', 1)[1]: text(v) for k, v in r.items()} for r in mlc.Dataset(str(file)).records(record)])
+    return pd.DataFrame([{k.split('/', 1)[1]: text(v) for k, v in r.items()} for r in (file if isinstance(file, mlc.Dataset) else mlc.Dataset(str(file))).records(record)])
 
 def check_croissant(file, counts:dict): # record set -> how many records it has
     "Hold a Croissant file to `mlcroissant`'s rules and to the number of its records. Raises `UserError`."
     import mlcroissant as mlc
-    try: issues = mlc.Dataset(str(file)).metadata.ctx.issues
+    try: dataset = mlc.Dataset(str(file))                         # parsed once, which takes longer than to read the records
     except mlc.ValidationError as e: raise UserError(f'The Croissant metadata is not valid: {" ".join(str(e).split())}') from e
+    issues = dataset.metadata.ctx.issues
     if issues.errors: raise UserError(f'The Croissant metadata is not valid: {" ".join(issues.report().split())}')
     for r, n in counts.items():
-        got = len(read_pairs(file, r)) if n else 0                # mlcroissant reads no empty record set
+        got = len(read_pairs(dataset, r)) if n else 0                # mlcroissant reads no empty record set
         if got != n: raise UserError(f'The Croissant record set {r} reads {got} records, not {n}.')

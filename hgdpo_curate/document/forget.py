@@ -9,6 +9,7 @@ __all__ = ['BROKEN', 'REGISTER', 'OUTDATED', 'bury', 'break_split', 'rehash_spli
 # %% ../../nbs/document/69_forget.ipynb #imports
 import secrets
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 
 from ..curate.pairs import STAGES
@@ -136,10 +137,11 @@ class Removal:
         out += [f'  {files[0] if len(files) == 1 else f"{where}: {len(files)} files"}: {what}' for (where, what), files in groups.items()]
         out += [f'The split {s} {"would be" if self.dry_run else "is"} broken by removal ({", ".join(f"{k} {n}" for k, n in rows.items())} rows); freeze anew under another name.' for s, rows in t.splits.items()]
         out += [f'The run {r} was {how}. A model cannot forget; train it again on a new split.' for r, how in t.runs.items()]
-        out += [f'Your own file {p} was not touched; delete it yourself, with its caption.' for p in t.originals if Path(p).exists()]
+        out += [f'Your own file {p} {"would not be" if self.dry_run else "was not"} touched; delete it yourself, with its caption.' for p in t.originals if Path(p).exists()]
         out += [f'The photo {p} looks alike and stays; is it the same person, run: hgdpo forget {p}' for p in t.alike]
         out += [f'Other photos have the caption {c!r} or one that contains it, so it stays there and was not searched for.' for c in t.shared]
         return '\n'.join(out + self.said + ([str(self.proof)] if self.proof else []))
+    def _repr_html_(self): return ''.join(f'<div{" style=margin-left:2em" if line[:1] == " " else ""}>{escape(line)}</div>' for line in str(self).splitlines())
 
 def read_plan(ws): # `Traces`, or None
     "What an interrupted removal still has to take out."

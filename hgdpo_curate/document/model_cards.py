@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPONENTS', 'REACH', 'REMEDY', 'components', 'conflicts', 'recipe', 'results', 'own_arms', 'failures', 'loading',
-           'model_card_text', 'write_model_card']
+           'unanswered', 'model_card_text', 'write_model_card']
 
 # %% ../../nbs/document/65_model_cards.ipynb #imports
 from pathlib import Path
@@ -42,7 +42,7 @@ def components(ws, config, data, answers) -> list: # dicts: part, name, what, li
         out.append(dict(part=part, name=n, what=what, licence=licence, commercial=free))
     pr = ws.table('prompts').set_index('prompt_id').real_image_id
     facts = ws.table('photo_facts').set_index('image_id').reindex([pr.get(p) for p in used['train']])
-    return out + [dict(part='photos', name=v, what=f'{n} photos', licence=v, commercial='no' if non_commercial(v) else 'unknown' if v == 'unknown' else 'as its text says') for v, n, _ in stated(facts)['licence']]
+    return out + [dict(part='photos', name=v, what=f'{n} photo{"s"*(n > 1)}', licence=v, commercial='no' if non_commercial(v) else 'unknown' if v == 'unknown' else 'as its text says') for v, n, _ in stated(facts)['licence']]
 
 def _base(ws, base, answers):
     if base == MANNEQUIN: return dict(part='base', name=base, what='tiny base of the package', licence='Apache-2.0', commercial='yes')
@@ -138,11 +138,14 @@ What a plain file cannot carry:
 '''
 
 # %% ../../nbs/document/65_model_cards.ipynb #write-model-card
+def unanswered(answers, base:str) -> list: # fields
+    "What a model card needs and nobody has answered; the licence of the package's own base is known."
+    return [k for k in ('base_licence', 'base_commercial', 'model_licence', 'intended_uses', 'contact') if k in missing(answers) and not (k.startswith('base') and base == MANNEQUIN)]
+
 def model_card_text(ws, config, data, answers, failing:str) -> str:
     "The whole card as Markdown."
     folder, parts = ws.root/'runs'/config['run'], components(ws, config, data, answers)
-    gaps = [k for k in ('base_licence', 'base_commercial', 'model_licence', 'intended_uses', 'contact') if k in missing(answers) and not (k.startswith('base') and config['base'] == MANNEQUIN)]
-    bad, card = conflicts(parts), ws.root/'splits'/config['split']/'README.md'
+    gaps, bad, card = unanswered(answers, config['base']), conflicts(parts), ws.root/'splits'/config['split']/'README.md'
     said = lambda k: escape(answers[k], begins=True) if k in answers else '*missing*'
     weights = [f for f in (folder/'final'/LORA_FILE, folder/'final'/KOHYA_FILE) if f.exists()]
     out = [f'# {escape(config["run"])}: a LoRA by HG-DPO\n', f'> **Incomplete.** A person still has to fill in: {", ".join(gaps)}. Write the answers into `data_cards/answers.yaml` (`hgdpo card --ask` makes it) and run the card again.\n' if gaps else '']
@@ -152,7 +155,7 @@ def model_card_text(ws, config, data, answers, failing:str) -> str:
     out += [table(['', ''], [['base model', code(shown_base(config['base']))], ['hash of its weights', code(config['base_hash'])], ['its licence', said('base_licence') if config['base'] != MANNEQUIN else 'Apache-2.0'], ['split', code(config['split'])], ['data card', f'{code(card.relative_to(ws.root))}, SHA-256 {code(file_sha256(card))}' if card.exists() else '*not written yet: hgdpo card*'],
                             ['pairs, by hash', ', '.join(f'{s} {code(h)}' for s, h in config.get('split_content', was).items())]]),
             '\n## Intended use\n', f'{said("intended_uses")}\n\n**Forbidden.** {FORBIDDEN} {said("unsuitable_uses") if "unsuitable_uses" in answers else ""}\n', recipe(config, folder), results(folder), failing, loading(config),
-            '## Licences\n', f'This LoRA may be passed on under: {said("model_licence")}.\n', table(['part', 'name', 'what', 'licence', 'commercial use'], [[p['part'], escape(p['name']), escape(p['what']), escape(p['licence']), p['commercial']] for p in parts]),
+            '## Licences\n', f'Licence for passing this LoRA on: {said("model_licence")}.\n', table(['part', 'name', 'what', 'licence', 'commercial use'], [[p['part'], escape(p['name']), escape(p['what']), escape(p['licence']), p['commercial']] for p in parts]),
             '\n### Conflicts\n', '\n'.join(f'- {c}' for c in bad) + '\n' if bad else 'None that hgdpo_curate knows of.\n', _accepted(ws), '## Takedown\n', f'{said("contact")}\n', '## Files\n', table(['file', 'SHA-256'], [[code(f.name), code(file_sha256(f))] for f in weights]) + '\n']
     return '\n'.join(o for o in out if o)
 

@@ -59,7 +59,7 @@ code{font:.86em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:
 blockquote{margin:1rem 0;padding:.7rem 1.1rem;border-left:4px solid var(--warn);background:var(--wash);border-radius:0 8px 8px 0}
 img{max-width:100%;height:auto;border-radius:8px;border:1px solid var(--line);margin:.6rem 0}
 .tiles{display:grid;grid-template-columns:repeat(3,1fr);gap:.75rem;margin:1.4rem 0}.tile{background:var(--wash);border-radius:10px;padding:.8rem 1rem}.tile b{display:block;font-size:1.45rem;line-height:1.25;font-weight:650}.tile span{display:block;color:var(--soft);font-size:.82rem;line-height:1.35}
-@media(max-width:60rem){.page{grid-template-columns:1fr;gap:1rem;padding:1.2rem}nav{position:static;border:0;columns:2;max-height:none}}
+@media(max-width:60rem){.page{grid-template-columns:minmax(0,1fr);gap:1rem;padding:1.2rem}nav{position:static;border:0;columns:11rem;max-height:none}}
 @media print{nav{display:none}.page{display:block}}'''
 
 def to_html(markdown:str,        # a card's text, without its YAML head
