@@ -9,7 +9,7 @@ __all__ = ['SAME', 'SHOWN', 'mean_over_seeds', 'over_seeds', 'spread_of', 'judge
 import numpy as np
 import pandas as pd
 
-from .measures import LABELS, label
+from .measures import LABELS, NOT_NEGATIVE, label
 from .paper_tables import Ordering, PaperTable
 
 # %% ../../nbs/evaluate/55_verdicts.ipynb #mean-over-seeds
@@ -27,7 +27,9 @@ def over_seeds(figures) -> pd.DataFrame: # rows of `run_seed`, of all seeds -> a
     "Every figure and every gain, over seeds; `agree` is how many seeds have a gain above 0, `alone` how many of these by their own interval."
     rows = []
     for (arm, against, metric), g in figures.groupby(['arm', 'against', 'metric'], sort=False):
-        rows.append((arm, against, metric, *mean_over_seeds(g.value, g.low.iloc[0], g.high.iloc[0]), g.seed.nunique(), int((g.value > 0).sum()), int((g.low > 0).sum())))
+        value, low, high = mean_over_seeds(g.value, g.low.iloc[0], g.high.iloc[0])
+        if not against and metric in NOT_NEGATIVE | {'anatomy_failures'}: low = max(0., low)
+        rows.append((arm, against, metric, value, low, high, g.seed.nunique(), int((g.value > 0).sum()), int((g.low > 0).sum())))
     return pd.DataFrame(rows, columns='arm against metric value low high seeds agree alone'.split())
 
 def spread_of(together, metric) -> float: # of `over_seeds`
@@ -75,10 +77,10 @@ def table_markdown(table:PaperTable, figures, command:str='', hours:float=None) 
     return '\n\n'.join(['\n'.join(ours), '\n'.join(note + made), '\n'.join(words), f'Of {len(verdicts)} orderings: {tally}.', *(['\n'.join(papers)] if len(papers) > 2 else [])]) + '\n'
 
 def table_figure(table:PaperTable, figures): # -> matplotlib Figure
-    "Points with intervals, a panel per metric; below them the paper's own figures, where it has some."
+    "Means with intervals and every seed as a small dot, a panel per metric; below them the paper's own figures, where it has some. An interval that runs out of its frame is wider than all that was seen."
     from matplotlib.figure import Figure
     together = over_seeds(figures)
-    metrics = [m for m in SHOWN if together[(together.metric == m) & (together.against == '')].value.notna().any()]
+    metrics = [m for m in LABELS if together[(together.metric == m) & (together.against == '')].value.notna().any()]
     paper = any(r.paper for r in table.rows)
     names, y = [r.name for r in table.rows], -np.arange(len(table.rows))
     fig = Figure(figsize=(2.1*len(metrics) + 1.2, (.24*len(names) + .7)*(2 if paper else 1)), layout='constrained')
@@ -86,6 +88,10 @@ def table_figure(table:PaperTable, figures): # -> matplotlib Figure
     for k, m in enumerate(metrics):
         rows = together[(together.metric == m) & (together.against == '')].set_index('arm').loc[names]
         axes[0, k].errorbar(rows.value, y, xerr=np.maximum(0, [rows.value - rows.low, rows.high - rows.value]), fmt='o', markersize=4, capsize=2, color='#1f6fb4')
+        each = figures[(figures.metric == m) & (figures.against == '')]
+        axes[0, k].plot(each.value, each.arm.map(dict(zip(names, y))), '.', markersize=3, color='#1f6fb4', alpha=.5)
+        span = max(float(np.ptp(each.value)), 1e-9)
+        axes[0, k].set_xlim(each.value.min() - .2*span, each.value.max() + .2*span)
         axes[0, k].set_title(label(m).split(' (')[0], fontsize=8)
         if not paper: continue
         has = [(r.paper[m], i) for i, r in zip(y, table.rows) if m in r.paper]
