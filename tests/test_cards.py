@@ -289,6 +289,16 @@ def test_cards_of_a_broken_split_and_of_its_run_say_so(lived_in, copy_of):
     assert one['pair'] not in read_pairs(ws.root/'splits'/'v1'/'croissant.json').pair_id.tolist()
 
 
+def test_a_card_says_when_consent_was_taken_back_after_the_split_was_frozen(lived_in, copy_of):
+    from hgdpo_curate import UserError, load_split, make_card
+    ws = copy_of(lived_in)
+    assert 'Not to be used any more' not in make_card(ws)[0].read_text()
+    photo = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[0]]
+    ws.append('photo_facts', ws.table('photo_facts', only=('image_id', [photo])).drop(columns='at').assign(consent='withdrawn'))
+    with pytest.raises(UserError, match='may no longer be used'): load_split(ws)
+    assert 'Not to be used any more.** Of 1 photos' in make_card(ws)[0].read_text()
+
+
 def test_wrong_names_are_one_sentence(lived_in, capsys):
     for argv, word in ((['--split', 'v9'], 'v9'), (['--run', 'none'], 'hgdpo train')):
         assert main(['card', '--workspace', str(lived_in.root), *argv]) == 1

@@ -258,7 +258,10 @@ def _pool_facts(ws, stages) -> dict: # fields of `train.stages.Pool`
     return dict(size=int(pool.groupby('prompt_id').size().median()), levels=sorted(int(t) for t in im[im.domain == 'intermediate'].timestep.dropna().unique()),
                 resolution=ws.config['resolution'], sampler=ws.config['sampler'], steps=int(pool.steps.iloc[0]), guidance=float(pool.guidance.iloc[0]))
 
-def load_split(workspace, name:str='v1') -> Split: # stage -> pairs with prompts and files; 'test' -> prompts; 'info' -> split.json
+def load_split(workspace,         # a `Workspace` or its folder
+               name:str='v1',     # of the split
+               usable:bool=True   # False reads it also where its photos may no longer be used, so that it can be described
+              ) -> Split:         # stage -> pairs with prompts and files; 'test' -> prompts; 'info' -> split.json
     "Read a frozen split. Raises `UserError` where it is absent, was changed, or an image it names is gone or differs."
     ws = open_workspace(workspace)
     folder = ws.root/'splits'/name
@@ -271,7 +274,7 @@ def load_split(workspace, name:str='v1') -> Split: # stage -> pairs with prompts
     if 'controls.parquet' in info['sha256']: out |= {c: df.drop(columns='stage').reset_index(drop=True) for c, df in pd.read_parquet(folder/'controls.parquet').groupby('stage')}
     photo, barred = ws.table('prompts').set_index('prompt_id').real_image_id, barred_photos(ws, reviews=False)
     gone = {photo.get(p) for df in out.values() for p in df.prompt_id} & barred
-    if gone: raise UserError(f'{len(gone)} photos of the split {name!r} may no longer be used (consent or minors, the first is {sorted(gone)[0]}); freeze anew under another name.')
+    if gone and usable: raise UserError(f'{len(gone)} photos of the split {name!r} may no longer be used (consent or minors, the first is {sorted(gone)[0]}); freeze anew under another name.')
     for path, sha in {(p, h) for df in out.values() for who in ('winner', 'loser') for p, h in zip(df[f'{who}_path'], df[f'{who}_sha256'])}:
         if not (ws.root/path).exists() or file_sha256(ws.root/path) != sha: raise UserError(f'{ws.root/path} of the split {name!r} is gone or was changed; restore it, or freeze anew under another name.')
     return Split(out, test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)

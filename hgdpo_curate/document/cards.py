@@ -89,6 +89,8 @@ def head(f, a) -> str:
     gaps, out = missing(a), [f'# {escape(a.get("title") or f["workspace"])}: split {escape(f["split"])}\n']
     if gaps: out.append(f'> **Incomplete.** A person still has to fill in: {", ".join(gaps)}. Write the answers into `data_cards/answers.yaml` (`hgdpo card --ask` makes it) and run the card again.\n')
     for b in f['broken']: out.append(f'> **Broken by removal.** On {b["at"][:10]} a photo was taken out ({", ".join(f"{k} {n}" for k, n in b["rows"].items())} rows). Nothing may be trained on this split any more; freeze anew under another name. The figures below are of what is left.\n')
+    gone = _n(f, 'consent', 'no') + _n(f, 'consent', 'withdrawn') + _n(f, 'minors', 'yes')
+    if gone: out.append(f'> **Not to be used any more.** Of {gone} photos somebody has said, since this split was frozen, that consent is refused or taken back, or that they show minors. Training refuses it; freeze anew under another name.\n')
     unknown, nc = _n(f, 'consent', 'unknown'), [v for v, _, _ in f['stated']['licence'] if non_commercial(v)]
     if unknown: out.append(f'> **Consent is unknown for {unknown} of {f["photos"]} photos.** Nobody stated it on import.\n')
     if nc: out.append(f'> **Not for commercial use:** some photos are under {", ".join(map(escape, nc))}.\n')

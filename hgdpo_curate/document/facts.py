@@ -23,11 +23,11 @@ from ..workspace import HARMLESS_FLAGS, file_sha256, open_workspace, read_json
 
 # %% ../../nbs/document/62_facts.ipynb #read-split
 def read_split(workspace, name:str='v1') -> Split: # as `curate.pairs.load_split`
-    "A frozen split for documentation. One that is broken by removal can still be described, though not trained on. Raises `UserError`."
+    "A frozen split for documentation. One that is broken by removal, or whose photos may no longer be used, can still be described, though not trained on. Raises `UserError`."
     ws = open_workspace(workspace)
     folder = ws.root/'splits'/name
     info = read_json(folder/'split.json')
-    if not (info or {}).get('broken'): return load_split(ws, name)
+    if not (info or {}).get('broken'): return load_split(ws, name, usable=False)
     return Split({s: pd.read_parquet(folder/f'{s}.parquet') for s in STAGES}, test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)
 
 def prompts_of(data) -> dict: # 'train' and 'test' -> prompt ids

@@ -88,7 +88,7 @@ def clean_app(workspace) -> str: # what was done, in words
 
 def _app(ws, use:bool) -> str:
     from hgdpo_curate.curate.app import dataset_name
-    why = 'left out with --no_app'
+    why = 'left out, as asked (--no_app, app=False)'
     if use:
         try: return clean_app(ws)
         except Exception as e: why = str(e).splitlines()[0] if str(e) else type(e).__name__      # whatever ails the database, the rest of the removal goes on
