@@ -33,7 +33,7 @@ SIZES = dict(full=dict(photos=490, test_share=.51, pool=6, per_prompt=2, sft=60,
              quick=dict(photos=40, test_share=.5, pool=3, per_prompt=1, sft=4, steps={'easy.max_train_steps': 8, 'normal.max_train_steps': 4, 'hard.max_train_steps': 4, 'text_encoder.max_train_steps': 2}))
 
 def timed(ws, say:Steps, step:str, do): # a `Workspace`, what announces steps, a step's name, a function
-    "Do a step, and add how long it took to the seed's `seconds.json`, over all sessions."
+    "Do a step, and add how long it took to the seed's `seconds.json`, however often it was stopped."
     say(step)
     began = time.time()
     try: return do()
