@@ -42,6 +42,8 @@ def test_the_table_says_what_is_missing_and_shows_the_papers_figures_beside(tabl
     folder, said = tables
     assert 'not yet run: 2, 3, 4, 5' in said and 'One seed only' in said and '| naive | 17.93 | 112.67 |' in said
     assert all(f'| {o} | **' in said for o in STAGES.orderings)
+    from test_demo import assert_tables_are_whole
+    assert_tables_are_whole((folder/'stages'/'table.md').read_text())
     for name in ('table.md', 'table.parquet', 'points.png', 'grid-1.png'): assert (folder/'stages'/name).stat().st_size > 100
 
 

@@ -88,7 +88,7 @@ def to_markdown(table, photo_sharpness:float, labels=LABELS) -> str:
     metrics = [m for m in labels if m in set(table.metric)]
     cell = lambda r: '*not measured*' if r.value != r.value else f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]' if abs(r.value) < 10 else f'{r.value:.1f} [{r.low:.1f}, {r.high:.1f}]'
     by = {(r.arm, r.metric): cell(r) for r in table.itertuples()}
-    lines = ['| model | ' + ' | '.join(labels[m].format(photo=photo_sharpness) for m in metrics) + ' |', '|---' * (len(metrics) + 1) + '|']
+    lines = ['| model | ' + ' | '.join(labels[m].format(photo=photo_sharpness).replace('|', r'\|') for m in metrics) + ' |', '|---' * (len(metrics) + 1) + '|']
     return '\n'.join(lines + [f'| {a} | ' + ' | '.join(by[a, m] for m in metrics) + ' |' for a in dict.fromkeys(table.arm)])
 
 def wins_markdown(found:Comparison) -> str:

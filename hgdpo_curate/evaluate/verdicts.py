@@ -63,7 +63,7 @@ def table_markdown(table:PaperTable, figures, command:str='', hours:float=None) 
     metrics = [m for m in SHOWN if m in set(together.metric) and rows.xs(m, level='metric').value.notna().any()]
     head = lambda first, cols: ['| ' + ' | '.join([first, *cols]) + ' |', '|---'*(1 + len(cols)) + '|']
     line = lambda *cells: '| ' + ' | '.join(cells) + ' |'
-    ours = head('model', [label(m).format(photo=figures.photo_sharpness.mean()) for m in metrics]) + [line(r.name, *(_cell(rows.loc[(r.name, m)]) for m in metrics)) for r in table.rows]
+    ours = head('model', [label(m).format(photo=figures.photo_sharpness.mean()).replace('|', r'\|') for m in metrics]) + [line(r.name, *(_cell(rows.loc[(r.name, m)]) for m in metrics)) for r in table.rows]
     said = list(dict.fromkeys(m for r in table.rows for m in r.paper))
     papers = head('the paper has', [dict(score='P-Score', frechet='FID', detail='CI-Q', sharpness='ATHEC').get(m, m.replace('_', ' ')) for m in said]) + [line(r.name, *(f'{r.paper[m]:g}' if m in r.paper else '' for m in said)) for r in table.rows if r.paper]
     verdicts = [(o, *judge(together, o)) for o in table.orderings]

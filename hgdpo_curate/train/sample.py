@@ -7,7 +7,7 @@ __all__ = ['compose_adapter', 'write_final', 'pipeline_class', 'load_for_inferen
            'load_personalised', 'sample_images']
 
 # %% ../../nbs/train/45_sample.ipynb #import-functools
-import functools
+import functools, warnings
 from pathlib import Path
 
 from ..adapters import read_lora, save_lora
@@ -172,7 +172,10 @@ def load_personalised(base, run,                 # as in `load_for_inference`
     pipe = load_for_inference(base, run, **kw)
     weights = _faceid(Path(ip_adapter))
     before = {'hgdpo': pipe.rules.lora_weight} if run else {}
-    try: pipe.load_ip_adapter(weights, subfolder='', weight_name=Path(ip_adapter).name, image_encoder_folder=None)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='Already found a `peft_config`')    # a second adapter is meant
+            pipe.load_ip_adapter(weights, subfolder='', weight_name=Path(ip_adapter).name, image_encoder_folder=None)
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as e: raise UserError(f'{ip_adapter} is not an IP-Adapter FaceID of this base model ({str(e).splitlines()[0][:80]}); use the file made for its family.') from e
     faceid = [n for n in getattr(pipe.unet, 'peft_config', {}) if n.startswith('faceid')]
     wanted = before | dict.fromkeys(faceid, 1.)
