@@ -75,6 +75,7 @@ def do_train(a):
 def do_sample(a): print(*_call('train.sample.sample_images', a.workspace, a.prompt, a.run, a.output, a.per_prompt, a.seed or 0, a.device, face=a.face, ip_adapter=a.ip_adapter, detector_path=a.detector_path, accept_noncommercial=a.accept_noncommercial), sep='\n')
 
 def do_evaluate(a):
+    if (a.seeds or a.quick) and not a.table: _usage('--seeds and --quick belong to --table; give that too, e.g. --table stages')
     if a.table: print(Path(_call('evaluate.reproduce.reproduce_table', a.workspace, a.table, a.seeds, a.quick)).read_text()); return
     recogniser = _call('judge.faces.load_recogniser', a.recogniser, a.recogniser_path, _call('workspace.open_workspace', a.workspace), a.accept_noncommercial) if a.recogniser else None
     arms = dict(arms=a.runs.split(',')) if a.runs else {}

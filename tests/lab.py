@@ -75,8 +75,8 @@ def run_in_lab(notebook,       # a copy of it is run, the file stays as it is
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         copy = Path(folder)/notebook.name
         copy.write_text(notebook.read_text(encoding='utf-8').replace('../../docs/', 'docs/'), encoding='utf-8')
-        docs = notebook.parents[2]/'docs'
-        if docs.is_dir(): shutil.copytree(docs, Path(folder)/'docs')          # the pictures that its text shows
+        for beside in ('docs', 'benchmarks'):                                 # the pictures that its text shows, the figures that it reads
+            if (notebook.parents[2]/beside).is_dir(): shutil.copytree(notebook.parents[2]/beside, Path(folder)/beside)
         with jupyter_lab(folder, PYTHONPATH=os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get('PYTHONPATH')])), **env) as (address, token):
             browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
             try: return _run(browser.new_page(viewport=dict(width=1300, height=1000)), address, token, copy, shots, seconds)
