@@ -32,7 +32,10 @@ from ..workspace import UsageError, UserError, atomic_path, create_workspace, re
 SIZES = dict(full=dict(photos=490, test_share=.51, pool=6, per_prompt=2, sft=60, steps={}),
              quick=dict(photos=40, test_share=.5, pool=3, per_prompt=1, sft=4, steps={'easy.max_train_steps': 8, 'normal.max_train_steps': 4, 'hard.max_train_steps': 4, 'text_encoder.max_train_steps': 2}))
 
-def timed(ws, say:Steps, step:str, do): # a `Workspace`, what announces steps, a step's name, a function
+def timed(ws,          # a `Workspace`
+          say:Steps,   # announces the step
+          step:str,    # its name
+          do):         # the function to call
     "Do a step, and add how long it took to the seed's `seconds.json`, however often it was stopped."
     say(step)
     began = time.time()
@@ -41,7 +44,12 @@ def timed(ws, say:Steps, step:str, do): # a `Workspace`, what announces steps, a
         spent = read_json(ws.root/'seconds.json', {})
         write_json(ws.root/'seconds.json', spent | {step: spent.get(step, 0.) + time.time() - began})
 
-def make_world(folder, seed:int, size:dict, say:Steps, progress=None): # -> `Workspace`
+def make_world(folder,        # of the tables
+               seed:int,      # of everything random
+               size:dict,     # of `SIZES`
+               say:Steps,     # announces the steps
+               progress=None  # as in `reproduce_table`
+              ):              # a `Workspace` with a frozen split
     "Photos, base, pool, reconstructions, scores and split of one seed. Stop it and run it again."
     ws = create_workspace(Path(folder)/f'seed-{seed}', resolution=f'{SIZE[0]}x{SIZE[1]}', steps=10, seed=seed, test_share=size['test_share'])
     do = functools.partial(timed, ws, say)
@@ -65,7 +73,11 @@ def shares_of(table:PaperTable, size:dict) -> dict: # step -> rough share of a s
         out[f'training {control or "curriculum"}'] = sum(s.max_train_steps*(2 if s.objective == 'sft' else 6) for s in load_preset('mannequin', control, **size['steps']).stages)
     return out | {'evaluation': 1.2*len(table.rows)*test*size['per_prompt']}
 
-def measure_seed(ws, table:PaperTable, per_prompt:int, progress=None): # -> `Comparison`
+def measure_seed(ws,               # of `make_world`
+                 table:PaperTable, # whose arms are trained there
+                 per_prompt:int,   # images per test prompt
+                 progress=None     # as in `reproduce_table`
+                ):                 # a `Comparison`
     "Every arm of a table on the test prompts of a world."
     arms = {r.name: run_arm(ws, run_name(r), r.stage) for r in table.rows}
     return compare_arms(ws, arms, frozen_test_prompts(ws, 'v1'), per_prompt, ('tiny',), chose='tiny', extractor='tiny', batch=32, progress=progress)
@@ -76,7 +88,12 @@ def figures_of(found, table:PaperTable) -> pd.DataFrame: # arm, against, metric,
     gains = pd.DataFrame(gains, columns='arm against metric value low high'.split()).assign(images=len(found.groups), prompts=len(set(found.groups)))
     return pd.concat([found.table.assign(against=''), gains.drop_duplicates(['arm', 'against', 'metric'])], ignore_index=True)[['arm', 'against', 'metric', 'value', 'low', 'high', 'images', 'prompts']]
 
-def run_seed(folder, name:str, seed:int, size:dict, progress=None) -> pd.DataFrame: # folder of the tables, a key of `TABLES`
+def run_seed(folder,             # of the tables
+             name:str,           # a key of `TABLES`
+             seed:int,           # one of its seeds
+             size:dict,          # of `SIZES`
+             progress=None       # as in `reproduce_table`
+            ) -> pd.DataFrame:   # as `figures_of`, with seed
     "Train and measure every arm of a table for one seed, and keep what was found in `<name>/seed-<seed>.parquet`; a seed that is there is only read."
     table, file = TABLES[name], Path(folder)/name/f'seed-{seed}.parquet'
     if file.exists(): return pd.read_parquet(file)
