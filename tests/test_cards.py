@@ -238,7 +238,7 @@ def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
     answer(ws, base_licence='CreativeML Open RAIL-M', base_commercial='no', model_licence='apache-2.0')
     file = write_model_card(ws, 'r')
     card = ModelCard.load(file)
-    assert card.data.library_name == 'diffusers' and card.data.license == 'apache-2.0' and (ws.root/'runs'/'r'/'final'/'README.md').read_text() == file.read_text()
+    assert card.data.to_dict()['library_name'] == 'diffusers' and card.data.license == 'apache-2.0' and (ws.root/'runs'/'r'/'final'/'README.md').read_text() == file.read_text()
     split = read_json(ws.root/'splits'/'v1'/'split.json')
     for words in (split['content']['easy'], 'CreativeML Open RAIL-M', 'insightface', 'non-commercial research only', 'proposed flags', 'train on a base whose licence allows your use', 'not measured', 'ComfyUI', 'near pure noise', 'What a plain file cannot carry'): assert words in card.text, words
     assert str(ws.root) not in card.text and str(Path(ws.base_model).parent) not in card.text
@@ -312,4 +312,4 @@ def test_the_cards_of_the_package_are_what_its_files_and_code_say(tmp_path):
     from hgdpo_curate.document.shipped import write_shipped_cards
     shutil.copy(ROOT/'data_cards'/'measured.json', tmp_path)
     for f in write_shipped_cards(tmp_path): assert f.read_text() == (ROOT/'data_cards'/f.name).read_text(), f'{f.name} is stale; run: hgdpo card --package'
-    assert DatasetCard.load(tmp_path/'mannequins.md').data.license == 'cc0-1.0' and ModelCard.load(tmp_path/'base.md').data.library_name == 'diffusers'
+    assert DatasetCard.load(tmp_path/'mannequins.md').data.license == 'cc0-1.0' and ModelCard.load(tmp_path/'base.md').data.to_dict()['library_name'] == 'diffusers'
