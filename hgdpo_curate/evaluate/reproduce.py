@@ -71,7 +71,7 @@ def shares_of(table:PaperTable, size:dict) -> dict: # step -> rough share of a s
     out = {'photos': 40, 'base': 3*size['sft'], 'image pool': n*size['pool'], 'reconstructions': 2.5*n, 'scores': n/4}
     for control in dict.fromkeys(r.control for r in table.rows):
         out[f'training {control or "curriculum"}'] = sum(s.max_train_steps*(2 if s.objective == 'sft' else 6) for s in load_preset('mannequin', control, **size['steps']).stages)
-    return out | {'evaluation': 1.2*len(table.rows)*test*size['per_prompt']}
+    return out | {f'evaluation, {table.source}': 1.2*len(table.rows)*test*size['per_prompt']}
 
 def measure_seed(ws,               # of `make_world`
                  table:PaperTable, # whose arms are trained there
@@ -101,7 +101,7 @@ def run_seed(folder,             # of the tables
     ws = make_world(folder, seed, size, say, progress)
     for control in dict.fromkeys(r.control for r in table.rows):
         timed(ws, say, f'training {control or "curriculum"}', lambda: train_curriculum(ws, 'v1', 'mannequin', control or 'curriculum', control=control, seed=seed, reuse=True, report_to='none', progress=progress, **size['steps']))
-    found = timed(ws, say, 'evaluation', lambda: measure_seed(ws, table, size['per_prompt'], progress))
+    found = timed(ws, say, f'evaluation, {table.source}', lambda: measure_seed(ws, table, size['per_prompt'], progress))
     with atomic_path(file.with_name(f'grid-{seed}.png')) as tmp: model_grid(ws, found).save(tmp, format='PNG')
     figures = figures_of(found, table).assign(seed=seed, photo_sharpness=float(found.seen_photos['sharpness'].mean()), photos=len(found.photos))
     with atomic_path(file) as tmp: figures.to_parquet(tmp, index=False)
@@ -117,10 +117,12 @@ def read_figures(folder, name:str) -> pd.DataFrame: # folder of the tables, a ke
 def write_table(folder, name:str, command:str='') -> Path: # folder of the tables, a key of `TABLES` -> <name>/table.md
     "Table.parquet, table.md and points.png from the seeds that are there."
     out, table, figures = Path(folder)/name, TABLES[name], read_figures(folder, name)
-    hours = sum(sum(read_json(f, {}).values()) for f in Path(folder).glob('seed-*/seconds.json') if int(f.parent.name.removeprefix('seed-')) in set(figures.seed))/3600
+    own = shares_of(table, SIZES['full'])                              # a seed's world and runs may have been made for another table; they count here too
+    spent = [read_json(Path(folder)/f'seed-{s}'/'seconds.json', {}) for s in figures.seed.unique()]
+    minutes = sum(v for seed in spent for step, v in seed.items() if step in own)/60
     with atomic_path(out/'table.parquet') as tmp: over_seeds(figures).to_parquet(tmp, index=False)
     with atomic_path(out/'points.png') as tmp: table_figure(table, figures).savefig(tmp, dpi=110, format='png')
-    return write_text(out/'table.md', table_markdown(table, figures, command, hours))
+    return write_text(out/'table.md', table_markdown(table, figures, command, minutes))
 
 def reproduce_table(folder,               # of the tables: a workspace per seed, and a folder per table
                     table:str='stages',   # a key of `TABLES`

@@ -48,7 +48,7 @@ def judge(together, ordering:Ordering) -> tuple: # of `over_seeds` -> (verdict, 
     return verdict, gain, low, high, int(agree), int(alone)
 
 # %% ../../nbs/evaluate/55_verdicts.ipynb #table-markdown
-SHOWN = [m for m in LABELS] + ['rgb_distance', 'diversity_prompt']
+SHOWN = [*LABELS, 'rgb_distance', 'diversity_prompt']
 
 def _cell(r): return f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]' if abs(r.value) < 10 else f'{r.value:.1f} [{r.low:.1f}, {r.high:.1f}]' if abs(r.value) < 1000 else f'{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]'
 
@@ -56,7 +56,7 @@ def _verdict_cells(ordering, verdict, gain, low, high, agree, alone, seeds):
     if verdict == 'not measured': return str(ordering), f'**{verdict}**', '', '', ''
     return str(ordering), f'**{verdict}**', f'{gain:+.3g} [{low:.3g}, {high:.3g}]', *(('', '') if ordering.same else (f'{agree} of {seeds}', str(alone)))
 
-def table_markdown(table:PaperTable, figures, command:str='', hours:float=None) -> str: # rows of `run_seed` of all seeds; how they were made
+def table_markdown(table:PaperTable, figures, command:str='', minutes:float=None) -> str: # rows of `run_seed` of all seeds; how they were made
     "The table, the paper's figures, and the verdicts, as Markdown."
     together, seeds = over_seeds(figures), sorted(figures.seed.unique())
     rows = together[together.against == ''].set_index(['arm', 'metric'])
@@ -73,7 +73,7 @@ def table_markdown(table:PaperTable, figures, command:str='', hours:float=None) 
     missing = [s for s in table.seeds if s not in seeds]
     note = [f'Seeds {", ".join(map(str, seeds))}' + (f' (**not yet run: {", ".join(map(str, missing))}**)' if missing else '') + f'; per seed and model {figures.images.iloc[0]} images of {figures.prompts.iloc[0]} fresh prompts, compared with {figures.photos.iloc[0]} drawn photos. '
             + ('Intervals: Student\'s over seeds.' if len(seeds) > 1 else '**One seed only**: intervals are within it, over prompts, and say nothing of another seed.') + ' The score is by the scorer that chose the pairs; all else by the independent evaluator or from pixels.']
-    made = [f'Made by `{command}`' + (f', {hours*60:.0f} minutes in all.' if hours else '.')] if command else []
+    made = [f'Made by `{command}`' + (f', {minutes:.0f} minutes in all.' if minutes else '.')] if command else []
     return '\n\n'.join(['\n'.join(ours), '\n'.join(note + made), '\n'.join(words), f'Of {len(verdicts)} orderings: {tally}.', *(['\n'.join(papers)] if len(papers) > 2 else [])]) + '\n'
 
 def table_figure(table:PaperTable, figures): # -> matplotlib Figure
