@@ -11,6 +11,7 @@ import pandas as pd
 
 from .measures import LABELS, NOT_NEGATIVE, label
 from .paper_tables import Ordering, PaperTable
+from .results import to_markdown
 
 # %% ../../nbs/evaluate/55_verdicts.ipynb #mean-over-seeds
 SAME = .25    # of the spread between the table's arms
@@ -50,8 +51,6 @@ def judge(together, ordering:Ordering) -> tuple: # of `over_seeds` -> (verdict, 
 # %% ../../nbs/evaluate/55_verdicts.ipynb #table-markdown
 SHOWN = [*LABELS, 'rgb_distance', 'diversity_prompt']
 
-def _cell(r): return f'{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]' if abs(r.value) < 10 else f'{r.value:.1f} [{r.low:.1f}, {r.high:.1f}]' if abs(r.value) < 1000 else f'{r.value:.0f} [{r.low:.0f}, {r.high:.0f}]'
-
 def _verdict_cells(ordering, verdict, gain, low, high, agree, alone, seeds):
     if verdict == 'not measured': return str(ordering), f'**{verdict}**', '', '', ''
     return str(ordering), f'**{verdict}**', f'{gain:+.3g} [{low:.3g}, {high:.3g}]', *(('', '') if ordering.same else (f'{agree} of {seeds}', str(alone)))
@@ -59,11 +58,10 @@ def _verdict_cells(ordering, verdict, gain, low, high, agree, alone, seeds):
 def table_markdown(table:PaperTable, figures, command:str='', minutes:float=None) -> str: # rows of `run_seed` of all seeds; how they were made
     "The table, the paper's figures, and the verdicts, as Markdown."
     together, seeds = over_seeds(figures), sorted(figures.seed.unique())
-    rows = together[together.against == ''].set_index(['arm', 'metric'])
-    metrics = [m for m in SHOWN if m in set(together.metric) and rows.xs(m, level='metric').value.notna().any()]
+    metrics = [m for m in SHOWN if together[(together.metric == m) & (together.against == '')].value.notna().any()]
     head = lambda first, cols: ['| ' + ' | '.join([first, *cols]) + ' |', '|---'*(1 + len(cols)) + '|']
     line = lambda *cells: '| ' + ' | '.join(cells) + ' |'
-    ours = head('model', [label(m).format(photo=figures.photo_sharpness.mean()).replace('|', r'\|') for m in metrics]) + [line(r.name, *(_cell(rows.loc[(r.name, m)]) for m in metrics)) for r in table.rows]
+    ours = to_markdown(together[together.against == ''], figures.photo_sharpness.mean(), {m: label(m) for m in metrics})
     said = list(dict.fromkeys(m for r in table.rows for m in r.paper))
     papers = head('the paper has', [dict(score='P-Score', frechet='FID', detail='CI-Q', sharpness='ATHEC').get(m, m.replace('_', ' ')) for m in said]) + [line(r.name, *(f'{r.paper[m]:g}' if m in r.paper else '' for m in said)) for r in table.rows if r.paper]
     verdicts = [(o, *judge(together, o)) for o in table.orderings]
@@ -74,7 +72,7 @@ def table_markdown(table:PaperTable, figures, command:str='', minutes:float=None
     note = [f'Seeds {", ".join(map(str, seeds))}' + (f' (**not yet run: {", ".join(map(str, missing))}**)' if missing else '') + f'; per seed and model {figures.images.iloc[0]} images of {figures.prompts.iloc[0]} fresh prompts, compared with {figures.photos.iloc[0]} drawn photos. '
             + ('Intervals: Student\'s over seeds.' if len(seeds) > 1 else '**One seed only**: intervals are within it, over prompts, and say nothing of another seed.') + ' The score is by the scorer that chose the pairs; all else by the independent evaluator or from pixels.']
     made = [f'Made by `{command}`' + (f', {minutes:.0f} minutes in all.' if minutes else '.')] if command else []
-    return '\n\n'.join(['\n'.join(ours), '\n'.join(note + made), '\n'.join(words), f'Of {len(verdicts)} orderings: {tally}.', *(['\n'.join(papers)] if len(papers) > 2 else [])]) + '\n'
+    return '\n\n'.join([ours, '\n'.join(note + made), '\n'.join(words), f'Of {len(verdicts)} orderings: {tally}.', *(['\n'.join(papers)] if len(papers) > 2 else [])]) + '\n'
 
 def table_figure(table:PaperTable, figures): # -> matplotlib Figure
     "Means with intervals and every seed as a small dot, a panel per metric; below them the paper's own figures, where it has some. An interval that runs out of its frame is wider than all that was seen."
