@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+KERNEL = '.jp-NotebookPanel-toolbar .jp-Notebook-ExecutionIndicator'
 
 
 @dataclass
@@ -94,6 +95,7 @@ def _run(page, address, token, file, shots, seconds):
     seen.asked_for_kernel = page.locator('.jp-Dialog .jp-mod-accept').count() > 0
     if seen.asked_for_kernel: page.locator('.jp-Dialog .jp-mod-accept').click()
     page.locator('.jp-NotebookPanel-toolbar').get_by_text('Python 3').wait_for(timeout=60_000)
+    page.locator(f'{KERNEL}[data-status="idle"]').wait_for(timeout=90_000)     # restarted while it starts, a kernel may be waited for without end
     with contextlib.suppress(Error): page.get_by_role('button', name='No', exact=True).click(timeout=3000)         # no news, thank you
     start = time.time()
     page.get_by_role('menuitem', name='Run', exact=True).click()
@@ -118,7 +120,14 @@ def _ran(page, file, start, seconds): # the notebook as saved when nothing runs 
         busy = page.locator('.jp-InputPrompt').filter(has_text='[*]').count()
         failed = any(o['output_type'] == 'error' for c in code for o in c['outputs'])
         if not busy and (failed or all(c['execution_count'] for c in code)): return nb
-    raise TimeoutError(f'{file.name} was still running after {seconds} s; screenshot it with a longer time')
+    raise TimeoutError(f'{file.name} was still running after {seconds} s; {_standing(page)}')
+
+
+def _standing(page): # a sentence
+    "What a person would see of a notebook that does not end."
+    def texts(where): return [' '.join(t.split()) for t in page.locator(where).all_inner_texts()]
+    kernels = [k.get_attribute('data-status') for k in page.locator(KERNEL).all()]
+    return f'kernel {kernels}, prompts {texts(".jp-InputPrompt")}, dialogs {texts(".jp-Dialog")}, messages {texts(".jp-toast-message, .Toastify__toast")}'
 
 
 def _tell(seen, nb):
