@@ -24,11 +24,13 @@ SKIPPED = {'slow', 'gpu', 'net'}                                              # 
 PRIVATE = dict(HGDPO_TEST_DATA='/nonexistent', HGDPO_REVIEWER='you', FIFTYONE_DO_NOT_TRACK='true', FIFTYONE_DATABASE_VALIDATION='false',
                HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', PYTHONPATH=str(ROOT), PYTHONWARNINGS='ignore')
 WINGS = dict(images='Images', judge='Judge', curate='Curate', train='Train', evaluate='Evaluate', document='Document')
+LESSONS = ['curate', 'train', 'document', 'results']      # the tutorials in the order in which they build on each other
 
 
 def notebooks() -> list: # paths relative to nbs/, without the suffix, in reading order
     found = [p.relative_to(NBS).with_suffix('').as_posix() for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
-    return sorted(found, key=lambda n: (n.split('/')[-1], n))
+    order = lambda n: LESSONS.index(n) if n in LESSONS else len(LESSONS)
+    return sorted(found, key=lambda n: (order(n.removeprefix('tutorials/')), n.split('/')[-1], n))
 
 
 def directives(cell) -> set: # 'export', 'slow', ...

@@ -7,7 +7,7 @@ _PUBLIC = {name: module for module, names in {
     'judge.scores': 'score_images load_scorer', 'judge.anatomy': 'flag_images',
     'curate.pairs': 'draft_pairs freeze_split load_split', 'curate.app': 'build_dataset open_app read_reviews',
     'train.presets': 'load_preset', 'train.curriculum': 'train_curriculum train_sft', 'train.sample': 'load_for_inference load_personalised face_embedding sample_images',
-    'train.tiny': 'train_tiny', 'evaluate.metrics': 'Arm compare_arms', 'evaluate.results': 'evaluate_runs pool_picture', 'evaluate.report': 'report_runs write_report', 'evaluate.reproduce': 'reproduce_table', 'evaluate.study': 'open_study study_results', 'document.cards': 'make_card', 'document.model_cards': 'write_model_card', 'document.forget': 'forget', 'demo': 'run_demo', 'doctor': 'check_machine',
+    'train.tiny': 'train_tiny', 'evaluate.metrics': 'Arm compare_arms', 'evaluate.results': 'evaluate_runs pool_picture', 'evaluate.report': 'report_runs write_report', 'evaluate.reproduce': 'reproduce_table', 'evaluate.study': 'open_study study_results', 'document.answers': 'write_questions', 'document.cards': 'make_card', 'document.model_cards': 'write_model_card', 'document.forget': 'forget', 'demo': 'run_demo', 'doctor': 'check_machine',
 }.items() for name in names.split()}
 __all__ = list(_PUBLIC)  # noqa: PLE0605
 

@@ -70,7 +70,7 @@ def do_train(a):
     extra = dict(s.split('=', 1) if '=' in s else _usage(f'--set takes field=value, not {s!r}') for s in a.set)
     fields = {n: getattr(a, n) for n in RECIPE_FLAGS} | {n: True for n in ('gradient_checkpointing', 'compile') if getattr(a, n)}
     run = _call('train.curriculum.train_curriculum', a.workspace, a.split, a.preset, a.run, a.pretrained_model_name_or_path, a.resume_from_checkpoint, a.device, control=a.control, **(fields | extra))
-    if os.environ.get('RANK', '0') == '0': print(run, _call('document.model_cards.write_model_card', a.workspace, run.name), sep='\n')
+    if os.environ.get('RANK', '0') == '0': print(run, _call('document.model_cards.write_model_card', a.workspace, run.name).path, sep='\n')
 
 def do_sample(a): print(*_call('train.sample.sample_images', a.workspace, a.prompt, a.run, a.output, a.per_prompt, a.seed or 0, a.device, face=a.face, ip_adapter=a.ip_adapter, detector_path=a.detector_path, accept_noncommercial=a.accept_noncommercial), sep='\n')
 
@@ -94,14 +94,10 @@ def do_study(a):
 def do_card(a):
     if a.package: print(*_call('document.shipped.write_shipped_cards', a.output, a.measure), sep='\n'); return 0
     if not a.workspace: _usage('--workspace is needed')
-    if a.ask: print(_call('document.answers.ask', a.workspace)); return 0
-    if a.run:
-        card = _call('document.model_cards.write_model_card', a.workspace, a.run)
-        missing = _call('document.model_cards.unanswered', _call('document.answers.read_answers', a.workspace), _call('workspace.read_json', card.with_name('config.json'))['base'])
-    else: card, missing = _call('document.cards.make_card', a.workspace, a.split, a.with_photos)
-    print(card)
-    if missing: print(f'Incomplete: {", ".join(missing)} still to be filled in; write the questions with: hgdpo card --ask --workspace {a.workspace}')
-    return 1 if missing and a.strict else 0
+    if a.ask: print(_call('document.answers.write_questions', a.workspace)); return 0
+    card = _call('document.model_cards.write_model_card', a.workspace, a.run) if a.run else _call('document.cards.make_card', a.workspace, a.split, a.with_photos)
+    print(f'{card} --workspace {a.workspace}' if card.missing else card)
+    return 1 if card.missing and a.strict else 0
 
 def do_forget(a):
     for subject in a.subject or [None]: print(_call('document.forget.forget', a.workspace, subject, a.reason, a.dry_run, not a.no_app))

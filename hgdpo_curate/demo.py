@@ -48,16 +48,16 @@ def run_demo(workspace='demo',   # folder to make
     say('evaluation'); evaluate_runs(ws, 'demo', per_prompt=size['per_prompt'], progress=progress)
     picture, rates = pool_picture(ws)
     picture.save(run/'evaluation'/'pool.png')
-    say('card'); (card, missing), model_card = make_card(ws, 'v1'), write_model_card(ws, 'demo')
+    say('card'); card, model_card = make_card(ws, 'v1'), write_model_card(ws, 'demo')
     if app:
         say('FiftyOne')
         from hgdpo_curate.curate.app import build_dataset
         try: print(f'{len(build_dataset(ws))} images, with the saved views')
         except UserError as e: print(f'Without the App: {e}')
-    print_results(ws, run, rates, card, missing, time.time() - began, run/'final'/LORA_FILE, model_card)
+    print_results(ws, run, rates, card, time.time() - began, run/'final'/LORA_FILE, model_card.path)
     return ws.root
 
-def print_results(ws, run, rates, card, missing, seconds, lora, model_card):
+def print_results(ws, run, rates, card, seconds, lora, model_card):
     "The end of the demo: table, verdicts, paths, and how to open the App."
     print('\n' + (run/'evaluation'/'table.md').read_text())
     print('Failure rate in the pool, by the independent evaluator:')
@@ -66,8 +66,8 @@ def print_results(ws, run, rates, card, missing, seconds, lora, model_card):
 pool picture  {run/"evaluation"/"pool.png"}
 grid          {run/"evaluation"/"grid.png"}
 LoRA          {lora}
-card          {card}{f" (incomplete: {len(missing)} answers only a person can give)" if missing else ""}
-              {card.with_name("card.html")}
+card          {card.path}{f" (incomplete: {len(card.missing)} answers only a person can give)" if card.missing else ""}
+              {card.path.with_name("card.html")}
 model card    {model_card}
 workspace     {ws.root}
 look at it    {Path(sys.argv[0]).parent/'hgdpo' if Path(sys.argv[0]).name == 'hgdpo' else 'hgdpo'} curate --workspace {ws.root} --view "disagreements"

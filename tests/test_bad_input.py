@@ -170,6 +170,13 @@ def test_a_broken_scorer_ends_the_verb_with_one_sentence(finished, copy_of, rand
     assert not len(ws.table('scores').query("scorer == 'tiny'"))
 
 
+def test_pairs_of_an_unfinished_workspace_are_sent_to_the_step_that_is_next(empty, photos, capsys):
+    pairs = ['pairs', '--workspace', str(empty.root)]
+    assert said(capsys, main(pairs), 'no photos', 'hgdpo photos --workspace') == 1
+    import_photos(empty, photos, progress=plain)
+    assert said(capsys, main(pairs), 'hgdpo pool --workspace') == 1
+
+
 def test_a_pool_with_fewer_than_two_images_is_refused(empty, photos, random_base, capsys):
     import_photos(empty, photos, progress=plain)
     assert said(capsys, main(['pool', '--workspace', str(empty.root), '--n', '1']), 'below 2') == 2

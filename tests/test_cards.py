@@ -1,4 +1,5 @@
 """Cards say what is: computed from the files, asked from people, never invented, never a way in for text from outside."""
+import hashlib
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 
 from hgdpo_curate import UserError, forget, load_split, make_card, write_model_card
 from hgdpo_curate.cli import main
-from hgdpo_curate.document.answers import QUESTIONS, answers_file, ask, read_answers
+from hgdpo_curate.document.answers import QUESTIONS, answers_file, read_answers, write_questions
 from hgdpo_curate.document.cards import card_text, draw_pairs
 from hgdpo_curate.document.croissant import check_croissant, read_pairs
 from hgdpo_curate.document.facts import agreement, cached_latents, channel_statistics, cohen_kappa, leakage, split_facts
@@ -23,7 +24,7 @@ from hgdpo_curate.document.pages import escape, to_html
 
 def answer(ws, **said):
     "Fill in the asked-for file as a person would; all fields where none is named."
-    ask(ws)
+    write_questions(ws)
     file = answers_file(ws)
     text = file.read_text()
     for k, v in (said or dict.fromkeys(QUESTIONS, 'something')).items(): text = re.sub(rf'^{k}: .*$', lambda m, k=k, v=v: yaml.safe_dump({k: v}, width=10**6).strip(), text, flags=re.M)
@@ -116,7 +117,7 @@ def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
     assert (got['both_faulty'], got['only_rule'], got['only_human'], got['neither']) == (6, 2, 1, 11)
     k, low, high = got['kappa']
     assert k == pytest.approx(cohen_kappa_score([1]*8 + [0]*12, [1]*6 + [0]*9 + [1] + [0]*4)) and low < k < high
-    assert f'κ = {k:.2f}' in make_card(ws)[0].read_text()
+    assert f'κ = {k:.2f}' in make_card(ws).path.read_text()
 
 
 def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
@@ -130,7 +131,7 @@ def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(liv
     assert s['mean_distance'] == pytest.approx(1 - a @ b/np.sqrt((a @ a)*(b @ b)), abs=1e-4)
     ws = copy_of(lived_in)
     shutil.rmtree(ws.root/'cache')
-    assert 'not measured, since no training cache' in make_card(ws)[0].read_text()
+    assert 'not measured, since no training cache' in make_card(ws).path.read_text()
 
 
 # --- text from outside
@@ -184,7 +185,7 @@ def test_the_yaml_head_and_the_answers_file_hold_any_text(tmp_path_factory, text
     ws = create_workspace(tmp_path_factory.mktemp('a')/'ws')
     words = ' '.join(''.join(c for c in text if c.isprintable()).split())
     answer(ws, purpose=words, biases=words)
-    ask(ws)
+    write_questions(ws)
     assert read_answers(ws) == ({k: words for k in ('purpose', 'biases')} if words.strip() else {})
 
 
@@ -203,7 +204,7 @@ def test_a_card_shows_no_photograph_and_no_reconstruction_unless_told(lived_in, 
     for with_photos, want in ((False, {'generated'}), (True, {'real', 'generated'})):
         opened.clear()
         make_card(ws, with_photos=with_photos)
-        assert want <= set(opened) and (with_photos or set(opened) == want)
+        assert want <= set(opened) and (with_photos or set(opened) == want | {'evaluation'})     # the model card is written again; its pictures are generated too
     opened.clear()
     write_model_card(ws, 'r')
     assert set(opened) <= {'evaluation'}
@@ -236,7 +237,7 @@ def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
     from huggingface_hub import ModelCard
     ws = copy_of(lived_in)
     answer(ws, base_licence='CreativeML Open RAIL-M', base_commercial='no', model_licence='apache-2.0')
-    file = write_model_card(ws, 'r')
+    file = write_model_card(ws, 'r').path
     card = ModelCard.load(file)
     assert card.data.to_dict()['library_name'] == 'diffusers' and card.data.license == 'apache-2.0' and (ws.root/'runs'/'r'/'final'/'README.md').read_text() == file.read_text()
     split = read_json(ws.root/'splits'/'v1'/'split.json')
@@ -244,6 +245,29 @@ def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
     assert str(ws.root) not in card.text and str(Path(ws.base_model).parent) not in card.text
     t = pd.read_parquet(ws.root/'runs'/'r'/'evaluation'/'table.parquet').query("arm == 'easy' and metric == 'score'").iloc[0]
     assert f'{t.value:.3g} [{t.low:.3g}, {t.high:.3g}]' in card.text
+
+
+def test_a_model_card_names_the_data_card_as_it_is_now(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    answer(ws, title='Another name')
+    card = make_card(ws)
+    sha = hashlib.sha256(card.path.read_bytes()).hexdigest()
+    for place in ('r', 'r/final'): assert sha in (ws.root/'runs'/place/'README.md').read_text()
+    assert 'title' not in card.missing and card.missing == [q for q in QUESTIONS if q != 'title']
+
+
+def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
+    from hgdpo_curate import load_scorer
+    from hgdpo_curate.document.model_cards import components
+    from hgdpo_curate.document.facts import read_split
+    config, data = read_json(lived_in.root/'runs'/'r'/'config.json') | dict(run='r'), read_split(lived_in)
+    image = lived_in.table('images').query("domain == 'generated'").merge(pd.DataFrame(dict(prompt_id=data['easy'].prompt_id)), on='prompt_id').image_id.iloc[0]
+    def scorer(version):
+        class Scored:
+            root, config = lived_in.root, lived_in.config
+            def table(self, name, **k): return lived_in.table(name, **k) if name != 'scores' else pd.DataFrame([dict(image_id=image, scorer='tiny', scorer_version=version, score=1.)])
+        return next(c for c in components(Scored(), config, data, {}) if c['name'] == 'tiny')
+    assert scorer(load_scorer('tiny').version)['what'] == 'tiny scorer of the package' and 'other images' in scorer('1234abcd')['what']
 
 
 def test_strict_asks_of_a_model_card_only_what_stands_on_it(lived_in, copy_of, capsys):
@@ -268,7 +292,7 @@ def test_the_failures_on_a_model_card_are_drawn_by_that_run(lived_in, copy_of):
     evaluate_runs(ws, 'other', per_prompt=1, arms=('base', 'easy'), scorer=Chance(), progress=quiet)
     drawn = {r: set(ws.table('images').query("domain == 'evaluation'").model) & own_arms(ws, r) for r in ('r', 'other')}
     assert all(drawn.values()) and not drawn['r'] & drawn['other']
-    for run in drawn: assert 'card/failures.png' in write_model_card(ws, run).read_text() and (ws.root/'runs'/run/'card'/'failures.png').exists()
+    for run in drawn: assert 'card/failures.png' in write_model_card(ws, run).path.read_text() and (ws.root/'runs'/run/'card'/'failures.png').exists()
 
 
 def test_the_diffusers_lines_of_the_model_card_run(lived_in):
@@ -292,11 +316,11 @@ def test_cards_of_a_broken_split_and_of_its_run_say_so(lived_in, copy_of):
 def test_a_card_says_when_consent_was_taken_back_after_the_split_was_frozen(lived_in, copy_of):
     from hgdpo_curate import UserError, load_split, make_card
     ws = copy_of(lived_in)
-    assert 'Not to be used any more' not in make_card(ws)[0].read_text()
+    assert 'Not to be used any more' not in make_card(ws).path.read_text()
     photo = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[0]]
     ws.append('photo_facts', ws.table('photo_facts', only=('image_id', [photo])).drop(columns='at').assign(consent='withdrawn'))
     with pytest.raises(UserError, match='may no longer be used'): load_split(ws)
-    assert 'Not to be used any more.** Of 1 photos' in make_card(ws)[0].read_text()
+    assert 'Not to be used any more.** Of 1 photos' in make_card(ws).path.read_text()
 
 
 def test_wrong_names_are_one_sentence(lived_in, capsys):

@@ -223,11 +223,22 @@ def test_a_broken_image_a_reused_path_and_a_path_inside_another_take_nothing_els
     assert {'shop/1.png', one['original']} <= set(ws.table('photo_facts').original_path) and len(ws.table('photo_facts')) == len(facts) - 1
 
 
+def test_what_a_dry_run_names_is_what_goes(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    before, planned = {p: p.read_bytes() for p in ws.root.rglob('*') if p.is_file()}, forget(ws, winner(ws)['photo'], dry_run=True, progress=quiet)
+    done = forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    assert set(planned.done) == set(done.done)
+    touched = {str(p.relative_to(ws.root)) for p, was in before.items() if not p.exists() or p.read_bytes() != was}
+    assert touched - {'.lock'} <= set(planned.done) | {f'splits/v1/{f}' for f in ('split.json',)}, touched - set(planned.done)
+
+
 def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     files = {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()}
     assert main(['forget', winner(ws)['photo'], '--workspace', str(ws.root), '--dry-run']) == 0
-    assert 'would be taken out' in capsys.readouterr().out and {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()} == files
+    said = capsys.readouterr().out
+    assert 'would be taken out' in said and {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()} == files
+    for line in ('images/generated: 3 files: would be deleted\n', 'data_cards/v1.html: would be written again', 'runs/r: 2 files: would be written again', 'would be deleted, since it may show it'): assert line in said, said
     assert main(['forget', 'nobody', '--workspace', str(ws.root)]) == 1 and 'no image, photo or prompt' in capsys.readouterr().err
     assert main(['forget', '--workspace', str(ws.root)]) == 2 and 'say what to take out' in capsys.readouterr().err
 

@@ -143,6 +143,8 @@ def pairs_of(ws,                    # a `Workspace`
     mine = ('prompt_id', prompts) if prompts is not None else None
     im = ws.table('images', only=mine)
     sc = (ws.table('scores') if prompts is None else ws.table('scores', only=('image_id', im.image_id))).query('scorer == @scorer')
+    if not len(ws.table('prompts')): raise UserError(f'There are no photos in {ws.root} yet; run: hgdpo photos --workspace {ws.root} --folder FOLDER')
+    if not (im.domain == 'generated').any(): raise UserError(f'There is no image pool in {ws.root} yet; run: hgdpo pool --workspace {ws.root} --n 20')
     if not len(sc): raise UserError(f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
     reviews, flags = ws.table('reviews') if use_reviews else None, open_flags(ws, im.image_id if prompts is not None else None) if use_flags else None
     pr = ws.table('prompts', only=mine).query("fold == 'train'")

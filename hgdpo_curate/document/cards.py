@@ -6,7 +6,7 @@
 __all__ = ['GREEN', 'ORANGE', 'FORBIDDEN', 'ROLES', 'HUB_LICENCES', 'bins', 'draw_scores', 'draw_channels', 'draw_pairs', 'said',
            'number', 'three', 'head', 'non_commercial', 'composition', 'rights', 'preprocessing', 'annotation',
            'statistics', 'captions', 'duplicates', 'uses', 'upkeep', 'provenance', 'card_text', 'hub_licence',
-           'size_category', 'card_files', 'make_card', 'tiles']
+           'size_category', 'card_files', 'make_card', 'renew_model_cards', 'tiles']
 
 # %% ../../nbs/document/64_cards.ipynb #imports
 import shutil
@@ -18,9 +18,9 @@ from ..curate.pairs import STAGES
 from .answers import QUESTIONS, missing, read_answers
 from .croissant import write_croissant
 from .facts import read_split, split_facts
-from .pages import code, escape, save_figure, sheet, table, to_html
+from .pages import Card, code, escape, save_figure, sheet, table, to_html
 from ..images.mannequins import is_drawn
-from ..workspace import open_workspace, write_json, write_text
+from ..workspace import open_workspace, read_json, write_json, write_text
 
 # %% ../../nbs/document/64_cards.ipynb #pictures
 GREEN, ORANGE = '#2a9d5c', '#d1603d'
@@ -86,7 +86,7 @@ def _n(facts, field, value): return next((n for v, n, _ in facts['stated'][field
 
 def head(f, a) -> str:
     "Title and warnings."
-    gaps, out = missing(a), [f'# {escape(a.get("title") or f["workspace"])}: split {escape(f["split"])}\n']
+    gaps, out = missing(a, f['base_model']), [f'# {escape(a.get("title") or f["workspace"])}: split {escape(f["split"])}\n']
     if gaps: out.append(f'> **Incomplete.** A person still has to fill in: {", ".join(gaps)}. Write the answers into `data_cards/answers.yaml` (`hgdpo card --ask` makes it) and run the card again.\n')
     for b in f['broken']: out.append(f'> **Broken by removal.** On {b["at"][:10]} a photo was taken out ({", ".join(f"{k} {n}" for k, n in b["rows"].items())} rows). Nothing may be trained on this split any more; freeze anew under another name. The figures below are of what is left.\n')
     gone = _n(f, 'consent', 'no') + _n(f, 'consent', 'withdrawn') + _n(f, 'minors', 'yes')
@@ -191,8 +191,11 @@ def card_files(ws, split:str) -> list: # paths
     folder = ws.root/'splits'/split
     return [folder/n for n in ('README.md', 'card.html', 'croissant.json', 'facts.json', 'scores.png')] + sorted((folder/'card').glob('*')) + [ws.root/'data_cards'/f'{split}{end}' for end in ('.md', '.html', '.croissant.json')]
 
-def make_card(workspace, split:str='v1', with_photos:bool=False) -> tuple: # (splits/<split>/README.md, list of missing fields)
-    "Write the data card of a frozen split: README.md, card.html, croissant.json, facts.json, and copies under `data_cards/`. Photographs are on it only `with_photos`. Raises `UserError` where the split is absent or was changed."
+def make_card(workspace,             # a `Workspace` or its folder
+              split:str='v1',        # name of the frozen split
+              with_photos:bool=False # photographs and their reconstructions too; without it only generated images
+             ) -> Card:              # splits/<split>/README.md and the fields that are missing
+    "Write the data card of a frozen split: README.md, card.html, croissant.json, facts.json, and copies under `data_cards/`. Model cards that name it by its hash are written again. Raises `UserError` where the split is absent or was changed."
     from huggingface_hub import DatasetCardData
     ws = open_workspace(workspace)
     facts, answers, data = split_facts(ws, split), read_answers(ws), read_split(ws, split)
@@ -211,9 +214,17 @@ def make_card(workspace, split:str='v1', with_photos:bool=False) -> tuple: # (sp
     for file in (folder/'card.html', copies/f'{split}.html'): write_text(file, page)
     write_croissant(folder/'croissant.json', folder, facts, answers)
     write_croissant(copies/f'{split}.croissant.json', folder, facts, answers, read_all=False)
-    return folder/'README.md', missing(answers)
+    renew_model_cards(ws, split)
+    return Card(folder/'README.md', missing(answers, facts['base_model']))
+
+def renew_model_cards(ws, split:str) -> list: # names of the runs
+    "Write the model cards again that runs of a split have, since they name its data card by hash."
+    from hgdpo_curate.document.model_cards import write_model_card
+    runs = [f.parent.name for f in sorted((ws.root/'runs').glob('*/README.md')) if read_json(f.with_name('config.json'), {}).get('split') == split]
+    for r in runs: write_model_card(ws, r)
+    return runs
 
 def tiles(f, a) -> list: # (figure, words)
     "What the page says at a glance."
-    known = f['photos'] - _n(f, 'consent', 'unknown')
-    return [(f['photos'], 'photos'), (sum(f['pairs'].values()), 'pairs'), (sum(i['images'] for i in f['images']), 'images'), (f'{known/max(1, f["photos"]):.0%}', 'consent known'), (f['leakage']['near_duplicates_across'], 'near duplicates across folds'), (f'{len(QUESTIONS) - len(missing(a))} of {len(QUESTIONS)}', 'questions answered')]
+    known, asked = f['photos'] - _n(f, 'consent', 'unknown'), missing({}, f['base_model'])
+    return [(f['photos'], 'photos'), (sum(f['pairs'].values()), 'pairs'), (sum(i['images'] for i in f['images']), 'images'), (f'{known/max(1, f["photos"]):.0%}', 'consent known'), (f['leakage']['near_duplicates_across'], 'near duplicates across folds'), (f'{len(asked) - len(missing(a, f["base_model"]))} of {len(asked)}', 'questions answered')]

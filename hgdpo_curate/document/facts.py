@@ -74,11 +74,12 @@ WORDS = {
     'gendered words': 'man men woman women male female boy boys girl girls lady ladies gentleman guy he she his her him',
     'words of age': 'baby toddler child children kid kids teen teenager young adult middle-aged elderly old senior',
     'words of origin': 'african asian european american indian hispanic latina latino arab caucasian',
-    'words of size': 'slim thin tall short curvy muscular pregnant fat',
+    'words of size': 'slim thin tall curvy muscular pregnant fat',
     'hair': 'blond blonde brunette brown-haired redhead bald beard curly',
     'clothes': 'dress skirt shirt top jacket coat jeans trousers shorts suit hat glasses bag boots heels sneakers',
     'place': 'street park beach room indoors outdoors city grass sea snow',
     'pose': 'standing sitting walking running posing smiling hands'}
+# 'short' is not among the words of size: captions say it of hair, sleeves and skirts.
 YOUTH = {'baby', 'toddler', 'child', 'children', 'kid', 'kids', 'teen', 'teenager', 'boy', 'boys', 'girl', 'girls'}
 
 def prompt_words(prompts) -> dict: # texts -> lengths, words by group, how many name youth

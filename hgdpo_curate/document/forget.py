@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'REGISTER', 'OUTDATED', 'bury', 'break_split', 'rehash_split', 'files_to_visit', 'pictures_of_runs',
-           'drawn_from', 'clean_app', 'register', 'renew_cards', 'Removal', 'read_plan', 'forget']
+           'drawn_from', 'clean_app', 'register', 'cards_of', 'renew_cards', 'Removal', 'read_plan', 'forget']
 
 # %% ../../nbs/document/69_forget.ipynb #imports
 import secrets
@@ -101,23 +101,22 @@ def register(ws, t:Traces, reason:str):
     have = [r for r in read_json(ws.root/REGISTER, []) if r['subject'] != t.subject_hash]
     write_json(ws.root/REGISTER, have + [dict(subject=t.subject_hash, at=now(), reason=reason, images=len(t.images), splits=t.splits, runs=t.runs)])
 
-def renew_cards(ws, t:Traces) -> list: # sentences
+def cards_of(ws, t:Traces) -> dict: # (kind, name) -> paths
+    "The cards of the splits and runs that held the photo, where they were written."
+    from hgdpo_curate.document.cards import card_files
+    of = {('split', s): card_files(ws, s) for s in t.splits} | {('run', r): [ws.root/'runs'/r/'README.md', ws.root/'runs'/r/'final'/'README.md'] for r in t.runs}
+    return {who: have for who, files in of.items() if (have := [f for f in files if f.exists()])}
+
+def renew_cards(ws, t:Traces) -> tuple: # files and what was done, sentences
     "Write the cards of splits and runs again, or delete them."
-    from hgdpo_curate.document.cards import card_files, make_card
+    from hgdpo_curate.document.cards import make_card
     from hgdpo_curate.document.model_cards import write_model_card
-    said = []
-    for split in t.splits:
-        had = [f for f in card_files(ws, split) if f.exists()]
-        for f in had: f.unlink()
-        try:
-            if had: make_card(ws, split)
-        except UserError as e: said.append(f'The card of the split {split} was deleted; it cannot be written again ({e})')
-    for run in t.runs:
-        if not (ws.root/'runs'/run/'README.md').exists(): continue
-        for f in (ws.root/'runs'/run/'README.md', ws.root/'runs'/run/'final'/'README.md'): f.unlink(missing_ok=True)
-        try: write_model_card(ws, run)
-        except UserError as e: said.append(f'The card of the run {run} was deleted; it cannot be written again ({e})')
-    return said
+    cards, said = cards_of(ws, t), []
+    for f in (f for files in cards.values() for f in files): f.unlink()
+    for kind, name in cards:
+        try: make_card(ws, name) if kind == 'split' else write_model_card(ws, name)
+        except UserError as e: said.append(f'The card of the {kind} {name} was deleted; it cannot be written again ({e})')
+    return {str(f.relative_to(ws.root)): 'written again' if f.exists() else 'deleted' for files in cards.values() for f in files}, said
 
 # %% ../../nbs/document/69_forget.ipynb #forget-function
 @dataclass
@@ -131,7 +130,7 @@ class Removal:
 
     def __str__(self):
         t, verb = self.traces, 'would be taken out' if self.dry_run else 'taken out'
-        out = [f'{len(t.images)} images (the photo and what was made from it or its caption) {verb}; {len(self.done)} files {"hold a trace" if self.dry_run else "rewritten or deleted"}:']
+        out = [f'{len(t.images)} images (the photo and what was made from it or its caption) {verb}; {len(self.done)} files {"would be changed or deleted" if self.dry_run else "changed or deleted"}:']
         groups = {}
         for f, what in self.done.items(): groups.setdefault(('/'.join(Path(f).parts[:2]), what), []).append(f)
         out += [f'  {files[0] if len(files) == 1 else f"{where}: {len(files)} files"}: {what}' for (where, what), files in groups.items()]
@@ -173,8 +172,9 @@ def _belongs(ws, subject, t):
     except UserError: return Path(subject).is_file() and str(Path(subject)) in t.originals
 
 def _would(ws, t, progress):
-    proof = search(ws, t, progress)
-    return {f: 'holds a trace' for f in proof.found} | {str(f.relative_to(ws.root)): 'may show it' for f in pictures_of_runs(ws, t) + drawn_from(ws, t)}
+    name = lambda f: str(f.relative_to(ws.root))
+    found = {f: 'would be deleted' if f in t.paths else 'would be rewritten without it' for f in search(ws, t, progress).found}
+    return found | {name(f): 'would be deleted, since it may show it' for f in pictures_of_runs(ws, t) + drawn_from(ws, t)} | {name(f): 'would be written again' for files in cards_of(ws, t).values() for f in files}
 
 def _carry_out(ws, t, reason, app, progress) -> Removal:
     "The steps in order, then the search; the plan goes only when it found nothing."
@@ -188,7 +188,8 @@ def _carry_out(ws, t, reason, app, progress) -> Removal:
         for name, files in t.listed.items(): rehash_split(ws, name, files)
         bar(1)
         out.said.append(_app(ws, app)); bar(1)
-        out.said += renew_cards(ws, t); bar(1)
+        renewed, said = renew_cards(ws, t)
+        out.done |= renewed; out.said += said; bar(1)
     out.proof = search(ws, t, progress)
     if out.proof.found: raise UserError(f'{out.proof} Look at these files and run the same command again; what is done so far stays done.')
     (ws.root/PLAN).unlink()

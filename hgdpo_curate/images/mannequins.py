@@ -260,6 +260,6 @@ def export_photos(folder,        # where to write; made if absent
             d = draw_person([seed, i])
             d.pil().save(folder/f'{i:05d}.png')
             row = dict(file_name=f'{i:05d}.png', text=d.prompt, source=DRAWN, licence='CC0-1.0', consent='yes', release='not needed: a drawing',
-                       minors='no', takedown_contact='none: a drawing', attributes=d.attributes)
+                       minors='no', attributes=d.attributes)
             f.write(json.dumps(row) + '\n')
     return folder
