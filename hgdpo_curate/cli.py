@@ -62,9 +62,10 @@ def do_pairs(a):
     folder = _call('curate.pairs.freeze_split', a.workspace, a.split, a.scorer, use_flags=not a.ignore_flags, use_reviews=not a.ignore_reviews, approved_only=a.approved_only, real_winner=a.real_winner, prefer_flagged_losers=a.prefer_flagged_losers)
     info = _call('workspace.read_json', folder/'split.json')
     print(folder)
+    bare = _call('curate.pairs.without_pair', _call('curate.pairs.read_stages', folder), info['dropped'])
     for s, n in (info['counts'] | dict(test=info['test_prompts'])).items():
         reasons = [d['reason'] for d in info['dropped'].get(s, [])]
-        print(f'{s}: {n} {"prompts" if s == "test" else "pairs"}, {len(reasons)} left out', *[f'  {reasons.count(r)} × {r}' for r in dict.fromkeys(reasons)], sep='\n')
+        print(f'{s}: {n} prompts, left out:' if s == 'test' else f'{s}: {n} pairs, {bare[s]} prompts without one; left out:', *[f'  {reasons.count(r)} × {r}' for r in dict.fromkeys(reasons)], sep='\n')
 
 def do_train(a):
     extra = dict(s.split('=', 1) if '=' in s else _usage(f'--set takes field=value, not {s!r}') for s in a.set)
@@ -72,7 +73,9 @@ def do_train(a):
     run = _call('train.curriculum.train_curriculum', a.workspace, a.split, a.preset, a.run, a.pretrained_model_name_or_path, a.resume_from_checkpoint, a.device, control=a.control, **(fields | extra))
     if os.environ.get('RANK', '0') == '0': print(run, _call('document.model_cards.write_model_card', a.workspace, run.name).path, sep='\n')
 
-def do_sample(a): print(*_call('train.sample.sample_images', a.workspace, a.prompt, a.run, a.output, a.per_prompt, a.seed or 0, a.device, face=a.face, ip_adapter=a.ip_adapter, detector_path=a.detector_path, accept_noncommercial=a.accept_noncommercial), sep='\n')
+def do_sample(a):
+    if not a.run: print('Drawn by the base model; with a trained LoRA: --run NAME', file=sys.stderr)
+    print(*_call('train.sample.sample_images', a.workspace, a.prompt, a.run, a.output, a.per_prompt, a.seed or 0, a.device, face=a.face, ip_adapter=a.ip_adapter, detector_path=a.detector_path, accept_noncommercial=a.accept_noncommercial), sep='\n')
 
 def do_evaluate(a):
     if (a.seeds or a.quick) and not a.table: _usage('--seeds and --quick belong to --table; give that too, e.g. --table stages')

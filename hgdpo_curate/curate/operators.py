@@ -168,7 +168,7 @@ def progress_text(p) -> str: # of `review_progress`; Markdown
     kinds = sorted({*p['flags']['proposed'], *p['flags']['confirmed']})
     if kinds: lines += ['', '| flag | proposed | confirmed |', '|---|---|---|', *[f'| {k} | {p["flags"]["proposed"].get(k, 0)} | {p["flags"]["confirmed"].get(k, 0)} |' for k in kinds]]
     if p['no_pairs']: lines += ['', f'No pairs yet: {p["no_pairs"]}']
-    if p['pairs']: lines += ['', '| stage | pairs | left out |', '|---|---|---|', *[f'| {s} | {n} | {sum(p["left_out"][s].values())} |' for s, n in p['pairs'].items()]]
+    if p['pairs']: lines += ['', '| stage | pairs | prompts without a pair |', '|---|---|---|', *[f'| {s} | {n} | {p["without_pair"][s]} |' for s, n in p['pairs'].items()]]
     for s, reasons in p['left_out'].items(): lines += [f'- {s}: {n} × {why}' for why, n in list(reasons.items())[:4]]
     return '\n'.join([lines[0], '', *lines[1:]])
 

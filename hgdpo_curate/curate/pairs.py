@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAIR', 'NORMAL_LEVELS', 'HARD_LEVEL', 'CONTROLS', 'STAGES', 'barred_winners', 'rejected', 'easy_pairs',
            'normal_pairs', 'hard_pairs', 'control_pairs', 'approved_photos', 'excluded_photos', 'pairs_of',
-           'review_pairs', 'draft_pairs', 'Split', 'freeze_split', 'load_split']
+           'review_pairs', 'draft_pairs', 'without_pair', 'Split', 'freeze_split', 'read_stages', 'load_split']
 
 # %% ../../nbs/curate/30_pairs.ipynb #from-pathlib-import-path
 from html import escape
@@ -200,12 +200,16 @@ def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
     return stages
 
 # %% ../../nbs/curate/30_pairs.ipynb #split-class
+def without_pair(stages, dropped) -> dict: # stage -> pairs, stage -> records with prompt_id -> stage -> how many
+    "How many prompts were lost at each stage. What was left out lists single images too, which lose nothing while the prompt has others."
+    return {s: len({d.get('prompt_id') for d in dropped.get(s, [])} - {None, ''} - set(stages[s].prompt_id)) for s in STAGES}
+
 class Split(dict):
     "A frozen split as `load_split` reads it: a dict that a notebook shows as counts, margins and reasons, never as a picture or a caption."
     def _repr_html_(self):
         info = self['info']
-        out = pd.DataFrame([(s, d['reason']) for s, ds in info['dropped'].items() for d in ds], columns=['stage', 'left out because'])
-        stages = pd.DataFrame([dict(stage=s, pairs=len(self[s]), **{'left out': (out.stage == s).sum(), "winner's score minus loser's": _in_a_line((self[s].winner_score - self[s].loser_score).dropna())}) for s in STAGES])
+        out, bare = pd.DataFrame([(s, d['reason']) for s, ds in info['dropped'].items() for d in ds], columns=['stage', 'left out because']), without_pair(self, info['dropped'])
+        stages = pd.DataFrame([dict(stage=s, pairs=len(self[s]), **{'prompts without a pair': bare[s], "winner's score minus loser's": _in_a_line((self[s].winner_score - self[s].loser_score).dropna())}) for s in STAGES])
         state = f'broken by removal on {info["broken"][-1]["at"][:10]}, freeze anew' if info.get('broken') else 'whole when it was read: its pairs and their images are those that were frozen'
         controls = ', '.join(f'{c} {len(self[c])}' for c in CONTROLS if c in self)
         parts = [f'<b>split {escape(info["name"])}</b>, frozen on {escape(info["at"][:10])}; {state}', f'chosen by the scores of {escape(info["scorer"])}; {len(self["test"])} test prompts' + (f'; pairs for controls: {controls}' if controls else ''),
@@ -260,6 +264,10 @@ def _pool_facts(ws, stages) -> dict: # fields of `train.stages.Pool`
     return dict(size=int(pool.groupby('prompt_id').size().median()), levels=sorted(int(t) for t in im[im.domain == 'intermediate'].timestep.dropna().unique()),
                 resolution=ws.config['resolution'], sampler=ws.config['sampler'], steps=int(pool.steps.iloc[0]), guidance=float(pool.guidance.iloc[0]))
 
+def read_stages(folder) -> dict: # of a split -> stage -> pairs
+    "The pairs of a frozen split as they lie there, unchecked."
+    return {s: pd.read_parquet(Path(folder)/f'{s}.parquet') for s in STAGES}
+
 def load_split(workspace,         # a `Workspace` or its folder
                name:str='v1',     # of the split
                usable:bool=True   # False reads it also where its photos may no longer be used, so that it can be described
@@ -272,7 +280,7 @@ def load_split(workspace,         # a `Workspace` or its folder
     if info.get('broken'): raise UserError(f'The split {name!r} is broken by removal: a photo was taken out of it (see {folder/"BROKEN_BY_REMOVAL.md"}); freeze anew under another name with: hgdpo pairs --workspace {ws.root} --split NEW_NAME')
     for f, sha in info['sha256'].items():
         if not (folder/f).exists() or file_sha256(folder/f) != sha: raise UserError(f'{folder/f} is not what was frozen; restore it from a copy, or freeze anew under another name.')
-    out = {s: pd.read_parquet(folder/f'{s}.parquet') for s in STAGES}
+    out = read_stages(folder)
     if 'controls.parquet' in info['sha256']: out |= {c: df.drop(columns='stage').reset_index(drop=True) for c, df in pd.read_parquet(folder/'controls.parquet').groupby('stage')}
     photo, barred = ws.table('prompts').set_index('prompt_id').real_image_id, barred_photos(ws, reviews=False)
     gone = {photo.get(p) for df in out.values() for p in df.prompt_id} & barred

@@ -11,7 +11,7 @@ import getpass, os
 
 import pandas as pd
 
-from .pairs import STAGES, pairs_of
+from .pairs import STAGES, pairs_of, without_pair
 from ..judge.anatomy import open_flags
 from ..judge.detectors import latest_detections
 from ..workspace import DECISIONS, FLAGS, HARMLESS_FLAGS, UsageError, UserError, open_workspace, read_json, short_id
@@ -138,7 +138,7 @@ def _roles(ws, im, choices, prompts):
     return im
 
 # %% ../../nbs/curate/31_reviews.ipynb #review-progress
-def review_progress(workspace) -> dict: # photos, reviewed, left, decisions, contested, flags, pairs, left_out, scores; no_pairs says why there are none
+def review_progress(workspace) -> dict: # photos, reviewed, left, decisions, contested, flags, pairs, without_pair, left_out, scores; no_pairs says why there are none
     "Counts for the progress panel: what is reviewed, what is left, which flags stand, how many pairs each stage has and what its rule left out."
     ws = open_workspace(workspace)
     photos = ws.table('images').query("domain == 'real'").image_id
@@ -148,6 +148,6 @@ def review_progress(workspace) -> dict: # photos, reviewed, left, decisions, con
     try: pairs, why = pairs_of(ws, **newest_choices(ws)), ''
     except UserError as e: pairs, why = {}, str(e)
     return dict(no_pairs=why, photos=len(photos), reviewed=len(mine), left=len(photos) - len(mine), decisions=mine.value_counts().to_dict(), contested=int(last.contested.sum()),
-                flags={s: flags[flags.status == s].flag.value_counts().to_dict() for s in ('proposed', 'confirmed')}, pairs={s: len(df) for s, df in pairs.items()},
+                flags={s: flags[flags.status == s].flag.value_counts().to_dict() for s in ('proposed', 'confirmed')}, pairs={s: len(df) for s, df in pairs.items()}, without_pair=without_pair(pairs, {s: df.attrs['dropped'] for s, df in pairs.items()}) if pairs else {},
                 left_out={s: pd.Series([d['reason'] for d in df.attrs['dropped']], dtype=object).value_counts().to_dict() for s, df in pairs.items()},
                 scores={s: {w: df[f'{w}_score'].dropna().tolist() for w in ('winner', 'loser')} for s, df in pairs.items()})

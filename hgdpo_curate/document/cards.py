@@ -9,7 +9,7 @@ __all__ = ['GREEN', 'ORANGE', 'FORBIDDEN', 'ROLES', 'HUB_LICENCES', 'bins', 'dra
            'size_category', 'card_files', 'make_card', 'renew_model_cards', 'tiles']
 
 # %% ../../nbs/document/64_cards.ipynb #imports
-import shutil
+import json, shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from .croissant import write_croissant
 from .facts import read_split, split_facts
 from .pages import Card, code, escape, save_figure, sheet, table, to_html
 from ..images.mannequins import is_drawn
-from ..workspace import open_workspace, read_json, write_json, write_text
+from ..workspace import open_workspace, read_json, write_text
 
 # %% ../../nbs/document/64_cards.ipynb #pictures
 GREEN, ORANGE = '#2a9d5c', '#d1603d'
@@ -104,10 +104,10 @@ def non_commercial(licence:str) -> bool:
 
 def composition(f, a, has) -> str:
     "Counts, sizes, pairs."
-    pairs = [[s, f['pairs'][s], *ROLES[s], sum(n for _, n, _ in f['left_out'][s])] for s in STAGES]
+    pairs = [[s, f['pairs'][s], *ROLES[s], f['without_pair'][s]] for s in STAGES]
     why = [[s, escape(r), n] for s in (*STAGES, 'test') for r, n, _ in f['left_out'].get(s, [])]      # splits frozen before do not list the test fold
     size = f['sizes']
-    return '\n'.join(['## Composition\n', table(['stage', 'pairs', 'winner', 'loser', 'left out'], pairs), '\nWhy something was left out:\n', table(['stage or fold', 'reason', 'times'], why),
+    return '\n'.join(['## Composition\n', table(['stage', 'pairs', 'winner', 'loser', 'prompts without a pair'], pairs), '\nWhat was left out, and why. A photo takes its prompt with it; an image only itself.\n', table(['stage or fold', 'reason', 'times'], why),
         f'\nTest fold: {f["prompts"]["test"]} prompts, {f["leakage"]["prompts_in_both"]} of which are in training.\n', table(['images', 'fold', 'how many'], [[i['domain'], i['fold'], i['images']] for i in f['images']]),
         f'\nPhotos as they came: width {three(size["photo_width"])}, height {three(size["photo_height"])} pixels (smallest / median / largest). Sharpness {three(size["sharpness"], 1)}, share of the picture that the person\'s box fills {three(size["coverage"], 2)}. All images here: {escape(f["resolution"])} pixels.\n',
         *(['![Images of some prompts by role](card/pairs.png)\n', f'Shown: {", ".join(has)}. ' + ('' if 'photo' in has else 'Generated images only; no photograph and no reconstruction of one is on this card.') + '\n'] if has else ['No generated images to show.\n'])])
@@ -207,7 +207,7 @@ def make_card(workspace,             # a `Workspace` or its folder
     meta = DatasetCardData(**hub_licence(answers.get('licence')), task_categories=['text-to-image'], pretty_name=f'{answers.get("title") or ws.root.name} {split}', tags=['preference', 'dpo', 'hg-dpo', 'croissant'], size_categories=[size_category(len(data['easy']))],
                            configs=[dict(config_name=s, data_files=[dict(split='train', path=f'{s}.parquet')]) for s in STAGES])
     yaml = f'---\n{meta.to_yaml()}\n---\n\n'
-    write_json(folder/'facts.json', facts)
+    write_text(folder/'facts.json', json.dumps(facts, indent=2, default=str) + '\n')       # stages in their order, not by name
     write_text(folder/'README.md', yaml + text)
     write_text(copies/f'{split}.md', yaml + text.replace('](card/', f'](../splits/{split}/card/'))
     page = to_html(text, folder, f'{answers.get("title") or ws.root.name} {split}', tiles(facts, answers))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..curate.pairs import STAGES, Split, load_split
+from ..curate.pairs import STAGES, Split, load_split, read_stages, without_pair
 from ..curate.reviews import last_words
 from .pages import counted, shown_base
 from ..workspace import HARMLESS_FLAGS, file_sha256, open_workspace, read_json
@@ -28,7 +28,7 @@ def read_split(workspace, name:str='v1') -> Split: # as `curate.pairs.load_split
     folder = ws.root/'splits'/name
     info = read_json(folder/'split.json')
     if not (info or {}).get('broken'): return load_split(ws, name, usable=False)
-    return Split({s: pd.read_parquet(folder/f'{s}.parquet') for s in STAGES}, test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)
+    return Split(read_stages(folder), test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)
 
 def prompts_of(data) -> dict: # 'train' and 'test' -> prompt ids
     "The prompts that a split uses."
@@ -230,7 +230,7 @@ def split_facts(workspace, name:str='v1') -> dict:
     texts = [t for f in used.values() for t in pr.prompt.reindex(f).dropna()]
     folder = ws.root/'splits'/name
     return dict(split=name, workspace=ws.root.name, frozen=info['at'], broken=info.get('broken', []), scorer=info['scorer'], choices=info['choices'], photos=len(photos), prompts={f: len(p) for f, p in used.items()},
-                images=image_counts(ws, used), pairs={s: len(data[s]) for s in STAGES}, left_out={s: counted(d['reason'] for d in info['dropped'].get(s, [])) for s in (*STAGES, 'test')}, sizes=sizes_of(facts), resolution=info['pool']['resolution'],
+                images=image_counts(ws, used), pairs={s: len(data[s]) for s in STAGES}, without_pair=without_pair(data, info['dropped']), left_out={s: counted(d['reason'] for d in info['dropped'].get(s, [])) for s in (*STAGES, 'test')}, sizes=sizes_of(facts), resolution=info['pool']['resolution'],
                 stated=stated(facts), leakage=leakage(ws, data), words=prompt_words(texts), truncated=longer_than_read(ws, texts), margins=margins(data), filter=filter_cut(data), levels=levels_won(ws, data),
                 flags=flags_by_kind(ws, used), agreement=agreement(ws), reviewing=reviewing(ws, data, photos), judges=judges(ws, used), latents=channel_statistics(ws, data),
                 base_model=shown_base(info['base_model']), base_hashes=sorted(set(ws.table('images').query("domain == 'generated'").model.dropna())), pool=info['pool'], seed=ws.config['seed'],
