@@ -179,7 +179,7 @@ def test_escaped_text_reads_as_it_was_written(text):
 def test_the_yaml_head_and_the_answers_file_hold_any_text(tmp_path_factory, text):
     from huggingface_hub import DatasetCardData
     from hgdpo_curate import create_workspace
-    from hgdpo_curate.document.cards import hub_licence
+    from hgdpo_curate.document.pages import hub_licence
     head = DatasetCardData(**hub_licence(text or None), pretty_name=text).to_yaml()
     assert yaml.safe_load(head)['pretty_name'] == text and '\n---' not in head
     ws = create_workspace(tmp_path_factory.mktemp('a')/'ws')

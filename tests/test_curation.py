@@ -177,6 +177,15 @@ def test_photos_of_a_datasets_folder_come_in_with_their_captions(tmp_path):
     assert again.imported == 4
 
 
+def test_a_licence_that_nobody_stated_reads_unknown_as_consent_does(ws):
+    from hgdpo_curate.curate.reviews import sample_rows
+    bare = ws.table('photo_facts').head(1).drop(columns='at').assign(licence=None, consent='unknown')
+    ws.append('photo_facts', bare)
+    rows = sample_rows(ws, 'chance').set_index('image_id')
+    assert tuple(rows.loc[bare.image_id.iloc[0], ['licence', 'consent']]) == ('unknown', 'unknown')
+    assert rows[rows.domain != 'real'].licence.isna().all() and (rows[rows.domain == 'real'].licence == 'unknown').sum() == 1
+
+
 def test_the_split_lists_every_exclusion_with_its_reason(ws):
     from hgdpo_curate import freeze_split
     one, held = (ws.table('prompts').query(f"fold == '{fold}'").iloc[0] for fold in ('train', 'test'))

@@ -103,6 +103,7 @@ def sample_rows(workspace, scorer:str=None, prompts=None) -> pd.DataFrame: # who
     im['twins'] = im.image_id.map(twins(dup))
     facts = part('photo_facts').set_index('image_id')
     for c in ('consent', 'licence', 'sharpness', 'coverage', 'photo_width', 'photo_height'): im[c] = im.image_id.map(facts[c])
+    im['licence'] = im.licence.mask(im.licence.isna() & (im.domain == 'real'), 'unknown')         # what nobody stated reads as for consent
     if ws.parts('detections'):
         looked = latest_detections(ws, ids).query("detector in ('yunet', 'insightface')")
         im['faces'] = im.image_id.map((looked.kind == 'face').groupby([looked.image_id, looked.detector]).sum().groupby('image_id').max() if len(looked) else {})
