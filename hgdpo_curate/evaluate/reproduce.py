@@ -16,7 +16,7 @@ from ..curate.pairs import freeze_split
 from .metrics import compare_arms, run_arm
 from .paper_tables import TABLES, PaperTable, Row
 from .results import frozen_test_prompts, model_grid
-from .verdicts import over_seeds, table_figure, table_markdown
+from .verdicts import over_seeds, table_figure, table_markdown, with_gains
 from ..images.mannequins import SIZE, export_photos
 from ..images.photos import import_photos
 from ..images.pool import generate_pool
@@ -120,7 +120,7 @@ def write_table(folder, name:str, command:str='') -> Path: # folder of the table
     own = shares_of(table, SIZES['full'])                              # a seed's world and runs may have been made for another table; they count here too
     spent = [read_json(Path(folder)/f'seed-{s}'/'seconds.json', {}) for s in figures.seed.unique()]
     minutes = sum(v for seed in spent for step, v in seed.items() if step in own)/60
-    with atomic_path(out/'table.parquet') as tmp: over_seeds(figures).to_parquet(tmp, index=False)
+    with atomic_path(out/'table.parquet') as tmp: over_seeds(with_gains(figures, table.orderings)).to_parquet(tmp, index=False)
     with atomic_path(out/'points.png') as tmp: table_figure(table, figures).savefig(tmp, dpi=110, format='png')
     return write_text(out/'table.md', table_markdown(table, figures, command, minutes))
 
