@@ -101,3 +101,24 @@ def mongo(tmp_path_factory):
     process = start_database(tmp_path_factory.mktemp('mongo'))
     yield process
     process.terminate(); process.wait()
+
+
+def seen_alone(page, widths): # a file; widths of the window in pixels at which nothing may stick out
+    "Open a page in Chromium: it asks for nothing but itself, complains of nothing, and shows every picture."
+    import shutil
+    from playwright.sync_api import sync_playwright
+    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not chromium: pytest.skip('no Chromium to open the page in')
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        tab = browser.new_page()
+        asked, said = [], []
+        tab.on('request', lambda r: asked.append(r.url)); tab.on('console', lambda m: said.append(m.text))
+        tab.goto(page.as_uri())
+        assert [u for u in asked if not u.startswith('data:')] == [page.as_uri()] and not said
+        assert tab.evaluate('document.images.length') >= 2 and tab.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+        for width in widths:
+            tab.set_viewport_size(dict(width=width, height=800))
+            assert tab.evaluate('document.documentElement.scrollWidth') <= width
+        if shots := os.environ.get('HGDPO_SCREENSHOTS'): tab.screenshot(path=f'{shots}/{page.stem}.png', full_page=True)
+        browser.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, quiet, winner
+from conftest import ROOT, quiet, seen_alone, winner
 from hypothesis import given, settings, strategies as st
 
 from hgdpo_curate import UserError, forget, load_split, make_card, write_model_card
@@ -214,21 +214,7 @@ def test_the_page_asks_nothing_of_the_network(lived_in):
     page = lived_in.root/'splits'/'v1'/'card.html'
     tags = Tags(page.read_text())
     assert all(v.startswith(('data:image/png;base64,', '#')) for k, v in tags.attrs if k in ('src', 'href')) and 'script' not in tags.seen and "default-src 'none'" in page.read_text()
-    chromium = shutil.which('chromium') or shutil.which('chromium-browser')
-    if not chromium: pytest.skip('no Chromium to open the page in')
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        tab = browser.new_page()
-        asked, said = [], []
-        tab.on('request', lambda r: asked.append(r.url)); tab.on('console', lambda m: said.append(m.text))
-        tab.goto(page.as_uri())
-        assert [u for u in asked if not u.startswith('data:')] == [page.as_uri()] and not said
-        assert tab.evaluate('document.images.length') >= 2 and tab.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
-        for width in (400, 850, 1300):                                         # a telephone, a notebook's output, a desk
-            tab.set_viewport_size(dict(width=width, height=800))
-            assert tab.evaluate('document.documentElement.scrollWidth') <= width
-        browser.close()
+    seen_alone(page, (400, 850, 1300))                                         # a telephone, a notebook's output, a desk
 
 
 # --- runs

@@ -4,7 +4,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Chance, quiet
+from PIL import Image
+from conftest import Chance, quiet, seen_alone
 
 from hgdpo_curate import Arm, UserError, compare_arms
 from hgdpo_curate.cli import main
@@ -21,6 +22,9 @@ def test_photographs_without_an_evaluator_of_their_own_get_no_anatomy_rate(finis
     assert table['base', 'hue_distance'] == 0
     text = (run/'evaluation'/'table.md').read_text()
     assert 'not measured' in text and text.index('| base') < text.index('| easy')              # base first, whatever the order asked for
+    tall = Image.open(run/'evaluation'/'grid.png').height
+    evaluate_runs(ws, 'r', ('easy', 'base'), per_prompt=2, scorer=Chance(), with_photos=True, progress=quiet)
+    assert Image.open(run/'evaluation'/'grid.png').height == tall*3//2                           # a row of photographs only where somebody asks for it
     assert 'too few for a verdict' in text and 'shown' not in text and 'reversed' not in text  # one prompt shows nothing
 
 
@@ -141,6 +145,7 @@ def test_the_report_embeds_no_photograph_of_a_person_unasked_and_no_address(fini
     plain, shown = (write_report(ws, found, ws.root/f'{n}.html', with_photos=n, command='hgdpo evaluate').read_text() for n in (False, True))
     assert '<script' not in plain and not re.findall(r'(?:src|href)="(?!data:)|https?://(?!www.w3.org)', plain)
     assert shown.count('data:image') > plain.count('data:image') and 'without --with_photos' in plain and 'distance' in plain
+    for n in (False, True): seen_alone(ws.root/f'{n}.html', (1300,))
 
 
 def test_runs_of_one_workspace_are_compared_and_reported_from_the_command_line(finished, copy_of, capsys):

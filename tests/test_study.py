@@ -1,6 +1,7 @@
 """A blind study in a real browser: keys, shuffled sides, a break, several raters, what the page may know, and the results."""
 import json
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -14,7 +15,7 @@ from test_browser import CHROMIUM
 
 from hgdpo_curate import UsageError, UserError, create_workspace
 from hgdpo_curate.cli import main
-from hgdpo_curate.evaluate.study import Session, study_pairs, study_results, study_server
+from hgdpo_curate.evaluate.study import Session, results_markdown, study_pairs, study_results, study_server
 
 GREEN, RED = (40, 160, 60), (170, 50, 40)
 
@@ -142,9 +143,21 @@ def test_results_name_raters_majority_and_agreement(world, capsys):
     assert rates.wins_b['by majority'] == 6 and rates.wins_a['by majority'] == 1 and rates.ties['by majority'] == 1
     assert found['agreement'].statistic[0] == 'Fleiss' and 0 < found['agreement'].kappa[0] < 1 and len(found['pairs']) == 8
     assert main(['study', '--workspace', str(ws.root), '--results']) == 0
-    assert "Fleiss's kappa" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Fleiss's kappa" in said and '| p3 | first | ' in said and len(re.findall(r'\| p\d \|', said)) == 8      # every pair's answers
     low, high = rates.low['ann'], rates.high['ann']                          # 6 of 8, by the exact interval's tables
     assert abs(low - .3491) < 1e-3 and abs(high - .9681) < 1e-3
+
+
+def test_the_same_stage_of_two_runs_makes_two_studies(world):
+    ws, arms = world
+    one, other = (arms['hard'].assign(model=m, image_id=arms['hard'].image_id + m) for m in ('x', 'y'))
+    for hard, side in ((one, 'b'), (other, 'a')):
+        s = Session(ws, study_pairs(arms['base'].assign(model='base'), hard, ['base', 'hard'], 'anatomy'), 'ann')
+        for n, row in s.pairs.iterrows(): s.answer(n, 'left' if row.left == side else 'right', ['left'])
+    rates = study_results(ws)['rates'].query("rater == 'ann'")
+    assert len(rates) == 2 and set(rates.rate) == {0., 1.} and all(s.startswith('base / hard (') for s in rates.study)
+    assert '| first called faulty |' in results_markdown(study_results(ws))
 
 
 def test_wrong_use_of_a_study_is_one_sentence(world, finished, capsys):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from .features import TinyFeatures, features_of, hue_distance, hue_vectors, laplacian_sharpness, load_pixels, mean_hue, rgb_distance
 from .frechet import diversity, diversity_by_prompt, frechet_distance, kernel_mmd, pairwise, polynomial_kernel
-from .intervals import bootstrap
+from .intervals import FEW, bootstrap
 from ..images.pictures import parse_prompt
 from ..train.tiny import head_targets, run_evaluator
 
@@ -93,6 +93,7 @@ def table_of(stats:dict,    # model -> metric -> function of row numbers, or Non
     return pd.DataFrame(rows)
 
 def paired_gain(f, g, metric, groups) -> tuple: # (gain, low, high): how much better f is than g on the same prompts and seeds
-    "The paired difference of a metric between two models, positive where the first is better (for `sharpness`: larger)."
+    "The paired difference of a metric between two models, positive where the first is better (for `sharpness`: larger). Fewer than `FEW` prompts say nothing: their interval is everything."
     sign = -1 if higher(metric) is False else 1
-    return bootstrap(groups, lambda i: sign*(f(i) - g(i)), draws_for(metric))
+    value, low, high = bootstrap(groups, lambda i: sign*(f(i) - g(i)), draws_for(metric))
+    return (value, low, high) if len(set(groups)) >= FEW else (value, -np.inf, np.inf)

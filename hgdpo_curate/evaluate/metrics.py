@@ -17,7 +17,7 @@ import pandas as pd
 
 from .features import load_extractor, workspace_evaluator
 from .frechet import small_sample_warning
-from .intervals import win_rate
+from .intervals import FEW, win_rate
 from .measures import look, paired_gain, statistics_of, table_of
 from ..images.photos import barred_photos
 from ..images.pool import image_job, run_jobs, seed_of
@@ -135,6 +135,7 @@ def compare_arms(workspace,               # a `Workspace` or its folder
     stats = {a: statistics_of(seen[a], groups, scores[a], real, seen.get('base')) for a in rows}
     if by is None: notes.append('The Fréchet distance is not measured: no weights of Inception or CLIP are at hand; give them with --extractor inception --extractor_path FILE.')
     elif len(photos): notes.append(small_sample_warning(len(groups), len(photos), np.shape(real['features'])[1]))
+    if len(set(groups)) < FEW: notes.append(f'{len(set(groups))} prompts are too few for verdicts: nothing is called better or worse; measure at least {FEW}.')
     if chose in names: notes.append(f'The scorer {chose} also chose the pairs that were trained on: its gain is what was optimised, not independent evidence; read the other figures.')
     return Comparison(rows, stats, groups, table_of(stats, groups), scores, seen, photos, real, tuple(names), chose, getattr(by, 'name', ''), by, [n for n in notes if n])
 
@@ -153,6 +154,7 @@ def photos_of(ws, prompts) -> tuple: # (rows of `images` with `prompt`, notes)
     bare = set(prompts.prompt_id) - set(real.prompt_id)
     notes = [f'{len(bare)} of {len(prompts)} prompts have no photo; their images are measured, and shown without one beside them.'] if bare else []
     held = real[real.prompt_id.isin(pr.query("fold == 'test'").prompt_id)]
+    if len(held) < 200 and len(held) < len(real): notes.append(f'Distances are measured to all {len(real)} photos, {len(real) - len(held)} of which are not of the test fold and may have been trained on, since the {len(held)} that were held out are too few.')
     real = held if len(held) >= 200 else real
     if not len(real): notes.append('There are no photos to compare with, so distances to photos are not measured.')
     return real.assign(prompt=pr.set_index('prompt_id').prompt.reindex(real.prompt_id).to_numpy()).reset_index(drop=True), notes

@@ -199,5 +199,5 @@ def report_runs(workspace,            # a `Workspace` or its folder
                ) -> Path:             # evaluation/report.html
     "Evaluate models and write the report. Stop it and run it again. Raises `UserError`."
     ws = open_workspace(workspace)
-    found, out = evaluate_named(ws, run, arms, **evaluate)
+    found, out = evaluate_named(ws, run, arms, with_photos=with_photos, **evaluate)
     return write_report(ws, found, out/'report.html', with_photos, command or shlex.join(['hgdpo' if Path(sys.argv[0]).name == 'hgdpo' else Path(sys.argv[0]).name, *sys.argv[1:]]))

@@ -18,7 +18,7 @@ import pandas as pd
 
 from .intervals import binomial_interval
 from .metrics import draw_arms
-from .results import frozen_test_prompts, named_arms
+from .results import frozen_test_prompts, named_arms, one_split
 from ..workspace import UsageError, UserError, open_workspace, short_id
 
 # %% ../../nbs/evaluate/53_study.ipynb #study-pairs
@@ -31,7 +31,8 @@ def study_pairs(a, b, names, question:str='preference', limit:int=None) -> pd.Da
     both = a.merge(b, on=['prompt_id', 'seed'], suffixes=('_a', '_b'))
     if not len(both): raise UserError(f'{names[0]} and {names[1]} share no image of the same prompt and seed; draw both with: hgdpo evaluate')
     both = both.assign(nth=both.groupby('prompt_id').cumcount()).sort_values(['nth', 'prompt_id']).head(limit or len(both))
-    name = f'{names[0]} / {names[1]}'
+    models = [sorted(both[f'model_{side}'].dropna().unique()) if f'model_{side}' in both else [] for side in 'ab']
+    name = f'{names[0]} / {names[1]} ({short_id("models", *models[0], *models[1])[:6]})'      # a stage of another run has the same name, and is another model
     return pd.DataFrame([dict(study=name, question=question, pair_id=short_id('study', question, r.image_id_a, r.image_id_b), prompt_id=r.prompt_id, prompt=r.prompt_a, arm_a=names[0], arm_b=names[1],
                               image_a=r.image_id_a, image_b=r.image_id_b, path_a=r.path_a, path_b=r.path_b) for r in both.itertuples()])
 
@@ -152,7 +153,7 @@ def open_study(workspace,               # a `Workspace` or its folder
     if len(arms) != 2: raise UsageError(f'A study compares two models, not {len(arms)}; give --runs base,hard.')
     if question not in QUESTIONS: raise UsageError(f'There is no question {question!r}; choose one of {", ".join(QUESTIONS)}.')
     models, configs = named_arms(ws, arms, run, device)
-    rows = draw_arms(ws, models, frozen_test_prompts(ws, next(iter(configs.values()))['split']), per_prompt, progress=progress)
+    rows = draw_arms(ws, models, frozen_test_prompts(ws, one_split(configs)), per_prompt, progress=progress)
     return study_server(Session(ws, study_pairs(rows[arms[0]], rows[arms[1]], arms, question, limit), rater), port)
 
 # %% ../../nbs/evaluate/53_study.ipynb #agreement
@@ -196,9 +197,16 @@ def _faults(g): # share of answers that called the body faulty
     return {f'faulty_{arm}': float(np.mean([arm in (f if f is not None else []) for f in g.faults])) for arm in ('a', 'b')}
 
 def results_markdown(found) -> str:
-    "Win rates, agreement and the per-prompt list as tables to read."
+    "Win rates, agreement, how often each body was called faulty, and every pair's answers, as tables to read."
     share = lambda v: 'none decided' if v != v else f'{v:.0%}'
     lines = ['| study | question | rater | prefers the second | 95% | decided | ties |', '|---|---|---|---|---|---|---|']
     lines += [f'| {r.study} | {r.question} | {r.rater} | {share(r.rate)} | {r.low:.0%} to {r.high:.0%} | {r.wins_a + r.wins_b} | {r.ties} |' for r in found['rates'].itertuples()]
     for r in found['agreement'].itertuples(): lines.append(f'\n{r.study}, {r.question}: ' + (f'{r.statistic}\'s kappa {r.kappa:.2f} of {r.raters} raters over {r.pairs} pairs.' if r.kappa == r.kappa else 'agreement needs two raters who answered the same pairs and used more than one answer.'))
+    marked = [r for r in found['rates'].to_dict('records') if r['question'] == 'anatomy']
+    if marked: lines += ['', '| study | rater | first called faulty | second called faulty |', '|---|---|---|---|', *(f'| {r["study"]} | {r["rater"]} | {r["faulty_a"]:.0%} | {r["faulty_b"]:.0%} |' for r in marked)]
+    pairs = found['pairs']
+    raters = [c for c in pairs if c not in ('pair_id', 'study', 'question', 'prompt_id', 'image_a', 'image_b', 'majority')]
+    said = lambda v: dict(a='first', b='second').get(v, '' if v is None or v != v else str(v))
+    lines += ['', '| ' + ' | '.join(['study', 'question', 'prompt', *raters, 'majority']) + ' |', '|---'*(len(raters) + 4) + '|',
+              *('| ' + ' | '.join([r['study'], r['question'], r['prompt_id'], *(said(r[c]) for c in [*raters, 'majority'])]) + ' |' for r in pairs.sort_values(['study', 'question', 'prompt_id']).to_dict('records'))]
     return '\n'.join(lines)
