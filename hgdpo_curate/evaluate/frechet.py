@@ -34,7 +34,8 @@ def small_sample_warning(n:int, m:int, dims:int) -> str: # images, photos, dimen
     need = images_needed(dims)
     if min(n, m) >= need: return ''
     return (f'The Fréchet distance of {n} images from {m} photos in {dims} dimensions is not stable: it needs about {need:,} on both sides, and is too large below that. '
-            'Compare it only between models with the same number of images here, and read the kernel distance (KID) beside it, which has no such bias.')
+            'Compare it only between models with the same number of images here, and read the kernel distance (KID) beside it, which has no such bias'
+            + ('.' if dims == 2048 else '; of other features than Inception\'s it is scaled, so neither figure compares with those of other reports.'))
 
 def kernel_distance(a, b) -> float: # (n, d) and (m, d) features
     "Squared MMD with the kernel (x·y/d + 1)³, unbiased (KID, Binkowski et al. 2018); may be negative near 0."

@@ -144,7 +144,9 @@ def nearest_section(ws, found, with_photos, most=8) -> str:
     if found.by is None or len(photos) < 3: return '<p>Not measured: no feature extractor, or too few photos.</p>'
     arm = list(found.rows)[-1]
     mine, theirs = found.rows[arm], features_of(ws, photos, found.by)
-    among = nearest(theirs, theirs, 2)[1][:, 1]                              # each photo's nearest other photo
+    apart = ~photos.image_id.isin({*ws.table('duplicates').image_id, *ws.table('duplicates').other_id}).to_numpy()
+    apart = apart if apart.sum() > 2 else np.ones(len(photos), bool)
+    among = nearest(theirs[apart], theirs[apart], 2)[1][:, 1]                # each photo's nearest other photo; those with a known twin would make everything look far
     where, far = (v[:, 0] for v in nearest(features_of(ws, mine, found.by), theirs, 1))
     limit = float(np.quantile(among, .01))
     close, items = int((far < limit).sum()), []

@@ -69,7 +69,7 @@ class ClipScore:
 ANTONYMS = dict(clipiqa_quality=('Good photo.', 'Bad photo.'), clipiqa_sharpness=('Sharp photo.', 'Blurry photo.'))
 
 class ClipQuality:
-    "CLIP-IQA by two opposite prompts; the prompt of the picture plays no part. It sees the picture at CLIP's own size (224 pixels for ViT-L/14), so it does not see finer blur."
+    "CLIP-IQA by two opposite prompts; the prompt of the picture plays no part. It sees the picture at CLIP's own size (224 pixels for ViT-L/14), so it does not see finer blur. The published one takes RN50 without position embedding at the picture's own size: the figures do not compare with those of papers."
     def __init__(self, name, path=None, device=None, mixed_precision='no'): # a key of `ANTONYMS`; a CLIP folder
         folder, self.name = find_weights('clip', path), name
         self.clip, self.version = Clip(folder, None, device, mixed_precision), weights_version(folder)
