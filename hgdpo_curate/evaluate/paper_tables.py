@@ -102,7 +102,7 @@ EASY = PaperTable('Table 3', (1, 2, 3), (
         rgb_distance: LAN > whole pool # by RGB, which the paper does not measure
         hue_distance: higher beta > whole pool
         rgb_distance: higher beta > whole pool # by RGB, which the paper does not measure
-        score: whole pool > higher beta'''), ours='L_stat', unlike='higher beta is four times the beta; the paper does not say how much its own was')
+        score: whole pool > higher beta'''), ours='L_stat', unlike='the whole pool has 6 images per prompt here and 20 in the paper; higher beta is four times the beta; the paper does not say how much its own was')
 
 WINNER = PaperTable('Table 9', (1, 2, 3), (BARE, OURS, Row('photo wins', 'real_winner')), orderings_of('''score: photo wins = hard
         frechet: photo wins = hard

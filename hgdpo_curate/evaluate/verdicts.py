@@ -65,7 +65,7 @@ SHOWN = [*LABELS, 'kid', 'rgb_distance', 'diversity_prompt']
 
 def _verdict_cells(ordering, verdict, gain, low, high, agree, alone, seeds):
     if verdict == 'not measured': return str(ordering), f'**{verdict}**', '', '', ''
-    return str(ordering), f'**{verdict}**', f'{gain:+.3g} [{low:.3g}, {high:.3g}]', *(('', '') if ordering.same else (f'{agree} of {seeds}', '' if alone != alone else f'{alone:.0f}'))
+    return str(ordering), f'**{verdict}**', f'{gain:+.3g}' + (f' [{low:.3g}, {high:.3g}]' if low == low else ''), *(('', '') if ordering.same else (f'{agree} of {seeds}', '' if alone != alone else f'{alone:.0f}'))
 
 def table_markdown(table:PaperTable, figures, command:str='', minutes:float=None) -> str: # rows of `run_seed` of all seeds; how they were made
     "The table, the paper's figures, and the verdicts, as Markdown."
