@@ -174,6 +174,31 @@ def test_the_search_finds_what_is_planted_and_the_command_then_fails(lived_in, c
     assert search(ws, t, quiet).found == [] and pq.read_table(ws.root/'odd'/'nested.parquet').to_pydict()['n'] == [2]
 
 
+def test_features_of_the_photo_go_and_those_of_others_stay(lived_in, copy_of):
+    "Inception's and CLIP's are kept in the workspace, those of the tiny evaluator are not; an archive of earlier versions hides its ids."
+    import numpy as np
+
+    from hgdpo_curate.evaluate.features import features_of
+    ws = copy_of(lived_in)
+    one, calls = winner(ws), []
+    without_cards(ws)
+    class Colour:
+        name, version = 'colour', '1'
+        def extract(self, images): calls.append(len(images)); return [np.asarray(i).mean((0, 1)) for i in images]
+    features_of(ws, ws.table('images'), Colour(), progress=quiet)
+    packed = {'cache/features/inception-1.npz', 'cache/features/all.tar'}
+    for f in packed:
+        (ws.root/f).parent.mkdir(exist_ok=True)
+        with open(ws.root/f, 'wb') as out: np.savez_compressed(out, ids=np.array([one['photo'], one['winner']]), features=np.ones((2, 3)))
+    t = traces_of(ws, one['photo'])
+    assert packed <= set(search(ws, t, quiet).found)
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    assert packed <= set(gone.done) and not any((ws.root/f).exists() for f in packed)
+    assert grep(ws.root/'cache', *t.images, *('\0\0\0'.join(i) for i in t.images)) == []
+    kept, calls[:] = ws.table('images'), []
+    assert len(features_of(ws, kept, Colour(), progress=quiet)) == len(kept) and not calls
+
+
 def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     one = winner(ws)

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from ..curate.pairs import STAGES
-from .erase import PICTURES, PLAN, Proof, erase, files_of, search
+from .erase import PACKED, PICTURES, PLAN, Proof, erase, files_of, search
 from .traces import Needles, Traces, photo_of, traces_of
 from ..images.photos import tombstone_of
 from ..progress import progress_bar
@@ -173,7 +173,7 @@ def _belongs(ws, subject, t):
 
 def _would(ws, t, progress):
     name = lambda f: str(f.relative_to(ws.root))
-    found = {f: 'would be deleted' if f in t.paths else 'would be rewritten without it' for f in search(ws, t, progress).found}
+    found = {f: 'would be deleted' if f in t.paths or Path(f).suffix in PACKED else 'would be rewritten without it' for f in search(ws, t, progress).found}
     return found | {name(f): 'would be deleted, since it may show it' for f in pictures_of_runs(ws, t) + drawn_from(ws, t)} | {name(f): 'would be written again' for files in cards_of(ws, t).values() for f in files}
 
 def _carry_out(ws, t, reason, app, progress) -> Removal:
