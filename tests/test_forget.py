@@ -199,6 +199,33 @@ def test_features_of_the_photo_go_and_those_of_others_stay(lived_in, copy_of):
     assert len(features_of(ws, kept, Colour(), progress=quiet)) == len(kept) and not calls
 
 
+def test_pages_and_grids_of_other_runs_that_may_show_the_photo_go(lived_in, copy_of):
+    "A report shows the photos nearest to what a model drew, whoever was trained on what, scaled and as JPEG."
+    import io
+
+    from hgdpo_curate.evaluate.report import picture
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    without_cards(ws)
+    other = ws.table('images').query("domain == 'real' and image_id != @one['photo']").path.iloc[0]
+    shrunk, out = ws.open_image(ws.table('images').set_index('image_id').path[one['photo']]).resize((30, 42)), io.BytesIO()
+    shrunk.save(out, 'JPEG')
+    shutil.copytree(ws.root/'splits'/'v1', ws.root/'splits'/'others')
+    for f in (ws.root/'splits'/'others').glob('*.parquet'): pd.read_parquet(f).head(0).to_parquet(f)     # a split without the photo
+    for run, split in (('o', 'others'), ('lost', 'was deleted')):
+        write_json(ws.root/'runs'/run/'config.json', read_json(ws.root/'runs'/'r'/'config.json') | dict(split=split))
+        (ws.root/'runs'/run/'evaluation').mkdir()
+        (ws.root/'runs'/run/'evaluation'/'grid.png').write_bytes((ws.root/other).read_bytes())
+    pages = {'runs/o/evaluation/report.html': picture(shrunk), 'page.HTM': f'<img src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">', 'notes.html': f'<a href="x">{one["photo"]}</a>'}
+    for name, text in pages.items(): (ws.root/name).write_text(text)
+    (ws.root/'plain.html').write_text('<p>nothing is shown here</p>')
+    would = forget(ws, one['photo'], dry_run=True, progress=quiet)
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    went = {*pages, 'runs/lost/evaluation/grid.png'}
+    assert {f for f in gone.done if gone.done[f] == 'deleted (may show it)'} >= went and not any((ws.root/f).exists() for f in went) and set(would.done) == set(gone.done)
+    assert (ws.root/'plain.html').exists() and (ws.root/'runs'/'o'/'evaluation'/'grid.png').exists() and 'o' not in gone.traces.runs
+
+
 def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     one = winner(ws)

@@ -51,10 +51,19 @@ def files_to_visit(ws, t:Traces) -> list:
     return [f for f in files_of(ws, t.originals) if f.relative_to(ws.root).parts[0] != 'images' or f in mine or needles.hit(f.name)]
 
 def pictures_of_runs(ws, t:Traces) -> list: # paths
-    "Grids, samples and pages of runs that saw the photo, pool pictures of any run, and pages with pictures elsewhere; curves show nobody, and cards are written again."
-    pages = [f for f in files_of(ws, t.originals) if f.suffix == '.html' and f.relative_to(ws.root).parts[0] not in ('runs', 'splits', 'data_cards') and b'data:image' in f.read_bytes()]
-    found = [f for f in (ws.root/'runs').rglob('*') if f.is_file() and (f.suffix.lower() in PICTURES | {'.html'} or (f.name.startswith('events.out') and b'\x89PNG' in f.read_bytes()))]
-    return pages + [f for f in found if not f.name.startswith('curve') and (f.relative_to(ws.root).parts[1] in t.runs or f.name.startswith('pool'))]
+    "Grids and samples of runs that saw the photo, pool pictures of any run, and pages of any run or elsewhere that embed pictures or name the photo: a report shows photos beside whatever lies near them. Curves show nobody, and cards are written again."
+    needles, runs, pages = Needles(t), {*t.runs, *_runs_without_split(ws)}, {'.html', '.htm'}
+    def shows(f):
+        where, kind = f.relative_to(ws.root).parts, f.suffix.lower()
+        if kind in pages: return where[0] not in ('splits', 'data_cards') and (b'data:image' in (data := f.read_bytes()) or needles.hit_bytes(data))
+        if where[0] != 'runs' or f.name.startswith('curve') or not (where[1] in runs or f.name.startswith('pool')): return False
+        return kind in PICTURES or (f.name.startswith('events.out') and b'\x89PNG' in f.read_bytes())
+    return [f for f in files_of(ws, t.originals) if shows(f)]
+
+def _runs_without_split(ws) -> set:
+    "Runs of which nobody can say any more whom their grids show."
+    gone = lambda f: not (ws.root/'splits'/(read_json(f.with_name('config.json'), {}).get('split') or '')/'test_prompts.parquet').is_file()
+    return {f.parent.name for f in (ws.root/'runs').glob('*/evaluation') if gone(f)}
 
 def drawn_from(ws, t:Traces) -> list: # paths
     "Pictures in `samples/` that were drawn from the caption, or that do not say from what (the PNG text `prompt`)."
