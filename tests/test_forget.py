@@ -226,6 +226,16 @@ def test_pages_and_grids_of_other_runs_that_may_show_the_photo_go(lived_in, copy
     assert (ws.root/'plain.html').exists() and (ws.root/'runs'/'o'/'evaluation'/'grid.png').exists() and 'o' not in gone.traces.runs
 
 
+def test_a_picture_among_the_samples_that_cannot_be_read_goes_and_stops_nothing(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    without_cards(ws)
+    broken = {'samples/empty.png': b'', 'samples/film.mp4': b'\0\0\0 ftypisom', 'samples/sheet.pdf': b'%PDF-1.4', 'samples/cut.jpg': b'\xff\xd8\xff'}
+    for name, data in broken.items(): (ws.root/name).write_bytes(data)
+    would = forget(ws, winner(ws)['photo'], dry_run=True, progress=quiet)
+    gone = forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    assert broken.keys() <= gone.done.keys() == would.done.keys() and not list((ws.root/'samples').glob('*'))
+
+
 def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     one = winner(ws)

@@ -66,10 +66,12 @@ def _runs_without_split(ws) -> set:
     return {f.parent.name for f in (ws.root/'runs').glob('*/evaluation') if gone(f)}
 
 def drawn_from(ws, t:Traces) -> list: # paths
-    "Pictures in `samples/` that were drawn from the caption, or that do not say from what (the PNG text `prompt`)."
+    "Pictures in `samples/` that were drawn from the caption, or that do not say from what (the PNG text `prompt`); one that cannot be read says nothing."
     from PIL import Image
     def prompt(f):
-        with Image.open(f) as im: return im.info.get('prompt')
+        try:
+            with Image.open(f) as im: return im.info.get('prompt')
+        except Exception: return None
     return [f for f in (ws.root/'samples').rglob('*') if f.suffix.lower() in PICTURES and prompt(f) in (None, *t.captions, *t.shared)]
 
 # %% ../../nbs/document/69_forget.ipynb #clean-app
