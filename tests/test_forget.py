@@ -236,6 +236,30 @@ def test_a_picture_among_the_samples_that_cannot_be_read_goes_and_stops_nothing(
     assert broken.keys() <= gone.done.keys() == would.done.keys() and not list((ws.root/'samples').glob('*'))
 
 
+def test_samples_drawn_with_the_face_go_and_those_with_another_stay(lived_in, copy_of, tmp_path, monkeypatch):
+    "Whatever their prompt; the face comes from the user's file, from an image of the workspace, or from an embedding, which does not tell whose it is."
+    from types import SimpleNamespace
+
+    import numpy as np
+    from PIL import Image
+
+    from hgdpo_curate import sample_images
+    from hgdpo_curate.train import sample
+    ws = copy_of(lived_in)
+    one, paths = winner(ws), ws.table('images').set_index('image_id').path
+    without_cards(ws)
+    monkeypatch.setattr(sample, 'face_embedding', lambda face, *a: None)
+    monkeypatch.setattr(sample, 'load_personalised', lambda *a, **kw: lambda prompt, generator, width, height: SimpleNamespace(images=[Image.new('RGB', (width, height))]))
+    (tmp_path/'adapter.bin').write_bytes(b'stands for one')
+    np.save(tmp_path/'face.npy', np.ones(512))
+    other = ws.table('photo_facts').query("image_id != @one['photo']").original_path.iloc[0]
+    drawn = {str(face): sample_images(ws, ['in a garden'], 'r', progress=quiet, face=face, ip_adapter=tmp_path/'adapter.bin')[0] for face in (one['original'], ws.root/paths[one['winner']], tmp_path/'face.npy', other)}
+    assert len({*drawn.values()}) == 4
+    would = forget(ws, one['photo'], dry_run=True, progress=quiet)
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    assert [f for f, file in drawn.items() if file.exists()] == [other] and would.done.keys() == gone.done.keys()
+
+
 def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     one = winner(ws)

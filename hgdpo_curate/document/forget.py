@@ -66,13 +66,14 @@ def _runs_without_split(ws) -> set:
     return {f.parent.name for f in (ws.root/'runs').glob('*/evaluation') if gone(f)}
 
 def drawn_from(ws, t:Traces) -> list: # paths
-    "Pictures in `samples/` that were drawn from the caption, or that do not say from what (the PNG text `prompt`); one that cannot be read says nothing."
+    "Pictures in `samples/` that were drawn from the caption or with the face, or that do not say from what (the PNG texts `prompt` and `face`): one that cannot be read says nothing, and an embedding not whose face it is."
     from PIL import Image
-    def prompt(f):
+    def mine(f):
         try:
-            with Image.open(f) as im: return im.info.get('prompt')
-        except Exception: return None
-    return [f for f in (ws.root/'samples').rglob('*') if f.suffix.lower() in PICTURES and prompt(f) in (None, *t.captions, *t.shared)]
+            with Image.open(f) as im: prompt, face = im.info.get('prompt'), im.info.get('face', '')
+        except Exception: return True
+        return prompt in (None, *t.captions, *t.shared) or face in (t.photo, *t.faces) or len(face) == 64
+    return [f for f in (ws.root/'samples').rglob('*') if f.suffix.lower() in PICTURES and mine(f)]
 
 # %% ../../nbs/document/69_forget.ipynb #clean-app
 OUTDATED = 'app_outdated.json'
