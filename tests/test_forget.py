@@ -260,6 +260,26 @@ def test_samples_drawn_with_the_face_go_and_those_with_another_stay(lived_in, co
     assert [f for f, file in drawn.items() if file.exists()] == [other] and would.done.keys() == gone.done.keys()
 
 
+def test_a_run_whose_base_learned_from_the_photo_is_named_though_its_split_lacks_it(lived_in, copy_of):
+    from hgdpo_curate import write_model_card
+    ws = copy_of(lived_in)
+    photo, how = winner(ws)['photo'], 'based on a model that was trained on it'
+    shutil.copytree(ws.root/'splits'/'v1', ws.root/'splits'/'others')
+    for f in (ws.root/'splits'/'others').glob('*.parquet'): pd.read_parquet(f).head(0).to_parquet(f)
+    write_json(ws.root/'runs'/'sft'/'sft'/'done.json', {})
+    bases = dict(a='./models/sft', b=str(ws.root/'models'/'sft'), c='./tiny/base', d='some/model')
+    for run, base in bases.items(): write_json(ws.root/'runs'/run/'config.json', read_json(ws.root/'runs'/'r'/'config.json') | dict(split='others', base=base))
+    (ws.root/'runs'/'a'/'evaluation').mkdir()
+    (ws.root/'runs'/'a'/'evaluation'/'grid.png').write_bytes(b'')
+    assert traces_of(ws, photo).runs == {'r': 'trained on it', 'sft': 'trained on all photos of the training fold', 'a': how, 'b': how}
+    write_json(ws.root/'tiny'/'about.json', {})
+    would = forget(ws, photo, dry_run=True, progress=quiet)
+    assert would.traces.runs['c'] == how and 'd' not in would.traces.runs and 'runs/a/evaluation/grid.png' in would.done
+    assert f'The run a was {how}. A model cannot forget; train it again on a new base.' in str(would)
+    write_json(ws.root/REGISTER, [dict(at='2026-11-01', runs=dict(r=how))])
+    assert '**Based on a model that was trained on something that was taken out.** On 2026-11-01' in write_model_card(ws, 'r').path.read_text()
+
+
 def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     one = winner(ws)

@@ -36,7 +36,7 @@ class Traces:
     paths: list = field(default_factory=list)     # image files, relative to the workspace
     splits: dict = field(default_factory=dict)    # split -> {file: rows that name it}
     listed: dict = field(default_factory=dict)    # split without such rows -> its files that list the photo among what was left out
-    runs: dict = field(default_factory=dict)      # run -> 'trained on it' or 'tested on it'
+    runs: dict = field(default_factory=dict)      # run -> 'trained on it', 'tested on it' or 'based on a model that was trained on it'
     alike: list = field(default_factory=list)     # photos that look alike and stay
     faces: list = field(default_factory=list)     # hashes of the pixels of its image files: a sample's face may come from one of them
 
@@ -103,14 +103,19 @@ def _splits_that_list(ws, t) -> dict:
     return out
 
 def _runs_on(ws, t) -> dict:
-    "Which models learned from it: runs by their split; fine-tuned and tiny bases learn from all photos of the training fold."
+    "Which models learned from it: runs by their split or their base; fine-tuned and tiny bases learn from all photos of the training fold."
     out, fold = {}, set(ws.table('prompts').set_index('prompt_id').fold.reindex(t.prompts))
-    for f in sorted((ws.root/'runs').glob('[!.]*/config.json')):
-        rows = t.splits.get(read_json(f).get('split'), {})
-        if set(rows) & set(STAGES): out[f.parent.name] = 'trained on it'
-        elif rows: out[f.parent.name] = 'tested on it'
+    configs = {f.parent.name: read_json(f) for f in sorted((ws.root/'runs').glob('[!.]*/config.json'))}
+    for run, config in configs.items():
+        rows = t.splits.get(config.get('split'), {})
+        if set(rows) & set(STAGES): out[run] = 'trained on it'
+        elif rows: out[run] = 'tested on it'
     for name, mark in (('sft', 'runs/sft/sft/done.json'), ('sft', 'runs/sft/done.json'), ('tiny', 'tiny/about.json')):
         if (ws.root/mark).exists() and name not in out: out[name] = 'trained on all photos of the training fold' if 'train' in fold else 'tested on it'
+    learned = {place for name, place in (('sft', 'models/sft'), ('tiny', 'tiny')) if out.get(name, '').startswith('trained')}
+    for run, config in configs.items():
+        base = Path(ws.base_at(config.get('base') or '')).resolve()
+        if out.get(run) != 'trained on it' and any(base.is_relative_to((ws.root/place).resolve()) for place in learned): out[run] = 'based on a model that was trained on it'
     return out
 
 # %% ../../nbs/document/67_traces.ipynb #needles
