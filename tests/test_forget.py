@@ -280,6 +280,29 @@ def test_a_run_whose_base_learned_from_the_photo_is_named_though_its_split_lacks
     assert '**Based on a model that was trained on something that was taken out.** On 2026-11-01' in write_model_card(ws, 'r').path.read_text()
 
 
+@pytest.mark.parametrize('kind', ['cards.make_card', 'model_cards.write_model_card'])
+def test_stopped_while_cards_are_written_again_a_second_try_writes_them(lived_in, copy_of, monkeypatch, kind):
+    ws = copy_of(lived_in)
+    cards = [f for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')] if f.exists()]
+    def stopped(*a, **k): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(f'hgdpo_curate.document.{kind}', stopped)
+        if 'model' in kind: m.setattr('hgdpo_curate.document.cards.write_model_card', stopped)
+        with pytest.raises(KeyboardInterrupt): forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    forget(ws, app=False, progress=quiet)
+    assert len(cards) > 5 and [f for f in cards if not f.exists() and f.parent.name != 'card'] == []
+    assert '**Broken by removal.**' in (ws.root/'splits'/'v1'/'README.md').read_text() and '**Trained on something' in (ws.root/'runs'/'r'/'README.md').read_text()
+
+
+def test_a_card_that_cannot_be_written_again_is_deleted(lived_in, copy_of, monkeypatch):
+    ws = copy_of(lived_in)
+    def refuses(*a, **k): raise UserError('no room for cards.')
+    for name in ('cards.make_card', 'model_cards.write_model_card'): monkeypatch.setattr(f'hgdpo_curate.document.{name}', refuses)
+    gone = forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    assert gone.done['splits/v1/README.md'] == gone.done['runs/r/README.md'] == 'deleted' and 'cannot be written again (no room for cards.)' in str(gone)
+    assert not [f for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')] if f.exists()]
+
+
 def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     one = winner(ws)

@@ -119,15 +119,21 @@ def cards_of(ws, t:Traces) -> dict: # (kind, name) -> paths
     of = {('split', s): card_files(ws, s) for s in t.splits} | {('run', r): [ws.root/'runs'/r/'README.md', ws.root/'runs'/r/'final'/'README.md'] for r in t.runs}
     return {who: have for who, files in of.items() if (have := [f for f in files if f.exists()])}
 
+def _state(file): # None where it is absent
+    return (file.stat().st_ino, file.stat().st_mtime_ns) if file.exists() else None
+
 def renew_cards(ws, t:Traces) -> tuple: # files and what was done, sentences
-    "Write the cards of splits and runs again, or delete them."
+    "Write the cards of splits and runs again, or delete them. Old ones lie there until then, since by them a second try knows what to write."
     from hgdpo_curate.document.cards import make_card
     from hgdpo_curate.document.model_cards import write_model_card
     cards, said = cards_of(ws, t), []
-    for f in (f for files in cards.values() for f in files): f.unlink()
-    for kind, name in cards:
+    old = {f: _state(f) for files in cards.values() for f in files}
+    for (kind, name), files in cards.items():
+        if all(_state(f) not in (old[f], None) for f in files): continue                # with the card of its split
         try: make_card(ws, name) if kind == 'split' else write_model_card(ws, name)
         except UserError as e: said.append(f'The card of the {kind} {name} was deleted; it cannot be written again ({e})')
+        for f in files:
+            if _state(f) == old[f]: f.unlink()
     return {str(f.relative_to(ws.root)): 'written again' if f.exists() else 'deleted' for files in cards.values() for f in files}, said
 
 # %% ../../nbs/document/69_forget.ipynb #forget-function
