@@ -174,6 +174,135 @@ def test_the_search_finds_what_is_planted_and_the_command_then_fails(lived_in, c
     assert search(ws, t, quiet).found == [] and pq.read_table(ws.root/'odd'/'nested.parquet').to_pydict()['n'] == [2]
 
 
+def test_features_of_the_photo_go_and_those_of_others_stay(lived_in, copy_of):
+    "Inception's and CLIP's are kept in the workspace, those of the tiny evaluator are not; an archive of earlier versions hides its ids."
+    import numpy as np
+
+    from hgdpo_curate.evaluate.features import features_of
+    ws = copy_of(lived_in)
+    one, calls = winner(ws), []
+    without_cards(ws)
+    class Colour:
+        name, version = 'colour', '1'
+        def extract(self, images): calls.append(len(images)); return [np.asarray(i).mean((0, 1)) for i in images]
+    features_of(ws, ws.table('images'), Colour(), progress=quiet)
+    packed = {'cache/features/inception-1.npz', 'cache/features/all.tar'}
+    for f in packed:
+        (ws.root/f).parent.mkdir(exist_ok=True)
+        with open(ws.root/f, 'wb') as out: np.savez_compressed(out, ids=np.array([one['photo'], one['winner']]), features=np.ones((2, 3)))
+    t = traces_of(ws, one['photo'])
+    assert packed <= set(search(ws, t, quiet).found)
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    assert packed <= set(gone.done) and not any((ws.root/f).exists() for f in packed)
+    assert grep(ws.root/'cache', *t.images, *('\0\0\0'.join(i) for i in t.images)) == []
+    kept, calls[:] = ws.table('images'), []
+    assert len(features_of(ws, kept, Colour(), progress=quiet)) == len(kept) and not calls
+
+
+def test_pages_and_grids_of_other_runs_that_may_show_the_photo_go(lived_in, copy_of):
+    "A report shows the photos nearest to what a model drew, whoever was trained on what, scaled and as JPEG."
+    import io
+
+    from hgdpo_curate.evaluate.report import picture
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    without_cards(ws)
+    other = ws.table('images').query("domain == 'real' and image_id != @one['photo']").path.iloc[0]
+    shrunk, out = ws.open_image(ws.table('images').set_index('image_id').path[one['photo']]).resize((30, 42)), io.BytesIO()
+    shrunk.save(out, 'JPEG')
+    shutil.copytree(ws.root/'splits'/'v1', ws.root/'splits'/'others')
+    for f in (ws.root/'splits'/'others').glob('*.parquet'): pd.read_parquet(f).head(0).to_parquet(f)     # a split without the photo
+    for run, split in (('o', 'others'), ('lost', 'was deleted')):
+        write_json(ws.root/'runs'/run/'config.json', read_json(ws.root/'runs'/'r'/'config.json') | dict(split=split))
+        (ws.root/'runs'/run/'evaluation').mkdir()
+        (ws.root/'runs'/run/'evaluation'/'grid.png').write_bytes((ws.root/other).read_bytes())
+    pages = {'runs/o/evaluation/report.html': picture(shrunk), 'page.HTM': f'<img src="data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}">', 'notes.html': f'<a href="x">{one["photo"]}</a>'}
+    for name, text in pages.items(): (ws.root/name).write_text(text)
+    (ws.root/'plain.html').write_text('<p>nothing is shown here</p>')
+    would = forget(ws, one['photo'], dry_run=True, progress=quiet)
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    went = {*pages, 'runs/lost/evaluation/grid.png'}
+    assert {f for f in gone.done if gone.done[f] == 'deleted (may show it)'} >= went and not any((ws.root/f).exists() for f in went) and set(would.done) == set(gone.done)
+    assert (ws.root/'plain.html').exists() and (ws.root/'runs'/'o'/'evaluation'/'grid.png').exists() and 'o' not in gone.traces.runs
+
+
+def test_a_picture_among_the_samples_that_cannot_be_read_goes_and_stops_nothing(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    without_cards(ws)
+    broken = {'samples/empty.png': b'', 'samples/film.mp4': b'\0\0\0 ftypisom', 'samples/sheet.pdf': b'%PDF-1.4', 'samples/cut.jpg': b'\xff\xd8\xff'}
+    for name, data in broken.items(): (ws.root/name).write_bytes(data)
+    would = forget(ws, winner(ws)['photo'], dry_run=True, progress=quiet)
+    gone = forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    assert broken.keys() <= gone.done.keys() == would.done.keys() and not list((ws.root/'samples').glob('*'))
+
+
+def test_samples_drawn_with_the_face_go_and_those_with_another_stay(lived_in, copy_of, tmp_path, monkeypatch):
+    "Whatever their prompt; the face comes from the user's file, from an image of the workspace, or from an embedding, which does not tell whose it is."
+    from types import SimpleNamespace
+
+    import numpy as np
+    from PIL import Image
+
+    from hgdpo_curate import sample_images
+    from hgdpo_curate.train import sample
+    ws = copy_of(lived_in)
+    one, paths = winner(ws), ws.table('images').set_index('image_id').path
+    without_cards(ws)
+    monkeypatch.setattr(sample, 'face_embedding', lambda face, *a: None)
+    monkeypatch.setattr(sample, 'load_personalised', lambda *a, **kw: lambda prompt, generator, width, height: SimpleNamespace(images=[Image.new('RGB', (width, height))]))
+    (tmp_path/'adapter.bin').write_bytes(b'stands for one')
+    np.save(tmp_path/'face.npy', np.ones(512))
+    other = ws.table('photo_facts').query("image_id != @one['photo']").original_path.iloc[0]
+    drawn = {str(face): sample_images(ws, ['in a garden'], 'r', progress=quiet, face=face, ip_adapter=tmp_path/'adapter.bin')[0] for face in (one['original'], ws.root/paths[one['winner']], tmp_path/'face.npy', other)}
+    assert len({*drawn.values()}) == 4
+    would = forget(ws, one['photo'], dry_run=True, progress=quiet)
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    assert [f for f, file in drawn.items() if file.exists()] == [other] and would.done.keys() == gone.done.keys()
+
+
+def test_a_run_whose_base_learned_from_the_photo_is_named_though_its_split_lacks_it(lived_in, copy_of):
+    from hgdpo_curate import write_model_card
+    ws = copy_of(lived_in)
+    photo, how = winner(ws)['photo'], 'based on a model that was trained on it'
+    shutil.copytree(ws.root/'splits'/'v1', ws.root/'splits'/'others')
+    for f in (ws.root/'splits'/'others').glob('*.parquet'): pd.read_parquet(f).head(0).to_parquet(f)
+    write_json(ws.root/'runs'/'sft'/'sft'/'done.json', {})
+    bases = dict(a='./models/sft', b=str(ws.root/'models'/'sft'), c='./tiny/base', d='some/model')
+    for run, base in bases.items(): write_json(ws.root/'runs'/run/'config.json', read_json(ws.root/'runs'/'r'/'config.json') | dict(split='others', base=base))
+    (ws.root/'runs'/'a'/'evaluation').mkdir()
+    (ws.root/'runs'/'a'/'evaluation'/'grid.png').write_bytes(b'')
+    assert traces_of(ws, photo).runs == {'r': 'trained on it', 'sft': 'trained on all photos of the training fold', 'a': how, 'b': how}
+    write_json(ws.root/'tiny'/'about.json', {})
+    would = forget(ws, photo, dry_run=True, progress=quiet)
+    assert would.traces.runs['c'] == how and 'd' not in would.traces.runs and 'runs/a/evaluation/grid.png' in would.done
+    assert f'The run a was {how}. A model cannot forget; train it again on a new base.' in str(would)
+    write_json(ws.root/REGISTER, [dict(at='2026-11-01', runs=dict(r=how))])
+    assert '**Based on a model that was trained on something that was taken out.** On 2026-11-01' in write_model_card(ws, 'r').path.read_text()
+
+
+@pytest.mark.parametrize('kind', ['cards.make_card', 'model_cards.write_model_card'])
+def test_stopped_while_cards_are_written_again_a_second_try_writes_them(lived_in, copy_of, monkeypatch, kind):
+    ws = copy_of(lived_in)
+    cards = [f for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')] if f.exists()]
+    def stopped(*a, **k): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(f'hgdpo_curate.document.{kind}', stopped)
+        if 'model' in kind: m.setattr('hgdpo_curate.document.cards.write_model_card', stopped)
+        with pytest.raises(KeyboardInterrupt): forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    forget(ws, app=False, progress=quiet)
+    assert len(cards) > 5 and [f for f in cards if not f.exists() and f.parent.name != 'card'] == []
+    assert '**Broken by removal.**' in (ws.root/'splits'/'v1'/'README.md').read_text() and '**Trained on something' in (ws.root/'runs'/'r'/'README.md').read_text()
+
+
+def test_a_card_that_cannot_be_written_again_is_deleted(lived_in, copy_of, monkeypatch):
+    ws = copy_of(lived_in)
+    def refuses(*a, **k): raise UserError('no room for cards.')
+    for name in ('cards.make_card', 'model_cards.write_model_card'): monkeypatch.setattr(f'hgdpo_curate.document.{name}', refuses)
+    gone = forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    assert gone.done['splits/v1/README.md'] == gone.done['runs/r/README.md'] == 'deleted' and 'cannot be written again (no room for cards.)' in str(gone)
+    assert not [f for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')] if f.exists()]
+
+
 def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     one = winner(ws)

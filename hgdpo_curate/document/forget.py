@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from ..curate.pairs import STAGES
-from .erase import PICTURES, PLAN, Proof, erase, files_of, search
+from .erase import PACKED, PICTURES, PLAN, Proof, erase, files_of, search
 from .traces import Needles, Traces, photo_of, traces_of
 from ..images.photos import tombstone_of
 from ..progress import progress_bar
@@ -51,17 +51,29 @@ def files_to_visit(ws, t:Traces) -> list:
     return [f for f in files_of(ws, t.originals) if f.relative_to(ws.root).parts[0] != 'images' or f in mine or needles.hit(f.name)]
 
 def pictures_of_runs(ws, t:Traces) -> list: # paths
-    "Grids, samples and pages of runs that saw the photo, pool pictures of any run, and pages with pictures elsewhere; curves show nobody, and cards are written again."
-    pages = [f for f in files_of(ws, t.originals) if f.suffix == '.html' and f.relative_to(ws.root).parts[0] not in ('runs', 'splits', 'data_cards') and b'data:image' in f.read_bytes()]
-    found = [f for f in (ws.root/'runs').rglob('*') if f.is_file() and (f.suffix.lower() in PICTURES | {'.html'} or (f.name.startswith('events.out') and b'\x89PNG' in f.read_bytes()))]
-    return pages + [f for f in found if not f.name.startswith('curve') and (f.relative_to(ws.root).parts[1] in t.runs or f.name.startswith('pool'))]
+    "Grids and samples of runs that saw the photo, pool pictures of any run, and pages of any run or elsewhere that embed pictures or name the photo: a report shows photos beside whatever lies near them. Curves show nobody, and cards are written again."
+    needles, runs, pages = Needles(t), {*t.runs, *_runs_without_split(ws)}, {'.html', '.htm'}
+    def shows(f):
+        where, kind = f.relative_to(ws.root).parts, f.suffix.lower()
+        if kind in pages: return where[0] not in ('splits', 'data_cards') and (b'data:image' in (data := f.read_bytes()) or needles.hit_bytes(data))
+        if where[0] != 'runs' or f.name.startswith('curve') or not (where[1] in runs or f.name.startswith('pool')): return False
+        return kind in PICTURES or (f.name.startswith('events.out') and b'\x89PNG' in f.read_bytes())
+    return [f for f in files_of(ws, t.originals) if shows(f)]
+
+def _runs_without_split(ws) -> set:
+    "Runs of which nobody can say any more whom their grids show."
+    gone = lambda f: not (ws.root/'splits'/(read_json(f.with_name('config.json'), {}).get('split') or '')/'test_prompts.parquet').is_file()
+    return {f.parent.name for f in (ws.root/'runs').glob('*/evaluation') if gone(f)}
 
 def drawn_from(ws, t:Traces) -> list: # paths
-    "Pictures in `samples/` that were drawn from the caption, or that do not say from what (the PNG text `prompt`)."
+    "Pictures in `samples/` that were drawn from the caption or with the face, or that do not say from what (the PNG texts `prompt` and `face`): one that cannot be read says nothing, and an embedding not whose face it is."
     from PIL import Image
-    def prompt(f):
-        with Image.open(f) as im: return im.info.get('prompt')
-    return [f for f in (ws.root/'samples').rglob('*') if f.suffix.lower() in PICTURES and prompt(f) in (None, *t.captions, *t.shared)]
+    def mine(f):
+        try:
+            with Image.open(f) as im: prompt, face = im.info.get('prompt'), im.info.get('face', '')
+        except Exception: return True
+        return prompt in (None, *t.captions, *t.shared) or face in (t.photo, *t.faces) or len(face) == 64
+    return [f for f in (ws.root/'samples').rglob('*') if f.suffix.lower() in PICTURES and mine(f)]
 
 # %% ../../nbs/document/69_forget.ipynb #clean-app
 OUTDATED = 'app_outdated.json'
@@ -107,15 +119,21 @@ def cards_of(ws, t:Traces) -> dict: # (kind, name) -> paths
     of = {('split', s): card_files(ws, s) for s in t.splits} | {('run', r): [ws.root/'runs'/r/'README.md', ws.root/'runs'/r/'final'/'README.md'] for r in t.runs}
     return {who: have for who, files in of.items() if (have := [f for f in files if f.exists()])}
 
+def _state(file): # None where it is absent
+    return (file.stat().st_ino, file.stat().st_mtime_ns) if file.exists() else None
+
 def renew_cards(ws, t:Traces) -> tuple: # files and what was done, sentences
-    "Write the cards of splits and runs again, or delete them."
+    "Write the cards of splits and runs again, or delete them. Old ones lie there until then, since by them a second try knows what to write."
     from hgdpo_curate.document.cards import make_card
     from hgdpo_curate.document.model_cards import write_model_card
     cards, said = cards_of(ws, t), []
-    for f in (f for files in cards.values() for f in files): f.unlink()
-    for kind, name in cards:
+    old = {f: _state(f) for files in cards.values() for f in files}
+    for (kind, name), files in cards.items():
+        if all(_state(f) not in (old[f], None) for f in files): continue                # with the card of its split
         try: make_card(ws, name) if kind == 'split' else write_model_card(ws, name)
         except UserError as e: said.append(f'The card of the {kind} {name} was deleted; it cannot be written again ({e})')
+        for f in files:
+            if _state(f) == old[f]: f.unlink()
     return {str(f.relative_to(ws.root)): 'written again' if f.exists() else 'deleted' for files in cards.values() for f in files}, said
 
 # %% ../../nbs/document/69_forget.ipynb #forget-function
@@ -135,7 +153,7 @@ class Removal:
         for f, what in self.done.items(): groups.setdefault(('/'.join(Path(f).parts[:2]), what), []).append(f)
         out += [f'  {files[0] if len(files) == 1 else f"{where}: {len(files)} files"}: {what}' for (where, what), files in groups.items()]
         out += [f'The split {s} {"would be" if self.dry_run else "is"} broken by removal ({", ".join(f"{k} {n}" for k, n in rows.items())} rows); freeze anew under another name.' for s, rows in t.splits.items()]
-        out += [f'The run {r} was {how}. A model cannot forget; train it again on a new split.' for r, how in t.runs.items()]
+        out += [f'The run {r} was {how}. A model cannot forget; train it again on a new {"base" if how.startswith("based") else "split"}.' for r, how in t.runs.items()]
         out += [f'Your own file {p} {"would not be" if self.dry_run else "was not"} touched; delete it yourself, with its caption.' for p in t.originals if Path(p).exists()]
         out += [f'The photo {p} looks alike and stays; is it the same person, run: hgdpo forget {p}' for p in t.alike]
         out += [f'Other photos have the caption {c!r} or one that contains it, so it stays there and was not searched for.' for c in t.shared]
@@ -173,7 +191,7 @@ def _belongs(ws, subject, t):
 
 def _would(ws, t, progress):
     name = lambda f: str(f.relative_to(ws.root))
-    found = {f: 'would be deleted' if f in t.paths else 'would be rewritten without it' for f in search(ws, t, progress).found}
+    found = {f: 'would be deleted' if f in t.paths or Path(f).suffix in PACKED else 'would be rewritten without it' for f in search(ws, t, progress).found}
     return found | {name(f): 'would be deleted, since it may show it' for f in pictures_of_runs(ws, t) + drawn_from(ws, t)} | {name(f): 'would be written again' for files in cards_of(ws, t).values() for f in files}
 
 def _carry_out(ws, t, reason, app, progress) -> Removal:

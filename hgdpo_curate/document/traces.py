@@ -36,8 +36,9 @@ class Traces:
     paths: list = field(default_factory=list)     # image files, relative to the workspace
     splits: dict = field(default_factory=dict)    # split -> {file: rows that name it}
     listed: dict = field(default_factory=dict)    # split without such rows -> its files that list the photo among what was left out
-    runs: dict = field(default_factory=dict)      # run -> 'trained on it' or 'tested on it'
+    runs: dict = field(default_factory=dict)      # run -> 'trained on it', 'tested on it' or 'based on a model that was trained on it'
     alike: list = field(default_factory=list)     # photos that look alike and stay
+    faces: list = field(default_factory=list)     # hashes of the pixels of its image files: a sample's face may come from one of them
 
 def photo_of(ws, subject:str) -> str: # image id of a photo
     "The photo that an image id, a prompt id or a photo file leads to. Raises `UserError` for an unknown one."
@@ -69,6 +70,7 @@ def traces_of(ws, subject:str) -> Traces: # an image id, a prompt id or a photo 
                {s: (ws.root/p).stat().st_size for s, p in zip(own.sha256, own.path) if p in paths and s not in set(others.sha256)}, [x for x in (_piece((ws.root/p).read_bytes()) for p in paths) if len(x) == PIECE], paths)
     t.pairs = sorted({short_id('pair', s, p, *two) for p, g in own.groupby('prompt_id') for s in STAGES for two in permutations(sorted(set(g.image_id)), 2)})
     t.alike = sorted((set(dup.other_id[dup.image_id == photo]) | set(dup.image_id[dup.other_id == photo])) - {photo})
+    t.faces = sorted({x for x in (_pixels(ws, p) for p in paths) if x})
     t.splits = _splits_with(ws, t)
     t.listed, t.runs = _splits_that_list(ws, t), _runs_on(ws, t)
     return t
@@ -79,6 +81,10 @@ def _piece(data:bytes) -> str: # `PIECE` characters of the middle of a file as b
     text = base64.b64encode(data).decode()
     at = len(text)//8*4
     return text[at:at + PIECE]
+
+def _pixels(ws, path): # '' of a broken file
+    try: return pixel_hash(ws.open_image(path))
+    except UserError: return ''
 
 def _splits_with(ws, t) -> dict:
     import pyarrow.parquet as pq
@@ -97,14 +103,19 @@ def _splits_that_list(ws, t) -> dict:
     return out
 
 def _runs_on(ws, t) -> dict:
-    "Which models learned from it: runs by their split; fine-tuned and tiny bases learn from all photos of the training fold."
+    "Which models learned from it: runs by their split or their base; fine-tuned and tiny bases learn from all photos of the training fold."
     out, fold = {}, set(ws.table('prompts').set_index('prompt_id').fold.reindex(t.prompts))
-    for f in sorted((ws.root/'runs').glob('[!.]*/config.json')):
-        rows = t.splits.get(read_json(f).get('split'), {})
-        if set(rows) & set(STAGES): out[f.parent.name] = 'trained on it'
-        elif rows: out[f.parent.name] = 'tested on it'
+    configs = {f.parent.name: read_json(f) for f in sorted((ws.root/'runs').glob('[!.]*/config.json'))}
+    for run, config in configs.items():
+        rows = t.splits.get(config.get('split'), {})
+        if set(rows) & set(STAGES): out[run] = 'trained on it'
+        elif rows: out[run] = 'tested on it'
     for name, mark in (('sft', 'runs/sft/sft/done.json'), ('sft', 'runs/sft/done.json'), ('tiny', 'tiny/about.json')):
         if (ws.root/mark).exists() and name not in out: out[name] = 'trained on all photos of the training fold' if 'train' in fold else 'tested on it'
+    learned = {place for name, place in (('sft', 'models/sft'), ('tiny', 'tiny')) if out.get(name, '').startswith('trained')}
+    for run, config in configs.items():
+        base = Path(ws.base_at(config.get('base') or '')).resolve()
+        if out.get(run) != 'trained on it' and any(base.is_relative_to((ws.root/place).resolve()) for place in learned): out[run] = 'based on a model that was trained on it'
     return out
 
 # %% ../../nbs/document/67_traces.ipynb #needles
@@ -113,7 +124,7 @@ HEX, REMOVED, SHORT = re.compile('[0-9a-f]{16,}'), '[removed]', 12   # a caption
 class Needles:
     "What to look for in texts and bytes."
     def __init__(self, t:Traces):
-        self.ids, self.files, self.embedded = {*t.images, *t.prompts, *t.pairs, *t.keys}, dict(t.files), [e.encode() for e in t.embedded]
+        self.ids, self.files, self.embedded = {*t.images, *t.prompts, *t.pairs, *t.keys, *t.faces}, dict(t.files), [e.encode() for e in t.embedded]
         self.whole = {*t.captions, *t.originals, *self.ids, *self.files} - {''}
         longer = [c for c in t.captions if len(c) >= SHORT] + [o for o in t.originals if Path(o).is_absolute()]      # 'p/1.png' ends 'shop/1.png' too
         self.texts = sorted({form for c in longer for form in _forms(c)}, key=len, reverse=True)

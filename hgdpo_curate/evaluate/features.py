@@ -14,9 +14,10 @@ import numpy as np
 
 from ..images.mannequins import is_drawn
 from ..judge.weights import WEIGHTS, find_weights, load_state, weights_version
+from ..train.cache import Shards
 from ..train.tiny import run_evaluator
 from ..progress import progress_bar
-from ..workspace import UsageError, UserError, atomic_path, file_sha256, short_id
+from ..workspace import UsageError, UserError, file_sha256, short_id
 
 # %% ../../nbs/evaluate/48_features.ipynb #laplacian-sharpness
 def laplacian_sharpness(images) -> np.ndarray: # (n, h, w, 3) uint8, all of one size -> (n,)
@@ -120,21 +121,18 @@ def load_extractor(ws, name:str='auto', path=None, device=None): # one of `EXTRA
     except UserError: return None
 
 def features_of(ws, rows, extractor, batch:int=64, progress=None) -> np.ndarray: # rows of `images` -> (n, d), in their order
-    "Features of images, computed once per image and kept in the workspace's `cache/features`; stop it and run it again."
-    file = ws.root/'cache'/'features'/f'{extractor.name}-{short_id(extractor.version)}.npz'
-    have = dict(zip(*(lambda z: (z['ids'].tolist(), z['features']))(np.load(file)))) if file.exists() else {}
-    todo = rows[~rows.image_id.isin(have)].drop_duplicates('image_id')
-    def keep():
-        if len(have):
-            with atomic_path(file) as tmp: np.savez(tmp, ids=np.array(list(have)), features=np.stack(list(have.values())))
+    "Features of images, computed once per image and kept by image id in the workspace's `cache`; stop it and run it again."
+    import torch
+    kept, new = Shards(ws.root/'cache'/f'features-{extractor.name}-{short_id(extractor.version)}'), {}
+    for old in (ws.root/'cache'/'features').glob('*.npz'): old.unlink(missing_ok=True)     # as earlier versions kept them: `hgdpo forget` cannot take one image out of it
+    todo = rows[~rows.image_id.isin(kept.at)].drop_duplicates('image_id')
     try:
         if len(todo):
             with progress_bar(len(todo), f'features by {extractor.name}', progress) as bar:
                 for i in range(0, len(todo), batch):
                     part = todo.iloc[i:i + batch]
                     pictures = [im if im.size == ws.size else im.resize(ws.size) for im in map(ws.open_image, part.path)]
-                    have.update(zip(part.image_id, np.asarray(extractor.extract(pictures), np.float32)))
+                    new |= {i: torch.tensor(v) for i, v in zip(part.image_id, np.asarray(extractor.extract(pictures), np.float32))}
                     bar(len(part))
-    finally:
-        if len(todo): keep()
-    return np.stack([have[i] for i in rows.image_id]) if len(rows) else np.zeros((0, 0), np.float32)
+    finally: kept.add(new)
+    return kept.stack(rows.image_id).numpy() if len(rows) else np.zeros((0, 0), np.float32)

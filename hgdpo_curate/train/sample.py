@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['compose_adapter', 'write_final', 'pipeline_class', 'load_for_inference', 'pipeline_options', 'face_embedding',
-           'load_personalised', 'sample_images']
+           'face_mark', 'load_personalised', 'sample_images']
 
 # %% ../../nbs/train/45_sample.ipynb #import-functools
 import functools, warnings
@@ -14,7 +14,8 @@ from ..adapters import read_lora, save_lora
 from ..models import family_of, load_pipeline
 from .presets import load_preset
 from .stages import Inference, as_dict
-from ..workspace import UserError, read_json, write_json
+from ..images.photos import pixel_hash, read_photo
+from ..workspace import UserError, file_sha256, read_json, write_json
 
 # %% ../../nbs/train/45_sample.ipynb #compose-adapter
 def compose_adapter(up_blocks:dict, other_blocks:dict) -> dict: # two adapter states of one shape -> one
@@ -162,6 +163,10 @@ def face_embedding(source,                          # a picture of one face, or 
     if found.numel() != 512: raise UserError(f'{file} holds {found.numel()} numbers; a face embedding has 512.')
     return found/found.norm()
 
+def face_mark(source) -> str: # of a picture its 16 digits as a photo's image id, of an embedding its file's SHA-256
+    "What a sample says of the face that it was drawn with. An embedding does not tell whose it is."
+    return file_sha256(source) if Path(source).suffix in ('.npy', '.safetensors') else pixel_hash(read_photo(source)[0])
+
 def load_personalised(base, run,                 # as in `load_for_inference`
                       ip_adapter,                # IP-Adapter FaceID's file (.safetensors or .bin)
                       identity,                  # `face_embedding`
@@ -204,15 +209,15 @@ def _faceid(file):
 def sample_images(workspace,            # a `Workspace` or its folder
                   prompts:list,         # texts
                   run:str=None,         # name of a run; None draws with base
-                  output=None,          # folder for the PNG files; None is <workspace>/samples
+                  output=None,          # folder for the PNG files; None is <workspace>/samples. `forget` does not reach pictures outside the workspace
                   per_prompt:int=1, seed:int=0, device=None, progress=None, # images per prompt, first seed, torch device, as in `generate_pool`
                   face=None, ip_adapter=None, detector_path=None, accept_noncommercial:bool=False # whose face, as in `face_embedding`, and FaceID's file, as in `load_personalised`
                  ) -> list:             # paths
-    "Draw images by the paper's inference rules and write them as PNG files; those there already are not drawn again."
+    "Draw images by the paper's inference rules and write them as PNG files, which say from what they were drawn; those there already are not drawn again."
     import torch
     from PIL.PngImagePlugin import PngInfo
     from hgdpo_curate.progress import progress_bar
-    from hgdpo_curate.workspace import atomic_path, file_sha256, open_workspace, short_id
+    from hgdpo_curate.workspace import atomic_path, open_workspace, short_id
     ws = open_workspace(workspace)
     config = read_json(ws.root/'runs'/run/'config.json') if run else dict(base=ws.base_model)
     if config is None: raise UserError(f'There is no run {run!r} in {ws.root/"runs"}; train one with: hgdpo train --workspace {ws.root}')
@@ -228,6 +233,7 @@ def sample_images(workspace,            # a `Workspace` or its folder
             if not file.exists():                                   # drawn before, by the same weights
                 image = pipe(p, generator=torch.Generator().manual_seed(k), width=ws.size[0], height=ws.size[1]).images[0]
                 about = PngInfo(); about.add_itxt('prompt', p)                # says what was asked for, so that `forget` finds it
+                if face: about.add_itxt('face', face_mark(face))
                 with atomic_path(file) as tmp: image.save(tmp, pnginfo=about)
             bar(1)
     return [f for *_, f in jobs]
