@@ -1,5 +1,6 @@
 """Scorers, extractors and recognisers on tiny random weights in the published layout; against published formulas; and what is said when weights are missing."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -187,3 +188,18 @@ def test_features_that_nobody_named_are_never_downloaded(tmp_path, monkeypatch):
     assert load_extractor(create_workspace(tmp_path/'ws', resolution='16'), 'auto') is None and asked == [True]
     with pytest.raises(UserError, match='--extractor_path'): load_extractor(create_workspace(tmp_path/'ws', resolution='16'), 'clip')
     assert asked == [True, True, False]                                      # named, the cache is asked first, then the hub
+
+
+def test_inception_comes_before_a_tiny_evaluator_but_not_for_drawings(finished, copy_of, monkeypatch):
+    from pathlib import Path
+    from hgdpo_curate.evaluate import features
+    from hgdpo_curate.models import assets_folder
+    monkeypatch.setattr(features, 'Inception', lambda path, device: 'inception')             # its own loading is tested above
+    monkeypatch.setattr(features, 'hub_inception', lambda: Path('weights.pth'))
+    ws = copy_of(finished)
+    assert features.load_extractor(ws).name == 'tiny'
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))
+    shutil.copytree(assets_folder(), ws.root/'tiny')
+    assert features.load_extractor(ws) == 'inception'
+    monkeypatch.setattr(features, 'hub_inception', lambda: None)
+    assert features.load_extractor(ws).name == 'tiny'

@@ -109,13 +109,14 @@ def _evaluator_folder(ws):
 EXTRACTORS = ('auto', 'tiny', 'inception', 'clip')
 
 def load_extractor(ws, name:str='auto', path=None, device=None): # one of `EXTRACTORS`, or an object with name, version and extract -> that object, or None
-    "Whose features are compared. `auto`: the workspace's own tiny evaluator, else Inception or CLIP where their weights are at hand, else None. Raises `UserError` where the named one's weights are missing."
+    "Whose features are compared. `auto`: Inception where its weights are at hand (never for drawings), else the tiny evaluator that knows these pictures, else CLIP where its weights are at hand, else None. Raises `UserError` where the named one's weights are missing."
     if not isinstance(name, str): return name
     if name not in EXTRACTORS: raise UsageError(f'There is no extractor {name!r}; choose one of {", ".join(EXTRACTORS)}.')
     folder = _evaluator_folder(ws)
+    if name == 'auto' and not is_drawn(ws) and (path or hub_inception()): name = 'inception'
     if name in ('auto', 'tiny') and folder: return TinyFeatures(workspace_evaluator(ws), file_sha256(folder/'evaluator.safetensors')[:8])
     if name == 'tiny': raise UserError(f'No tiny evaluator knows these photos; train one with: hgdpo tiny --workspace {ws.root}, or choose --extractor inception.')
-    if name == 'inception' or (name == 'auto' and (path or hub_inception())): return Inception(path, device)
+    if name == 'inception': return Inception(path, device)
     if name == 'clip': return ClipFeatures(path, device)
     try: return ClipFeatures(find_weights('clip', download=False), device)     # nobody asked for a download
     except UserError: return None
