@@ -120,6 +120,28 @@ def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
     assert f'κ = {k:.2f}' in make_card(ws).path.read_text()
 
 
+@pytest.fixture
+def drawn(tmp_path):
+    "A workspace of a few drawn photos and nothing else: enough for what tables tell."
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.mannequins import export_photos
+    ws = create_workspace(tmp_path/'drawn', resolution='40x56')
+    import_photos(ws, export_photos(tmp_path/'photos', 4, seed=5), progress=lambda x, **k: x)
+    return ws
+
+
+def test_of_a_persons_words_the_last_counts_against_the_rules(drawn):
+    from hgdpo_curate.curate.reviews import clear_flags, flag_images_by_hand
+    from hgdpo_curate.document.facts import judged
+    taken_back, cleared, faulty, unsure = drawn.table('images').image_id
+    drawn.append('detections', [dict(image_id=i, detector='x', detector_version='1', kind='none', index=0, confidence=0.) for i in drawn.table('images').image_id])
+    flag_images_by_hand(drawn, [taken_back, cleared, faulty], 'bad_hand', reviewer='a')
+    flag_images_by_hand(drawn, [taken_back], 'ok', reviewer='a')
+    clear_flags(drawn, [cleared], reviewer='b')
+    flag_images_by_hand(drawn, [unsure], 'unsure', reviewer='a')
+    assert judged(drawn).set_index('image_id').human.to_dict() == {taken_back: False, cleared: False, faulty: True}
+
+
 def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
     data = load_split(lived_in)
     latents = cached_latents(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))

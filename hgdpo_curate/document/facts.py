@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..curate.pairs import STAGES, Split, load_split, read_stages, without_pair
 from ..curate.reviews import last_words
+from ..judge.anatomy import open_flags
 from .pages import counted, shown_base
 from ..workspace import HARMLESS_FLAGS, file_sha256, open_workspace, read_json
 
@@ -135,14 +136,15 @@ def bootstrapped(groups, statistic, draws:int=1000, seed:int=0) -> tuple: # (val
     return (statistic(np.arange(len(groups))), *(float(q) for q in np.quantile(drawn, [.025, .975]))) if drawn else (float('nan'),)*3
 
 def judged(ws) -> pd.DataFrame: # image_id, prompt_id, rule, human: whether either calls the image faulty
-    "Images of which both a detector or rule and a person have spoken."
+    "Images of which both a detector or rule and a person have spoken. Of a person's words the last counts, as in `open_flags`."
     flags, im = ws.table('flags'), ws.table('images').set_index('image_id')
     harm = flags[~flags.flag.isin(HARMLESS_FLAGS)]
     by_rule, by_human = flags[flags.source != 'human'], flags[flags.source == 'human']
     looked = {*ws.table('detections').image_id, *by_rule.image_id}
     spoken = {*by_human.image_id[by_human.status.isin(['confirmed', 'cleared']) & (by_human.flag != 'unsure')]}
     rule = {*harm.image_id[(harm.source != 'human') & (harm.status == 'proposed')]}
-    human = {*harm.image_id[(harm.source == 'human') & (harm.status == 'confirmed')]}
+    stands = open_flags(ws)
+    human = {*stands.image_id[(stands.source == 'human') & (stands.status == 'confirmed') & ~stands.flag.isin(HARMLESS_FLAGS)]}
     ids = sorted(looked & spoken & set(im.index))
     return pd.DataFrame(dict(image_id=ids, prompt_id=[im.prompt_id[i] for i in ids], rule=[i in rule for i in ids], human=[i in human for i in ids]), columns=['image_id', 'prompt_id', 'rule', 'human'])
 

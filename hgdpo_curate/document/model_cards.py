@@ -16,6 +16,7 @@ from .facts import judges, prompts_of, read_split, stated
 from .pages import FORBIDDEN, Card, code, escape, hub_licence, non_commercial, sheet, shown_base, table
 from ..adapters import KOHYA_FILE, LORA_FILE
 from ..evaluate.metrics import ARMS, run_arm
+from ..judge.anatomy import open_flags
 from ..judge.scores import load_scorer
 from ..models import MANNEQUIN
 from ..workspace import HARMLESS_FLAGS, UserError, file_sha256, open_workspace, parse_resolution, read_json, write_text
@@ -93,10 +94,11 @@ def own_arms(ws, run:str) -> set: # as the column `model` of `images` names them
 def failures(ws, config, file, most:int=8) -> str: # Markdown; a picture at `file` where there is something to show
     "Images drawn from test prompts that a person or a rule flagged, or that score lowest. Generated images only."
     im = ws.table('images')
-    drawn, flags = im[(im.domain == 'evaluation') & im.model.isin(own_arms(ws, config['run']))], ws.table('flags')
+    drawn = im[(im.domain == 'evaluation') & im.model.isin(own_arms(ws, config['run']))]
     known = '## Known failures\n\nHands and fingers remain the method\'s known weakness. Anatomy is not checked by the model.\n'
     if not len(drawn): return known + '\nNo evaluation images to show.\n'
-    bad = set(flags.image_id[flags.status.isin(['proposed', 'confirmed']) & ~flags.flag.isin(HARMLESS_FLAGS)])
+    flags = open_flags(ws, drawn.image_id)
+    bad = set(flags.image_id[~flags.flag.isin(HARMLESS_FLAGS)])
     score = ws.table('scores', only=('image_id', drawn.image_id)).groupby('image_id').score.min()
     worst = drawn.assign(bad=~drawn.image_id.isin(bad), score=drawn.image_id.map(score)).sort_values(['bad', 'score']).head(most)
     file.parent.mkdir(parents=True, exist_ok=True)
