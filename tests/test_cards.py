@@ -292,6 +292,28 @@ def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
     assert scorer(load_scorer('tiny').version)['what'] == 'tiny scorer of the package' and 'other images' in scorer('1234abcd')['what']
 
 
+def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(lived_in, copy_of):
+    from hgdpo_curate.document.facts import read_split
+    from hgdpo_curate.document.model_cards import about, components, named
+    from hgdpo_curate.judge.weights import WEIGHTS, licence_of
+    file = lived_in.root/'runs'/'r'/'evaluation'/'measured_by.json'
+    by = read_json(file)
+    assert [m['name'] for m in by['scorers']] == ['chance'] and by['extractor'][0]['name'] == 'tiny' == by['evaluator'][0]['name'] and by['extractor'][0]['version'] and not by['recogniser']
+    ws = copy_of(lived_in)
+    file = ws.root/'runs'/'r'/'evaluation'/'measured_by.json'
+    file.write_text(json.dumps(by | dict(recogniser=[dict(name='arcface', version='1')], extractor=[dict(name='inception', version='1')], detectors=[dict(name='clip', version='1')], scorers=[*by['scorers'], dict(name='pickscore', version='1'), dict(name='clipiqa_quality', version='1')])))
+    config, data = read_json(ws.root/'runs'/'r'/'config.json') | dict(run='r'), read_split(ws)
+    parts = {(c['part'], c['name']): c for c in components(ws, config, data, {})}
+    assert parts['metric', 'arcface']['commercial'] == 'no' and parts['metric', 'inception']['licence'] == WEIGHTS['inception'].licence and parts['metric', 'tiny']['what'] == 'tiny evaluator of the package'
+    assert parts['metric', 'clip']['what'] == 'CLIP by LAION, ViT-B/32' and parts['detector', 'insightface'] and parts['scorer', 'chance']['commercial'] == 'unknown'
+    for n in WEIGHTS: assert about(n)['licence'] == licence_of(n)['licence'], n     # one truth for reports and cards
+    assert about('clipiqa_quality')['licence'] == licence_of('clip')['licence'] and named('scorers', 'clip') == 'clip'
+    text = write_model_card(ws, 'r').path.read_text()
+    assert '**metric arcface**' in text and licence_of('pickscore')['stated'] in text
+    file.unlink()
+    assert 'not recorded' in write_model_card(ws, 'r').path.read_text()          # an evaluation from before this file
+
+
 def test_strict_asks_of_a_model_card_only_what_stands_on_it(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     go = ['card', '--workspace', str(ws.root), '--run', 'r', '--strict']
