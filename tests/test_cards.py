@@ -348,6 +348,16 @@ def test_the_diffusers_lines_of_the_model_card_run(lived_in):
     assert room['image'].size == lived_in.size and room['pipe'].get_active_adapters() == ['hgdpo']
 
 
+def test_the_lines_of_the_card_name_the_bases_pipeline_and_what_a_plain_file_lacks(tmp_path):
+    from hgdpo_curate.document.model_cards import loading, pipeline_class
+    rules = dict(lora_weight=.5, steps=50, guidance=5., text_encoder_from=900, text_encoder_to=1000, up_blocks='easy', other_blocks='easy', lan=True)
+    config = dict(base=str(tmp_path), preset=dict(pool=dict(resolution='1024'), stages=[], inference=rules))
+    (tmp_path/'model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionXLPipeline')))
+    text = loading(config, pipeline_class(str(tmp_path)))
+    assert 'from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline\n' in text and 'StableDiffusionXLPipeline.from_pretrained' in text and 'StableDiffusionPipeline' not in text
+    assert '\n- latent adaptive normalisation (LAN)' in text and 'LAN' not in loading(config | dict(preset=config['preset'] | dict(inference=rules | dict(lan=False))))
+
+
 def test_cards_of_a_broken_split_and_of_its_run_say_so(lived_in, copy_of):
     ws = copy_of(lived_in)
     one = winner(ws)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHAT', 'COMPONENTS', 'TAUGHT', 'REACH', 'REMEDY', 'about', 'named', 'judges_of', 'measured_with', 'components',
-           'conflicts', 'recipe', 'results', 'own_arms', 'failures', 'loading', 'unanswered', 'model_card_text',
-           'write_model_card']
+           'conflicts', 'recipe', 'results', 'own_arms', 'failures', 'pipeline_class', 'loading', 'unanswered',
+           'model_card_text', 'write_model_card']
 
 # %% ../../nbs/document/64_model_cards.ipynb #imports
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..evaluate.metrics import ARMS, run_arm
 from ..judge.anatomy import open_flags
 from ..judge.scores import SCORERS
 from ..judge.weights import WEIGHTS, licence_of
-from ..models import MANNEQUIN, assets_folder
+from ..models import MANNEQUIN, assets_folder, family_in, pipeline_folder
 from ..workspace import HARMLESS_FLAGS, UserError, file_sha256, open_workspace, parse_resolution, read_json, write_text
 
 # %% ../../nbs/document/64_model_cards.ipynb #components
@@ -127,7 +127,16 @@ def failures(ws, config, file, most:int=8) -> str: # Markdown; a picture at `fil
     return known + f'\n![Generated images with the lowest scores or with flags](card/failures.png)\n\nThe {len(worst)} images of test prompts that are flagged ({int((~worst.bad).sum())}) or score lowest. All were generated; nobody in them exists.\n'
 
 # %% ../../nbs/document/64_model_cards.ipynb #loading
-def loading(config) -> str:
+def pipeline_class(base:str) -> str: # hub id, folder, or 'mannequin' -> diffusers' class
+    "The class that the base's `model_index.json` names, where that file is at hand; else the one that reads it when it loads."
+    from huggingface_hub import try_to_load_from_cache
+    hub = base != MANNEQUIN and not Path(base).is_dir() and base.count('/') == 1 and base[0] not in './~'
+    index = try_to_load_from_cache(base, 'model_index.json') if hub else (pipeline_folder(base) if base == MANNEQUIN else Path(base))/'model_index.json'
+    return family_in(Path(index).parent).pipeline if isinstance(index, (str, Path)) and Path(index).is_file() else 'DiffusionPipeline'
+
+def loading(config,                      # of the run
+            kind:str='DiffusionPipeline' # diffusers' class of the base, as `pipeline_class` gives it
+           ) -> str:                     # Markdown
     "For hgdpo_curate, diffusers, ComfyUI and A1111, and what a plain file cannot carry."
     r, base, (w, h) = config['preset']['inference'], shown_base(config['base']), parse_resolution(config['preset']['pool']['resolution'])
     folder = f'pipeline_folder({base!r})' if base == MANNEQUIN else repr(base)
@@ -145,8 +154,8 @@ image = pipe("a photo of a person", width={w}, height={h}).images[0]
 In plain diffusers:
 
 ```python
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-{"from hgdpo_curate.models import pipeline_folder" + chr(10) if base == MANNEQUIN else ""}pipe = StableDiffusionPipeline.from_pretrained({folder})
+from diffusers import {", ".join(sorted(["DPMSolverMultistepScheduler", kind]))}
+{"from hgdpo_curate.models import pipeline_folder" + chr(10) if base == MANNEQUIN else ""}pipe = {kind}.from_pretrained({folder})
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights("FOLDER", weight_name="{LORA_FILE}", adapter_name="hgdpo")
 pipe.set_adapters(["hgdpo"], [{r["lora_weight"]}])
@@ -159,7 +168,7 @@ What a plain file cannot carry:
 
 - weight {r["lora_weight"]}, to be set by hand as above;
 - {f"the text encoder's part acts only while {r['text_encoder_from']} ≤ t ≤ {r['text_encoder_to']}, near pure noise; loaded plainly it acts at every step, or leave it out" if text else "this run has no text-encoder part"};
-- sampler DPM-Solver multistep, {r["steps"]} steps, guidance {r["guidance"]}.
+{"- latent adaptive normalisation (LAN), which gives every step the channel means and deviations of base: it is missing when loaded plainly;" + chr(10) if r.get("lan") else ""}- sampler DPM-Solver multistep, {r["steps"]} steps, guidance {r["guidance"]}.
 '''
 
 # %% ../../nbs/document/64_model_cards.ipynb #write-model-card
@@ -179,7 +188,7 @@ def model_card_text(ws, config, data, answers, failing:str) -> str:
     was = data['info'].get('broken', [{}])[0].get('content', data['info']['content'])
     out += [table(['', ''], [['base model', code(shown_base(config['base']))], ['hash of its weights', code(config['base_hash'])], ['its licence', said('base_licence') if config['base'] != MANNEQUIN else 'Apache-2.0'], ['split', code(config['split'])], ['data card', f'{code(card.relative_to(ws.root))}, SHA-256 {code(file_sha256(card))}' if card.exists() else '*not written yet: hgdpo card*'],
                             ['pairs, by hash', ', '.join(f'{s} {code(h)}' for s, h in config.get('split_content', was).items())]]),
-            '\n## Intended use\n', f'{said("intended_uses")}\n\n**Forbidden.** {FORBIDDEN} {said("unsuitable_uses") if "unsuitable_uses" in answers else ""}\n', recipe(config, folder), results(folder), failing, loading(config),
+            '\n## Intended use\n', f'{said("intended_uses")}\n\n**Forbidden.** {FORBIDDEN} {said("unsuitable_uses") if "unsuitable_uses" in answers else ""}\n', recipe(config, folder), results(folder), failing, loading(config, pipeline_class(ws.base_at(config['base']))),
             '## Licences\n', f'Licence for passing this LoRA on: {said("model_licence")}.\n', table(['part', 'name', 'what', 'licence', 'commercial use', 'as stated by'], [[p['part'], escape(p['name']), escape(p['what']), escape(p['licence']), p['commercial'], escape(p.get('stated', ''))] for p in parts]),
             '\n### Conflicts\n', '\n'.join(f'- {c}' for c in bad) + '\n' if bad else 'None that hgdpo_curate knows of.\n', _accepted(ws), '## Takedown\n', f'{said("contact")}\n', '## Files\n', table(['file', 'SHA-256'], [[code(f.name), code(file_sha256(f))] for f in weights]) + '\n']
     return '\n'.join(o for o in out if o)
