@@ -142,6 +142,15 @@ def test_of_a_persons_words_the_last_counts_against_the_rules(drawn):
     assert judged(drawn).set_index('image_id').human.to_dict() == {taken_back: False, cleared: False, faulty: True}
 
 
+def test_a_card_tells_the_versions_that_froze_the_split_from_its_own(lived_in, facts):
+    from hgdpo_curate.document.cards import provenance
+    info = read_json(lived_in.root/'splits'/'v1'/'split.json')
+    assert facts['versions'] == info['versions'] and {'python', 'torch', 'accelerate'} <= set(info['versions'])
+    told = lambda **v: provenance(facts | v)
+    assert '| torch | 1.0 | 2.0 |' in told(versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1')) and '| numpy | 1 |  |' in told(versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1'))
+    assert 'wrote this card' not in told(versions=dict(torch='1.0'), card_versions=dict(torch='1.0')) and '| torch | not recorded | 2.0 |' in told(versions={}, card_versions=dict(torch='2.0'))
+
+
 def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
     data = load_split(lived_in)
     latents = cached_latents(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
@@ -172,7 +181,7 @@ HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(['<script>ale
 
 def page_of(facts, text, folder):
     "The tags of a card in which every text from outside is `text`."
-    told = facts | dict(workspace=text, split=text, base_model=text, versions={text: text}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
+    told = facts | dict(workspace=text, split=text, base_model=text, versions={text: text}, card_versions={text: f'{text}2'}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
                         stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)]))
     return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
 

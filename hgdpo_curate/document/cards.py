@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GREEN', 'ORANGE', 'ROLES', 'bins', 'draw_scores', 'draw_channels', 'draw_pairs', 'said', 'number', 'three', 'head',
            'composition', 'rights', 'preprocessing', 'annotation', 'statistics', 'captions', 'duplicates', 'uses',
-           'upkeep', 'provenance', 'card_text', 'size_category', 'card_files', 'make_card', 'renew_model_cards',
-           'tiles']
+           'upkeep', 'software', 'provenance', 'card_text', 'size_category', 'card_files', 'make_card',
+           'renew_model_cards', 'tiles']
 
 # %% ../../nbs/document/65_cards.ipynb #imports
 import json, shutil
@@ -160,9 +160,17 @@ def upkeep(f, a) -> str:
     return '\n'.join(['## Distribution\n', said(a, 'licence', 'model_licence', 'distribution'), '## Maintenance and takedown\n', said(a, 'maintenance', 'contact'),
         f'A photo is taken out with `hgdpo forget`, with all that was made from it; a split that held it is then broken and frozen anew. Taken out of this workspace so far: {f["taken_out"]}.\n'])
 
+def software(made, now) -> str: # versions that froze the split, {} where they were not recorded; those that write the card
+    "What made the split, and beside it what wrote the card where that is something else."
+    names = list(dict.fromkeys([*made, *now]))
+    was = lambda n: made.get(n, 'not installed' if made else 'not recorded')
+    other = lambda n: '' if now.get(n, 'not installed') == was(n) else now.get(n, 'not installed')
+    two = any(map(other, names))
+    return table(['software', 'version that froze the split', *(['that wrote this card, where it differs'] if two else [])], [[escape(n), escape(was(n)), *([escape(other(n))] if two else [])] for n in names])
+
 def provenance(f) -> str:
     "Hashes and versions."
-    return '\n'.join(['## Provenance\n', table(['file', 'SHA-256'], [[code(k), code(v)] for k, v in f['sha256'].items()]), '\n' + table(['software', 'version'], [[escape(k), escape(v)] for k, v in f['versions'].items()]), '\n`facts.json` holds every figure of this card, `croissant.json` the split as machines read it.\n'])
+    return '\n'.join(['## Provenance\n', table(['file', 'SHA-256'], [[code(k), code(v)] for k, v in f['sha256'].items()]), '\n' + software(f['versions'], f['card_versions']), '\n`facts.json` holds every figure of this card, `croissant.json` the split as machines read it.\n'])
 
 def card_text(f, a, pictures=(), channels:bool=False) -> str: # facts, answers, roles shown in the picture, whether channels were drawn
     "The whole card as Markdown."
