@@ -151,6 +151,30 @@ def test_a_card_tells_the_versions_that_froze_the_split_from_its_own(lived_in, f
     assert 'wrote this card' not in told(versions=dict(torch='1.0'), card_versions=dict(torch='1.0')) and '| torch | not recorded | 2.0 |' in told(versions={}, card_versions=dict(torch='2.0'))
 
 
+def test_tags_of_the_metadata_are_not_told_as_what_people_declared(drawn):
+    from hgdpo_curate.document.facts import stated
+    photo = drawn.table('photo_facts').drop(columns='at')
+    drawn.append('photo_facts', [dict(r, attributes=['1girl', 'tall']) for r in photo[:1].to_dict('records')])
+    said = stated(drawn.table('photo_facts'))
+    assert sorted(said['tags']) == [('1girl', 1), ('tall', 1)] and said['attributes'] and not any('tall' in k or 'tag' in k for k, _ in said['attributes'])
+
+
+def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_version(lived_in, copy_of):
+    from hgdpo_curate.document.facts import flags_by_kind, prompts_of, reviewing
+    ws, data = copy_of(lived_in), load_split(lived_in)
+    other = ws.table('images').query("domain == 'evaluation'").image_id.iloc[0]
+    photos = list(ws.table('images').query("domain == 'real'").image_id)
+    before = reviewing(ws, data, photos)
+    ws.append('reviews', [dict(subject_id=s, decision=d, reviewer=r, note='') for s in ('no-pair-of-this-split', other) for d, r in (('approve', 'x'), ('reject', 'y'))])
+    assert reviewing(ws, data, photos) == before and before['reviewers'] == 1 and before['contested'] == 0
+    pair = data['easy'].pair_id[0]
+    ws.append('reviews', [dict(subject_id=pair, decision=d, reviewer=r, note='') for d, r in (('approve', 'x'), ('reject', 'y'))])
+    assert reviewing(ws, data, photos)['contested'] == 1 and reviewing(ws, data, photos)['reviewers'] == 3
+    winner = data['easy'].winner_id[1]
+    ws.append('flags', [dict(image_id=winner, flag='extra_limb', status='proposed', confidence=1., source='rule', part='', side='', reason='', rule_version='rule_fault_head/2', reviewer='')])
+    assert dict(flag='extra_limb', source='rule', rule='rule_fault_head/2', status='proposed', images=1) in flags_by_kind(ws, prompts_of(data))
+
+
 def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
     data = load_split(lived_in)
     latents = cached_latents(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
@@ -182,7 +206,7 @@ HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(['<script>ale
 def page_of(facts, text, folder):
     "The tags of a card in which every text from outside is `text`."
     told = facts | dict(workspace=text, split=text, base_model=text, versions={text: text}, card_versions={text: f'{text}2'}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
-                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)]))
+                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)], tags=[(text, 1)]), flags=[dict(flag=text, source=text, rule=text, status=text, images=1)])
     return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
 
 

@@ -48,11 +48,11 @@ def sizes_of(facts) -> dict:
     return {c: three(facts[c]) for c in ('photo_width', 'photo_height', 'sharpness', 'coverage')}
 
 def stated(facts) -> dict:
-    "What people stated of the photos: licence, consent, release, minors, source, and declared attributes."
-    declared = Counter()
-    for a in facts.attributes.dropna():
-        for k, v in (a.items() if isinstance(a, dict) else (('tag', x) for x in (a if isinstance(a, list) else [a]))): declared[f'{k}: {v}'] += 1
-    return {c: counted(facts[c]) for c in ('licence', 'consent', 'release', 'minors', 'source')} | dict(gps=int((facts.exif_gps == 'present').sum()), contacts=int(facts.takedown_contact.fillna('').ne('').sum()), attributes=declared.most_common(40))
+    "What people stated of the photos: licence, consent, release, minors, source, declared attributes; and bare tags apart, since a model may have written those."
+    given = list(facts.attributes.dropna())
+    declared = Counter(f'{k}: {v}' for a in given if isinstance(a, dict) for k, v in a.items())
+    tags = Counter(str(x) for a in given if not isinstance(a, dict) for x in (a if isinstance(a, list) else [a]))
+    return {c: counted(facts[c]) for c in ('licence', 'consent', 'release', 'minors', 'source')} | dict(gps=int((facts.exif_gps == 'present').sum()), contacts=int(facts.takedown_contact.fillna('').ne('').sum()), attributes=declared.most_common(40), tags=tags.most_common(40))
 
 # %% ../../nbs/document/62_facts.ipynb #leakage
 def leakage(ws, data) -> dict:
@@ -156,21 +156,25 @@ def agreement(ws) -> dict: # images, kappa [value, low, high], the four counts
     k = bootstrapped(j.prompt_id, lambda i: cohen_kappa(j.rule.to_numpy()[i], j.human.to_numpy()[i]))
     return counts | dict(kappa=None if k[0] != k[0] else list(k))
 
-def flags_by_kind(ws, used) -> list: # dicts: flag, source, status, images
-    "Flags of the split's images as they stand, by kind, source and status."
+def flags_by_kind(ws, used) -> list: # dicts: flag, source, rule, status, images
+    "Flags of the split's images as they stand, by kind, source, status, and the rule with its version."
     im = ws.table('images')
     f = ws.table('flags')
     f = f[f.image_id.isin(im.image_id[im.prompt_id.isin([*used['train'], *used['test']])])]
-    n = f.groupby(['flag', 'source', 'status']).image_id.nunique()
-    return [dict(flag=a, source=b, status=c, images=int(v)) for (a, b, c), v in n.items()]
+    n = f.fillna(dict(rule_version='')).groupby(['flag', 'source', 'rule_version', 'status']).image_id.nunique()
+    return [dict(flag=a, source=b, rule=c, status=d, images=int(v)) for (a, b, c, d), v in n.items()]
 
 def reviewing(ws, data, photos) -> dict:
-    "How many people reviewed, how much of the split they covered, and where they differ. Names are not written."
-    words, pairs = last_words(ws), {p for s in STAGES for p in data[s].pair_id}
+    "How many people reviewed this split, how much of it they covered, and where they differ. Names are not written."
+    im, pairs, photos = ws.table('images'), {p for s in STAGES for p in data[s].pair_id}, set(photos)
+    mine = photos | pairs | set(im.image_id[im.prompt_id.isin(sum(prompts_of(data).values(), [])) & (im.domain != 'evaluation')])
+    words = last_words(ws, list(mine))
     said = words[words.decision != 'undecided'] if len(words) else words
-    share = lambda ids: [len(set(ids) & set(said.index)), len(set(ids))]
-    who = {*ws.table('reviews').reviewer.dropna(), *ws.table('flags').query("source == 'human'").reviewer.dropna()} - {''}
-    return dict(reviewers=len(who), photos=share(photos), pairs=share(pairs), decisions=counted(said.decision.reindex([i for i in said.index if i in set(photos) | pairs])) if len(said) else [], contested=int(said.contested.sum()) if len(said) else 0)
+    share = lambda ids: [len(ids & set(said.index)), len(ids)]
+    by_hand = ws.table('flags', only=('image_id', list(mine))).query("source == 'human'")
+    spoken = {*zip(*ws.table('reviews', only=('subject_id', list(mine)))[['subject_id', 'reviewer']].to_numpy().T), *zip(by_hand.image_id, by_hand.reviewer)}
+    return dict(reviewers=len({w for _, w in spoken} - {'', None}), items=len({i for i, _ in spoken}), words=len(spoken), photos=share(photos), pairs=share(pairs),
+                decisions=counted(said.decision.reindex([i for i in said.index if i in photos | pairs])) if len(said) else [], contested=int(said.contested.sum()) if len(said) else 0)
 
 def judges(ws, used) -> dict: # 'detectors' and 'scorers' -> (name, version, images)
     "Which detectors and scorers looked at the split's images."
