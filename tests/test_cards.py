@@ -74,6 +74,19 @@ def test_croissant_is_valid_and_its_record_sets_are_the_pairs(lived_in):
     bad.unlink()
 
 
+def test_croissant_types_no_review_and_no_period_that_nobody_gave(lived_in, copy_of, facts):
+    from datetime import datetime
+    from hgdpo_curate.document.croissant import responsible_ai
+    none = responsible_ai(facts | dict(reviewing=facts['reviewing'] | dict(reviewers=0, items=0, words=0)), {})
+    assert none['annotations_per_item'].startswith('0') and 'FiftyOne' not in str(none['data_annotation_platform']) and none['data_collection_timeframe'] is None
+    one = responsible_ai(facts | dict(reviewing=facts['reviewing'] | dict(reviewers=2, items=4, words=6)), dict(collection_period='2024-05-01 to 2025-02-28'))
+    assert one['annotations_per_item'].startswith('1.50 people') and one['data_collection_timeframe'] == [datetime(2024, 5, 1), datetime(2025, 2, 28)]
+    assert responsible_ai(facts, dict(collection_period='some years ago, 2024-99-01'))['data_collection_timeframe'] is None
+    ws = copy_of(lived_in)
+    answer(ws, collection_period='2024-05-01 to 2025-02-28')
+    assert [str(d)[:10] for d in read_json(make_card(ws).path.with_name('croissant.json'))['rai:dataCollectionTimeFrame']] == ['2024-05-01', '2025-02-28']
+
+
 # --- what is computed
 
 def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
