@@ -436,4 +436,6 @@ def test_the_cards_of_the_package_are_what_its_files_and_code_say(tmp_path):
     from hgdpo_curate.document.shipped import write_shipped_cards
     shutil.copy(ROOT/'data_cards'/'measured.json', tmp_path)
     for f in write_shipped_cards(tmp_path): assert f.read_text() == (ROOT/'data_cards'/f.name).read_text(), f'{f.name} is stale; run: hgdpo card --package'
+    for words in ('Motivation', 'Composition', 'Collection', 'Consent, licences, takedown', 'Preprocessing', 'Annotation', 'Uses', 'Biases', 'Distribution', 'Maintenance'): assert f'\n## {words}\n' in (tmp_path/'mannequins.md').read_text(), words
+    assert '**Forbidden.** Identifying people' in (tmp_path/'mannequins.md').read_text()
     assert DatasetCard.load(tmp_path/'mannequins.md').data.license == 'cc0-1.0' and ModelCard.load(tmp_path/'base.md').data.to_dict()['library_name'] == 'diffusers'
