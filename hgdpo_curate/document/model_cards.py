@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHAT', 'COMPONENTS', 'TAUGHT', 'REACH', 'REMEDY', 'about', 'named', 'judges_of', 'measured_with', 'components',
-           'conflicts', 'recipe', 'results', 'own_arms', 'failures', 'pipeline_class', 'loading', 'unanswered',
-           'model_card_text', 'write_model_card']
+           'licences_of', 'conflicts', 'recipe', 'results', 'own_arms', 'failures', 'pipeline_class', 'loading',
+           'original', 'sft_of', 'unanswered', 'model_card_text', 'licence_text', 'sft_card_text', 'write_model_card']
 
 # %% ../../nbs/document/64_model_cards.ipynb #imports
 from pathlib import Path
@@ -17,11 +17,12 @@ from .facts import judges, prompts_of, read_split, stated
 from .pages import FORBIDDEN, Card, code, escape, hub_licence, non_commercial, sheet, shown_base, table
 from ..adapters import KOHYA_FILE, LORA_FILE
 from ..evaluate.metrics import ARMS, run_arm
+from ..images.photos import barred_photos
 from ..judge.anatomy import open_flags
 from ..judge.scores import SCORERS
 from ..judge.weights import WEIGHTS, licence_of
 from ..models import MANNEQUIN, assets_folder, family_in, pipeline_folder
-from ..workspace import HARMLESS_FLAGS, UserError, file_sha256, open_workspace, parse_resolution, read_json, write_text
+from ..workspace import HARMLESS_FLAGS, UserError, file_sha256, open_workspace, parse_resolution, read_json, short_id, write_text
 
 # %% ../../nbs/document/64_model_cards.ipynb #components
 WHAT = SCORERS | dict(tiny='tiny scorer of the package', clip='CLIP by OpenAI, ViT-L/14', open_clip='CLIP by LAION, ViT-B/32', inception='InceptionV3 of the usual FID', arcface='ArcFace by insightface', sface='SFace of OpenCV', yunet='YuNet faces')   # their licences stand in `judge.weights`
@@ -64,13 +65,17 @@ def measured_with(ws, config) -> dict: # as `evaluate.metrics.measured_by`
 
 def components(ws, config, data, answers) -> list: # dicts: part, name, what, licence, commercial, stated
     "Everything that a run rests on, with its licence as far as it is known."
-    out, used = [_base(ws, config['base'], answers)], prompts_of(data)
+    out = [_base(ws, original(ws, config), answers)]
     for part, name, known, version in judges_of(ws, config, data):
         c = dict(part=part, name=name, **about(known, version))
         if c not in out: out.append(c)                                       # versions whose licence is the same
+    return out + licences_of(ws, prompts_of(data)['train'])
+
+def licences_of(ws, prompts) -> list: # prompt ids -> dicts as of `components`
+    "The licences of the prompts' photos."
     pr = ws.table('prompts').set_index('prompt_id').real_image_id
-    facts = ws.table('photo_facts').set_index('image_id').reindex([pr.get(p) for p in used['train']])
-    return out + [dict(part='photos', name=v, what=f'{n} photo{"s"*(n > 1)}', licence=v, commercial='no' if non_commercial(v) else 'unknown' if v == 'unknown' else 'as its text says') for v, n, _ in stated(facts)['licence']]
+    facts = ws.table('photo_facts').set_index('image_id').reindex([pr.get(p) for p in prompts])
+    return [dict(part='photos', name=v, what=f'{n} photo{"s"*(n > 1)}', licence=v, commercial='no' if non_commercial(v) else 'unknown' if v == 'unknown' else 'as its text says') for v, n, _ in stated(facts)['licence']]
 
 def _base(ws, base, answers):
     if base == MANNEQUIN: return dict(part='base', name=base, what='tiny base of the package', licence='Apache-2.0', commercial='yes')
@@ -90,9 +95,9 @@ def recipe(config, folder) -> str:
     return '\n'.join(['## Recipe\n', f'HG-DPO (Na, Kim, Lee, CVPR 2025): Diffusion-DPO in stages whose winners come ever closer to photographs. Preset {code(preset["name"])}, seed {preset["seed"]}, {escape(preset["optimizer"])}, mixed precision {escape(preset["mixed_precision"])}.\n',
         table(['stage', 'objective', 'part', 'starts from', 'steps', 'pairs per step', 'learning rate', 'β', 'λ_stat', 'rank', 'trained'], rows), '\n`final/` takes the U-Net\'s up-sampling blocks from ' + f'{code(preset["inference"]["up_blocks"])} and all other blocks from {code(preset["inference"]["other_blocks"])}.\n'])
 
-def _steps(folder):
+def _steps(folder, of='pairs'):
     done = read_json(folder/'done.json')
-    return f'{done["steps"]} steps, {done["pairs"]} pairs' if done else 'not finished'
+    return f'{done["steps"]} steps, {done["pairs"]} {of}' if done else 'not finished'
 
 def results(folder) -> str:
     "The run's evaluation, with intervals."
@@ -172,6 +177,15 @@ What a plain file cannot carry:
 '''
 
 # %% ../../nbs/document/64_model_cards.ipynb #write-model-card
+def original(ws, config) -> str: # the config of a run
+    "The base whose licence counts: the run's own, or the one that was fine-tuned into it here."
+    sft = sft_of(ws)
+    return sft['base'] if sft and sft['model_hash'] == config['base_hash'] else config['base']
+
+def sft_of(ws) -> dict: # what `train_sft` wrote down, or {}
+    "The fine-tuned base of this workspace."
+    return read_json(ws.root/'runs'/'sft'/'sft.json', {})
+
 def unanswered(answers, base:str) -> list: # fields
     "What a model card needs and nobody has answered."
     return [k for k in missing(answers, base) if k in ('base_licence', 'base_commercial', 'model_licence', 'intended_uses', 'contact')]
@@ -179,32 +193,76 @@ def unanswered(answers, base:str) -> list: # fields
 def model_card_text(ws, config, data, answers, failing:str) -> str:
     "The whole card as Markdown."
     folder, parts = ws.root/'runs'/config['run'], components(ws, config, data, answers)
-    gaps, bad, card = unanswered(answers, config['base']), conflicts(parts), ws.root/'splits'/config['split']/'README.md'
+    base = original(ws, config)
+    gaps, card = unanswered(answers, base), ws.root/'splits'/config['split']/'README.md'
     said = lambda k: escape(answers[k], begins=True) if k in answers else '*missing*'
     weights = [f for f in (folder/'final'/LORA_FILE, folder/'final'/KOHYA_FILE) if f.exists()]
     out = [f'# {escape(config["run"])}: a LoRA by HG-DPO\n', f'> **Incomplete.** A person still has to fill in: {", ".join(gaps)}. Write the answers into `data_cards/answers.yaml` (`hgdpo card --ask` makes it) and run the card again.\n' if gaps else '']
     out += [f'> **Trained on something that was taken out.** On {b["at"][:10]} a photo was removed from its split. A model cannot forget; train again on a new split.\n' for b in data['info'].get('broken', [])]
     out += ['> **Licence conflicts** stand against commercial use; see below.\n' if any(p['commercial'] == 'no' for p in parts) else '']
     was = data['info'].get('broken', [{}])[0].get('content', data['info']['content'])
-    out += [table(['', ''], [['base model', code(shown_base(config['base']))], ['hash of its weights', code(config['base_hash'])], ['its licence', said('base_licence') if config['base'] != MANNEQUIN else 'Apache-2.0'], ['split', code(config['split'])], ['data card', f'{code(card.relative_to(ws.root))}, SHA-256 {code(file_sha256(card))}' if card.exists() else '*not written yet: hgdpo card*'],
+    out += [table(['', ''], [['base model', code(shown_base(config['base']))], ['hash of its weights', code(config['base_hash'])], *([['fine-tuned from', f'{code(shown_base(base))}, on photos; see the card of {code("sft")}']] if base != config['base'] else []), ['its licence', said('base_licence') if base != MANNEQUIN else 'Apache-2.0'], ['split', code(config['split'])], ['data card', f'{code(card.relative_to(ws.root))}, SHA-256 {code(file_sha256(card))}' if card.exists() else '*not written yet: hgdpo card*'],
                             ['pairs, by hash', ', '.join(f'{s} {code(h)}' for s, h in config.get('split_content', was).items())]]),
             '\n## Intended use\n', f'{said("intended_uses")}\n\n**Forbidden.** {FORBIDDEN} {said("unsuitable_uses") if "unsuitable_uses" in answers else ""}\n', recipe(config, folder), results(folder), failing, loading(config, pipeline_class(ws.base_at(config['base']))),
-            '## Licences\n', f'Licence for passing this LoRA on: {said("model_licence")}.\n', table(['part', 'name', 'what', 'licence', 'commercial use', 'as stated by'], [[p['part'], escape(p['name']), escape(p['what']), escape(p['licence']), p['commercial'], escape(p.get('stated', ''))] for p in parts]),
-            '\n### Conflicts\n', '\n'.join(f'- {c}' for c in bad) + '\n' if bad else 'None that hgdpo_curate knows of.\n', _accepted(ws), '## Takedown\n', f'{said("contact")}\n', '## Files\n', table(['file', 'SHA-256'], [[code(f.name), code(file_sha256(f))] for f in weights]) + '\n']
+            licence_text(ws, parts, said('model_licence')), '## Takedown\n', f'{said("contact")}\n', '## Files\n', table(['file', 'SHA-256'], [[code(f.name), code(file_sha256(f))] for f in weights]) + '\n']
     return '\n'.join(o for o in out if o)
+
+def licence_text(ws, parts, own) -> str: # `components`, the licence under which the model is passed on, as Markdown
+    "What each part's licence allows, and what follows."
+    bad = conflicts(parts)
+    return '\n'.join(o for o in ['## Licences\n', f'Licence for passing this model on: {own}.\n', table(['part', 'name', 'what', 'licence', 'commercial use', 'as stated by'], [[p['part'], escape(p['name']), escape(p['what']), escape(p['licence']), p['commercial'], escape(p.get('stated', ''))] for p in parts]),
+        '\n### Conflicts\n', '\n'.join(f'- {c}' for c in bad) + '\n' if bad else 'None that hgdpo_curate knows of.\n', _accepted(ws)] if o)
 
 def _accepted(ws):
     said = read_json(ws.root/'accepted_licences.json', {})
     return '\n'.join(f'The licence of {escape(n)} ({escape(a["licence"])}) was accepted on {a["accepted"][:10]}.' for n, a in said.items()) + '\n' if said else ''
 
+def sft_card_text(ws, sft, answers) -> str:
+    "The card of the fine-tuned base, as Markdown without its head."
+    said, stage, mine = lambda k: escape(answers[k], begins=True) if k in answers else '*missing*', sft['preset']['stages'][0], _sft_photos(ws)
+    gaps, parts, drawn = unanswered(answers, sft['base']), [_base(ws, sft['base'], answers), *licences_of(ws, mine.prompt_id)], sft['base'] == MANNEQUIN
+    out = ['# sft: a base fine-tuned on photographs\n', f'> **Incomplete.** A person still has to fill in: {", ".join(gaps)}. Write the answers into `data_cards/answers.yaml` (`hgdpo card --ask` makes it) and run the card again.\n' if gaps else '',
+        f'> **Not the photos of today.** It learned from {sft["photos"]} photos; {len(mine)} may be trained on now, and they are not the same ones; {int((ws.table("tombstones")["at"] > sft["at"]).sum())} were taken out of this workspace since. A model cannot forget; fine-tune again in a new workspace.\n' if short_id(*sorted(mine.sha256)) != sft['content'] else '',
+        'A whole pipeline: the base below, its U-Net changed by a LoRA that was trained to denoise the training photos and then fused into the weights. Images of the pool are drawn from it, and HG-DPO\'s stages start from it.\n',
+        table(['', ''], [['base model', code(shown_base(sft['base']))], ['hash of its weights', code(sft['base_hash'])], ['its licence', 'Apache-2.0' if drawn else said('base_licence')], ['hash of this pipeline', code(sft['model_hash'])], ['photos, by hash', f'{sft["photos"]}, {code(sft["content"])}']]),
+        '\n## Intended use\n', f'{said("intended_uses")}\n\n**Forbidden.** {FORBIDDEN} {said("unsuitable_uses") if "unsuitable_uses" in answers else ""}\n',
+        '## Recipe\n', table(['objective', 'steps', 'photos per step', 'learning rate', 'rank', 'captions left out', 'mixed precision', 'seed', 'trained'], [[stage['objective'], stage['max_train_steps'], stage['pairs_per_step'], f'{stage["learning_rate"]:g}', stage['rank'], f'{stage["caption_dropout"]:.0%}', sft['preset']['mixed_precision'], sft['preset']['seed'], _steps(ws.root/'runs'/'sft'/'sft', 'photos')]]),
+        '\n## Evaluation\n\nNot measured by itself: `base` in the evaluation of a run that was trained on it is this model.\n', _load_sft(pipeline_class(ws.base_at(sft['model']))), licence_text(ws, parts, said('model_licence')), '## Takedown\n', f'{said("contact")}\n']
+    return '\n'.join(o for o in out if o)
+
+def _sft_photos(ws):
+    pr = ws.table('prompts').query("fold == 'train'")
+    return pr[~pr.real_image_id.isin(barred_photos(ws))].merge(ws.table('images')[['image_id', 'sha256']], left_on='real_image_id', right_on='image_id')
+
+def _load_sft(kind): return f"""## How to load it
+
+```python
+from diffusers import {kind}
+pipe = {kind}.from_pretrained("FOLDER")       # models/sft of the workspace
+```
+"""
+
+def _write_sft_card(ws, answers):
+    from huggingface_hub import ModelCardData
+    sft = sft_of(ws)
+    hub = shown_base(sft['base']) == sft['base'] != MANNEQUIN
+    meta = ModelCardData(**hub_licence(answers.get('model_licence')), library_name='diffusers', pipeline_tag='text-to-image', tags=['stable-diffusion', 'hg-dpo'], **(dict(base_model=sft['base'], base_model_relation='finetune') if hub else {}))
+    text = f'---\n{meta.to_yaml()}\n---\n\n' + sft_card_text(ws, sft, answers)
+    for place in (ws.root/'runs'/'sft', Path(ws.base_at(sft['model']))):
+        if place.is_dir(): write_text(place/'README.md', text)
+    return Card(ws.root/'runs'/'sft'/'README.md', unanswered(answers, sft['base']))
+
 def write_model_card(workspace, # a `Workspace` or its folder
-                     run:str    # name of a run
+                     run:str    # name of a run; 'sft' is the base that `train_sft` made
                     ) -> Card:  # runs/<run>/README.md and the fields that are missing
     "Write the model card of a run, beside it and into its `final/`. Raises `UserError` where there is no such run, or its split is gone."
     from huggingface_hub import ModelCardData
     ws = open_workspace(workspace)
     folder, answers = ws.root/'runs'/run, read_answers(ws)
     config = read_json(folder/'config.json')
+    if config is None and run == 'sft':
+        if sft_of(ws): return _write_sft_card(ws, answers)
+        if (folder/'sft'/'done.json').exists(): raise UserError(f'{folder} was fine-tuned by an older version, which did not write down from which base; its card cannot be written.')
     if config is None: raise UserError(f'There is no run {run!r} in {ws.root/"runs"}; train one with: hgdpo train --workspace {ws.root}')
     config, data = config | dict(run=run), read_split(ws, config['split'])
     failing = failures(ws, config, folder/'card'/'failures.png')
@@ -216,4 +274,4 @@ def write_model_card(workspace, # a `Workspace` or its folder
         if place != folder and (folder/'card'/'failures.png').exists():
             (place/'card').mkdir(exist_ok=True)
             (place/'card'/'failures.png').write_bytes((folder/'card'/'failures.png').read_bytes())
-    return Card(folder/'README.md', unanswered(answers, config['base']))
+    return Card(folder/'README.md', unanswered(answers, original(ws, config)))
