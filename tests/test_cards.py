@@ -74,6 +74,19 @@ def test_croissant_is_valid_and_its_record_sets_are_the_pairs(lived_in):
     bad.unlink()
 
 
+def test_croissant_types_no_review_and_no_period_that_nobody_gave(lived_in, copy_of, facts):
+    from datetime import datetime
+    from hgdpo_curate.document.croissant import responsible_ai
+    none = responsible_ai(facts | dict(reviewing=facts['reviewing'] | dict(reviewers=0, items=0, words=0)), {})
+    assert none['annotations_per_item'].startswith('0') and 'FiftyOne' not in str(none['data_annotation_platform']) and none['data_collection_timeframe'] is None
+    one = responsible_ai(facts | dict(reviewing=facts['reviewing'] | dict(reviewers=2, items=4, words=6)), dict(collection_period='2024-05-01 to 2025-02-28'))
+    assert one['annotations_per_item'].startswith('1.50 people') and one['data_collection_timeframe'] == [datetime(2024, 5, 1), datetime(2025, 2, 28)]
+    assert responsible_ai(facts, dict(collection_period='some years ago, 2024-99-01'))['data_collection_timeframe'] is None
+    ws = copy_of(lived_in)
+    answer(ws, collection_period='2024-05-01 to 2025-02-28')
+    assert [str(d)[:10] for d in read_json(make_card(ws).path.with_name('croissant.json'))['rai:dataCollectionTimeFrame']] == ['2024-05-01', '2025-02-28']
+
+
 # --- what is computed
 
 def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
@@ -120,6 +133,61 @@ def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
     assert f'κ = {k:.2f}' in make_card(ws).path.read_text()
 
 
+@pytest.fixture
+def drawn(tmp_path):
+    "A workspace of a few drawn photos and nothing else: enough for what tables tell."
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.mannequins import export_photos
+    ws = create_workspace(tmp_path/'drawn', resolution='40x56')
+    import_photos(ws, export_photos(tmp_path/'photos', 4, seed=5), progress=lambda x, **k: x)
+    return ws
+
+
+def test_of_a_persons_words_the_last_counts_against_the_rules(drawn):
+    from hgdpo_curate.curate.reviews import clear_flags, flag_images_by_hand
+    from hgdpo_curate.document.facts import judged
+    taken_back, cleared, faulty, unsure = drawn.table('images').image_id
+    drawn.append('detections', [dict(image_id=i, detector='x', detector_version='1', kind='none', index=0, confidence=0.) for i in drawn.table('images').image_id])
+    flag_images_by_hand(drawn, [taken_back, cleared, faulty], 'bad_hand', reviewer='a')
+    flag_images_by_hand(drawn, [taken_back], 'ok', reviewer='a')
+    clear_flags(drawn, [cleared], reviewer='b')
+    flag_images_by_hand(drawn, [unsure], 'unsure', reviewer='a')
+    assert judged(drawn).set_index('image_id').human.to_dict() == {taken_back: False, cleared: False, faulty: True}
+
+
+def test_a_card_tells_the_versions_that_froze_the_split_from_its_own(lived_in, facts):
+    from hgdpo_curate.document.cards import provenance
+    info = read_json(lived_in.root/'splits'/'v1'/'split.json')
+    assert facts['versions'] == info['versions'] and {'python', 'torch', 'accelerate'} <= set(info['versions'])
+    told = lambda **v: provenance(facts | v)
+    assert '| torch | 1.0 | 2.0 |' in told(versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1')) and '| numpy | 1 |  |' in told(versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1'))
+    assert 'wrote this card' not in told(versions=dict(torch='1.0'), card_versions=dict(torch='1.0')) and '| torch | not recorded | 2.0 |' in told(versions={}, card_versions=dict(torch='2.0'))
+
+
+def test_tags_of_the_metadata_are_not_told_as_what_people_declared(drawn):
+    from hgdpo_curate.document.facts import stated
+    photo = drawn.table('photo_facts').drop(columns='at')
+    drawn.append('photo_facts', [dict(r, attributes=['1girl', 'tall']) for r in photo[:1].to_dict('records')])
+    said = stated(drawn.table('photo_facts'))
+    assert sorted(said['tags']) == [('1girl', 1), ('tall', 1)] and said['attributes'] and not any('tall' in k or 'tag' in k for k, _ in said['attributes'])
+
+
+def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_version(lived_in, copy_of):
+    from hgdpo_curate.document.facts import flags_by_kind, prompts_of, reviewing
+    ws, data = copy_of(lived_in), load_split(lived_in)
+    other = ws.table('images').query("domain == 'evaluation'").image_id.iloc[0]
+    photos = list(ws.table('images').query("domain == 'real'").image_id)
+    before = reviewing(ws, data, photos)
+    ws.append('reviews', [dict(subject_id=s, decision=d, reviewer=r, note='') for s in ('no-pair-of-this-split', other) for d, r in (('approve', 'x'), ('reject', 'y'))])
+    assert reviewing(ws, data, photos) == before and before['reviewers'] == 1 and before['contested'] == 0
+    pair = data['easy'].pair_id[0]
+    ws.append('reviews', [dict(subject_id=pair, decision=d, reviewer=r, note='') for d, r in (('approve', 'x'), ('reject', 'y'))])
+    assert reviewing(ws, data, photos)['contested'] == 1 and reviewing(ws, data, photos)['reviewers'] == 3
+    winner = data['easy'].winner_id[1]
+    ws.append('flags', [dict(image_id=winner, flag='extra_limb', status='proposed', confidence=1., source='rule', part='', side='', reason='', rule_version='rule_fault_head/2', reviewer='')])
+    assert dict(flag='extra_limb', source='rule', rule='rule_fault_head/2', status='proposed', images=1) in flags_by_kind(ws, prompts_of(data))
+
+
 def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
     data = load_split(lived_in)
     latents = cached_latents(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
@@ -150,8 +218,8 @@ HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(['<script>ale
 
 def page_of(facts, text, folder):
     "The tags of a card in which every text from outside is `text`."
-    told = facts | dict(workspace=text, split=text, base_model=text, versions={text: text}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
-                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)]))
+    told = facts | dict(workspace=text, split=text, base_model=text, versions={text: text}, card_versions={text: f'{text}2'}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
+                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)], tags=[(text, 1)]), flags=[dict(flag=text, source=text, rule=text, status=text, images=1)])
     return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
 
 
@@ -256,6 +324,28 @@ def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
     assert scorer(load_scorer('tiny').version)['what'] == 'tiny scorer of the package' and 'other images' in scorer('1234abcd')['what']
 
 
+def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(lived_in, copy_of):
+    from hgdpo_curate.document.facts import read_split
+    from hgdpo_curate.document.model_cards import about, components, named
+    from hgdpo_curate.judge.weights import WEIGHTS, licence_of
+    file = lived_in.root/'runs'/'r'/'evaluation'/'measured_by.json'
+    by = read_json(file)
+    assert [m['name'] for m in by['scorers']] == ['chance'] and by['extractor'][0]['name'] == 'tiny' == by['evaluator'][0]['name'] and by['extractor'][0]['version'] and not by['recogniser']
+    ws = copy_of(lived_in)
+    file = ws.root/'runs'/'r'/'evaluation'/'measured_by.json'
+    file.write_text(json.dumps(by | dict(recogniser=[dict(name='arcface', version='1')], extractor=[dict(name='inception', version='1')], detectors=[dict(name='clip', version='1')], scorers=[*by['scorers'], dict(name='pickscore', version='1'), dict(name='clipiqa_quality', version='1')])))
+    config, data = read_json(ws.root/'runs'/'r'/'config.json') | dict(run='r'), read_split(ws)
+    parts = {(c['part'], c['name']): c for c in components(ws, config, data, {})}
+    assert parts['metric', 'arcface']['commercial'] == 'no' and parts['metric', 'inception']['licence'] == WEIGHTS['inception'].licence and parts['metric', 'tiny']['what'] == 'tiny evaluator of the package'
+    assert parts['metric', 'clip']['what'] == 'CLIP by LAION, ViT-B/32' and parts['detector', 'insightface'] and parts['scorer', 'chance']['commercial'] == 'unknown'
+    for n in WEIGHTS: assert about(n)['licence'] == licence_of(n)['licence'], n     # one truth for reports and cards
+    assert about('clipiqa_quality')['licence'] == licence_of('clip')['licence'] and named('scorers', 'clip') == 'clip'
+    text = write_model_card(ws, 'r').path.read_text()
+    assert '**metric arcface**' in text and licence_of('pickscore')['stated'] in text
+    file.unlink()
+    assert 'not recorded' in write_model_card(ws, 'r').path.read_text()          # an evaluation from before this file
+
+
 def test_strict_asks_of_a_model_card_only_what_stands_on_it(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     go = ['card', '--workspace', str(ws.root), '--run', 'r', '--strict']
@@ -290,6 +380,16 @@ def test_the_diffusers_lines_of_the_model_card_run(lived_in):
     assert room['image'].size == lived_in.size and room['pipe'].get_active_adapters() == ['hgdpo']
 
 
+def test_the_lines_of_the_card_name_the_bases_pipeline_and_what_a_plain_file_lacks(tmp_path):
+    from hgdpo_curate.document.model_cards import loading, pipeline_class
+    rules = dict(lora_weight=.5, steps=50, guidance=5., text_encoder_from=900, text_encoder_to=1000, up_blocks='easy', other_blocks='easy', lan=True)
+    config = dict(base=str(tmp_path), preset=dict(pool=dict(resolution='1024'), stages=[], inference=rules))
+    (tmp_path/'model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionXLPipeline')))
+    text = loading(config, pipeline_class(str(tmp_path)))
+    assert 'from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline\n' in text and 'StableDiffusionXLPipeline.from_pretrained' in text and 'StableDiffusionPipeline' not in text
+    assert '\n- latent adaptive normalisation (LAN)' in text and 'LAN' not in loading(config | dict(preset=config['preset'] | dict(inference=rules | dict(lan=False))))
+
+
 def test_cards_of_a_broken_split_and_of_its_run_say_so(lived_in, copy_of):
     ws = copy_of(lived_in)
     one = winner(ws)
@@ -322,4 +422,6 @@ def test_the_cards_of_the_package_are_what_its_files_and_code_say(tmp_path):
     from hgdpo_curate.document.shipped import write_shipped_cards
     shutil.copy(ROOT/'data_cards'/'measured.json', tmp_path)
     for f in write_shipped_cards(tmp_path): assert f.read_text() == (ROOT/'data_cards'/f.name).read_text(), f'{f.name} is stale; run: hgdpo card --package'
+    for words in ('Motivation', 'Composition', 'Collection', 'Consent, licences, takedown', 'Preprocessing', 'Annotation', 'Uses', 'Biases', 'Distribution', 'Maintenance'): assert f'\n## {words}\n' in (tmp_path/'mannequins.md').read_text(), words
+    assert '**Forbidden.** Identifying people' in (tmp_path/'mannequins.md').read_text()
     assert DatasetCard.load(tmp_path/'mannequins.md').data.license == 'cc0-1.0' and ModelCard.load(tmp_path/'base.md').data.to_dict()['library_name'] == 'diffusers'

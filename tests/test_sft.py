@@ -7,11 +7,13 @@ from conftest import plain, quiet
 
 
 def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_path, random_base, capsys):
-    from hgdpo_curate import UserError, create_workspace, generate_pool, import_photos, train_sft
+    from hgdpo_curate import UserError, create_workspace, generate_pool, import_photos, train_sft, write_model_card
     from hgdpo_curate.cli import main
     from hgdpo_curate.images.mannequins import export_photos
     from hgdpo_curate.adapters import read_lora
-    from hgdpo_curate.models import load_pipeline
+    from hgdpo_curate.document.model_cards import original
+    from hgdpo_curate.evaluate.results import named_arms
+    from hgdpo_curate.models import load_pipeline, model_hash
     ws = create_workspace(tmp_path/'ws', base_model=random_base, resolution='40x56', steps=2)
     import_photos(ws, export_photos(tmp_path/'photos', 5, seed=8), progress=plain)
     before = load_pipeline(random_base, 'cpu').unet.state_dict()
@@ -22,6 +24,18 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
     delta = lora[f'{name}.lora_B.weight'] @ lora[f'{name}.lora_A.weight']
     assert torch.allclose(after[f'{name}.weight'], before[f'{name}.weight'] + delta, atol=1e-5) and delta.abs().max() > 0
     assert after.keys() == before.keys()                                          # no adapter is left in the base
+    told = json.loads((ws.root/'runs'/'sft'/'sft.json').read_text())
+    assert told['base'] == str(random_base) and told['base_hash'] == model_hash(random_base) and told['model_hash'] == model_hash(folder) and told['photos'] == 4
+    assert not (ws.root/'runs'/'sft'/'config.json').exists()                      # it is no run of the curriculum
+    with pytest.raises(UserError, match='has no runs yet'): named_arms(ws, ['base'])
+    card, gaps = write_model_card(ws, 'sft')
+    text = card.read_text()
+    assert (folder/'README.md').read_text() == text and 'base_licence' in gaps and told['base_hash'] in text and "StableDiffusionPipeline.from_pretrained(\"FOLDER\")" in text and '4 photos | CC0-1.0' in text and 'Not the photos of today' not in text
+    assert str(ws.root) not in text and main(['card', '--workspace', str(ws.root), '--run', 'sft']) == 0
+    assert original(ws, dict(base=ws.config['base_model'], base_hash=model_hash(folder))) == str(random_base) and original(ws, dict(base='x/y', base_hash='0')) == 'x/y'
+    ws.append('reviews', [dict(subject_id=ws.table('prompts').query("fold == 'train'").real_image_id.iloc[0], decision='reject', reviewer='a', note='')])
+    assert 'Not the photos of today' in write_model_card(ws, 'sft').path.read_text()
+    ws.append('reviews', [dict(subject_id=ws.table('prompts').query("fold == 'train'").real_image_id.iloc[0], decision='approve', reviewer='a', note='')])
     assert train_sft(ws, progress=quiet) == folder                                # run again: it is the base already
     assert generate_pool(ws, 2, progress=quiet) == 8
     assert main(['sample', '--workspace', str(ws.root), '--prompt', 'a person', '--per-prompt', '2']) == 0

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GREEN', 'ORANGE', 'ROLES', 'bins', 'draw_scores', 'draw_channels', 'draw_pairs', 'said', 'number', 'three', 'head',
            'composition', 'rights', 'preprocessing', 'annotation', 'statistics', 'captions', 'duplicates', 'uses',
-           'upkeep', 'provenance', 'card_text', 'size_category', 'card_files', 'make_card', 'renew_model_cards',
-           'tiles']
+           'upkeep', 'software', 'provenance', 'card_text', 'size_category', 'card_files', 'make_card',
+           'renew_model_cards', 'tiles']
 
 # %% ../../nbs/document/65_cards.ipynb #imports
 import json, shutil
@@ -127,7 +127,7 @@ def annotation(f, a) -> str:
     k = ag.get('kappa')
     seen = [[kind[:-1], code(n), code(v), c] for kind, rows in j.items() for n, v, c in rows]
     return '\n'.join(['## Annotation\n', f'Scores by {code(f["scorer"])} chose winners and losers by the rules of the paper. Choices: {escape(f["choices"]) if f["choices"] else "the defaults"}.\n', table(['kind', 'name', 'version', 'images'], seen), '\n### Flags\n',
-        table(['flag', 'source', 'status', 'images'], [[x['flag'], x['source'], x['status'], x['images']] for x in f['flags']]), '\n### People\n',
+        table(['flag', 'source', 'rule and version', 'status', 'images'], [[*(escape(x[k]) for k in ('flag', 'source', 'rule', 'status')), x['images']] for x in f['flags']]), '\n### People\n',
         f'{rv["reviewers"]} people reviewed. They decided on {rv["photos"][0]} of {rv["photos"][1]} photos and {rv["pairs"][0]} of {rv["pairs"][1]} pairs ({", ".join(f"{escape(d)} {n}" for d, n, _ in rv["decisions"]) or "no decision"}); on {rv["contested"]} images or pairs they differ.\n', said(a, 'reviewers'),
         '### Rules against people\n', (f'Cohen\'s κ = {k[0]:.2f} [{k[1]:.2f}, {k[2]:.2f}] (95%, bootstrap over prompts), faulty or not, over the {ag["images"]} images of which both have spoken: both say faulty {ag["both_faulty"]}, only the rule {ag["only_rule"]}, only a person {ag["only_human"]}, neither {ag["neither"]}. People look at what rules propose more than at the rest, so this is no sample of all images.\n' if k else f'Not measured: rules and people have both spoken of {ag["images"]} images{" and at least 10 are needed" if ag["images"] < 10 else ", and one of them always says the same"}.\n')])
 
@@ -146,6 +146,7 @@ def captions(f) -> str:
     rows = [[g, ', '.join(f'{x} {n} ({s:.0%})' for x, n, s in found) or 'none'] for g, found in w['groups'].items()]
     return '\n'.join(['## Captions\n', f'{w["prompts"]} captions, {w["different"]} different; words {three(w["words"])}, characters {three(w["characters"])} (smallest / median / largest). ' + ('Longer than the text encoder reads: ' + ('not measured.' if f['truncated'] is None else f'{f["truncated"]}.')) + '\n',
         'Words of a fixed list that stand in the captions. They tell what is written, and nothing about the people in the photographs:\n', table(['group', 'captions that hold the word'], rows), '\nAttributes that people declared on import: ' + (', '.join(f'{escape(k)} {n}' for k, n in f['stated']['attributes']) or 'none') + '.\n',
+        'Tags of the metadata, origin not stated: ' + (', '.join(f'{escape(k)} {n}' for k, n in f['stated']['tags']) or 'none') + '.\n',
         'Race, gender and identity are neither stored nor inferred: not measured.\n'])
 
 def duplicates(f) -> str:
@@ -160,9 +161,17 @@ def upkeep(f, a) -> str:
     return '\n'.join(['## Distribution\n', said(a, 'licence', 'model_licence', 'distribution'), '## Maintenance and takedown\n', said(a, 'maintenance', 'contact'),
         f'A photo is taken out with `hgdpo forget`, with all that was made from it; a split that held it is then broken and frozen anew. Taken out of this workspace so far: {f["taken_out"]}.\n'])
 
+def software(made, now) -> str: # versions that froze the split, {} where they were not recorded; those that write the card
+    "What made the split, and beside it what wrote the card where that is something else."
+    names = list(dict.fromkeys([*made, *now]))
+    was = lambda n: made.get(n, 'not installed' if made else 'not recorded')
+    other = lambda n: '' if now.get(n, 'not installed') == was(n) else now.get(n, 'not installed')
+    two = any(map(other, names))
+    return table(['software', 'version that froze the split', *(['that wrote this card, where it differs'] if two else [])], [[escape(n), escape(was(n)), *([escape(other(n))] if two else [])] for n in names])
+
 def provenance(f) -> str:
     "Hashes and versions."
-    return '\n'.join(['## Provenance\n', table(['file', 'SHA-256'], [[code(k), code(v)] for k, v in f['sha256'].items()]), '\n' + table(['software', 'version'], [[escape(k), escape(v)] for k, v in f['versions'].items()]), '\n`facts.json` holds every figure of this card, `croissant.json` the split as machines read it.\n'])
+    return '\n'.join(['## Provenance\n', table(['file', 'SHA-256'], [[code(k), code(v)] for k, v in f['sha256'].items()]), '\n' + software(f['versions'], f['card_versions']), '\n`facts.json` holds every figure of this card, `croissant.json` the split as machines read it.\n'])
 
 def card_text(f, a, pictures=(), channels:bool=False) -> str: # facts, answers, roles shown in the picture, whether channels were drawn
     "The whole card as Markdown."

@@ -10,7 +10,7 @@ __all__ = ['MEASURED', 'DRAWN', 'SHARES', 'USE', 'weights_of', 'measure_shipped'
 import math
 from pathlib import Path
 
-from .pages import code, escape, table
+from .pages import FORBIDDEN, code, escape, table
 from ..images.mannequins import ATTRIBUTES, FAULTS, KEYPOINTS, PLACES, POSES, SIZE, describe, draw_person
 from ..models import assets_folder
 from ..workspace import UserError, file_sha256, read_json, write_json, write_text
@@ -61,7 +61,10 @@ def mannequins_card() -> str:
         '## Motivation\n', 'People whose anatomy is known, so that a whole curation and training can be shown and tested without anybody\'s photograph.\n', '## Composition\n',
         f'Drawings of {SIZE[0]} × {SIZE[1]} pixels by `hgdpo_curate.images.mannequins`, each from a seed; as many as one likes. Nobody is depicted. {len(KEYPOINTS)} keypoints are known, {len(POSES)} poses, {len(PLACES)} places, and {len(ATTRIBUTES)} attributes that the prompt names:\n',
         table(['attribute', 'values'], [[escape(k), ', '.join(escape(x) for x in v)] for k, v in ATTRIBUTES.items()]), f'\nSkin, light and stature vary and are not named. An example of a prompt: *{escape(describe(sample.attributes) if hasattr(sample, "attributes") else sample.prompt)}*.\n',
-        f'{len(FAULTS)} faults can be drawn, so truth is known: {", ".join(escape(f) for f in FAULTS)}.\n', '## Consent, licences, takedown\n', 'CC0-1.0. Nobody is shown, so nobody had to agree, and nobody can be taken out.\n', '## Uses\n', USE + '\n', '## Biases\n', 'Attributes are drawn evenly and independently, unlike any photographs.\n'])
+        f'{len(FAULTS)} faults can be drawn, so truth is known: {", ".join(escape(f) for f in FAULTS)}.\n', '## Collection\n', 'Nothing was collected: a program draws every picture from its seed, anew and the same each time.\n', '## Consent, licences, takedown\n', 'CC0-1.0. Nobody is shown, so nobody had to agree, and nobody can be taken out.\n',
+        '## Preprocessing\n', 'None. A drawing is made at its size, and no picture is edited afterwards.\n', '## Annotation\n', 'None by people: prompt, keypoints and faults are what the program drew, not what somebody saw in it.\n',
+        '## Uses\n', USE + f'\n\n**Forbidden.** {FORBIDDEN}\n', '## Biases\n', 'Attributes are drawn evenly and independently, unlike any photographs.\n',
+        '## Distribution\n', 'With the package, as the program that draws; no pictures are shipped. `hgdpo_curate.images.mannequins.export_photos` writes a folder of them with their metadata.\n', '## Maintenance\n', 'The drawings change only with the package. A workspace keeps the pictures that it was made with.\n'])
 
 def network_card(part:str, measured:dict) -> str: # base, scorer or evaluator
     "The model card of one of the networks."

@@ -17,7 +17,7 @@ from .measures import BESIDE, HIGHER, LABELS, label, look, paired_gain
 from .metrics import ARMS, Comparison, compare_arms, run_arm
 from ..images.mannequins import is_drawn
 from ..images.photos import barred_photos
-from ..workspace import UsageError, UserError, atomic_path, open_workspace, read_json, write_text
+from ..workspace import UsageError, UserError, atomic_path, open_workspace, read_json, write_json, write_text
 
 # %% ../../nbs/evaluate/51_results.ipynb #named-arms
 def named_arms(ws, names, run:str=None, device=None) -> tuple: # 'base', a stage, a run, or RUN/STAGE -> (arms, the runs' configs)
@@ -77,10 +77,11 @@ def frozen_test_prompts(ws, split:str) -> pd.DataFrame: # rows of `prompts`, by 
 
 # %% ../../nbs/evaluate/51_results.ipynb #write-results
 def write_results(ws, found:Comparison, out, photos:bool=True): # a `Workspace`, what was measured, the folder; whether the grid shows photographs
-    "Write table.parquet, wins.parquet, table.md and grid.png."
+    "Write table.parquet, wins.parquet, measured_by.json, table.md and grid.png."
     out.mkdir(exist_ok=True, parents=True)
     for name, t in (('table', found.table), ('wins', found.wins())):
         with atomic_path(out/f'{name}.parquet') as tmp: t.to_parquet(tmp, index=False)
+    write_json(out/'measured_by.json', found.measured_by)
     photo = float(found.seen_photos['sharpness'].mean()) if len(found.photos) else float('nan')
     n, scorer = len(found.groups), found.scorers[0]
     said = f'Compared with {len(found.photos)} photos; {len(set(found.groups))} prompts, {n} images per model; score by {scorer}, {"which also chose the pairs" if scorer == found.chose else f"while {found.chose} chose the pairs"}.'

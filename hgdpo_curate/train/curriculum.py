@@ -22,7 +22,7 @@ from .stages import Pool, Preset, Stage, as_dict
 from .step import StageRun, Team, finish, resume, save_checkpoint, train_step
 from .watch import Look, Run, hold_out
 from ..progress import progress_bar
-from ..workspace import UsageError, UserError, atomic_path, open_workspace, portable_base, read_json, set_base_model, short_id, write_json
+from ..workspace import UsageError, UserError, atomic_path, now, open_workspace, portable_base, read_json, set_base_model, short_id, write_json
 
 # %% ../../nbs/train/48_curriculum.ipynb #run-stage
 def run_stage(run:StageRun, resume_from='latest', look:Look=None, progress=None) -> dict: # {part: adapter state}
@@ -180,6 +180,9 @@ def train_sft(workspace,                 # a `Workspace` or its folder
     add_lora(pipe.unet, 'unet', rank)
     set_adapter_state(pipe.unet, state['unet'])
     pipe.unet.fuse_lora(); pipe.unet.unload_lora()
-    if team.main: save_pipeline(pipe, folder, half=mixed_precision != 'no'); set_base_model(ws, folder)
+    if team.main:
+        save_pipeline(pipe, folder, half=mixed_precision != 'no')
+        write_json(to.parent/'sft.json', dict(at=now(), base=portable_base(ws.root, base), base_hash=model, model=portable_base(ws.root, folder), model_hash=model_hash(folder), preset=recipe_of(preset, team.size), photos=len(rows), content=short_id(*sorted(real.sha256))))   # not config.json, which makes a folder a run of the curriculum
+        set_base_model(ws, folder)
     team.wait()
     return folder
