@@ -218,7 +218,7 @@ HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(['<script>ale
 
 def page_of(facts, text, folder):
     "The tags of a card in which every text from outside is `text`."
-    told = facts | dict(workspace=text, split=text, base_model=text, versions={text: text}, card_versions={text: f'{text}2'}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
+    told = facts | dict(workspace=text, split=text, base_model=text, original_base=f'of {text}', versions={text: text}, card_versions={text: f'{text}2'}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
                         stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)], tags=[(text, 1)]), flags=[dict(flag=text, source=text, rule=text, status=text, images=1)])
     return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
 

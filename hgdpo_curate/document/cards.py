@@ -86,7 +86,7 @@ def _n(facts, field, value): return next((n for v, n, _ in facts['stated'][field
 
 def head(f, a) -> str:
     "Title and warnings."
-    gaps, out = missing(a, f['base_model']), [f'# {escape(a.get("title") or f["workspace"])}: split {escape(f["split"])}\n']
+    gaps, out = missing(a, f['original_base']), [f'# {escape(a.get("title") or f["workspace"])}: split {escape(f["split"])}\n']
     if gaps: out.append(f'> **Incomplete.** A person still has to fill in: {", ".join(gaps)}. Write the answers into `data_cards/answers.yaml` (`hgdpo card --ask` makes it) and run the card again.\n')
     for b in f['broken']: out.append(f'> **Broken by removal.** On {b["at"][:10]} a photo was taken out ({", ".join(f"{k} {n}" for k, n in b["rows"].items())} rows). Nothing may be trained on this split any more; freeze anew under another name. The figures below are of what is left.\n')
     gone = _n(f, 'consent', 'no') + _n(f, 'consent', 'withdrawn') + _n(f, 'minors', 'yes')
@@ -119,7 +119,7 @@ def preprocessing(f, a) -> str:
     "How images came to be."
     p = f['pool']
     return '\n'.join(['## Preprocessing\n', f'Photos were turned upright, brought to sRGB, stripped of EXIF and fitted around the person to {escape(p["resolution"])} pixels. Per prompt about {p["size"]} images were generated (median), and reconstructions made at t = {", ".join(map(str, p["levels"]))} of 1000 (SDRecon).\n',
-        table(['base model', 'hash of its weights', 'sampler', 'steps', 'guidance', 'seed'], [[code(f['base_model']), ', '.join(map(code, f['base_hashes'])), escape(p['sampler']), p['steps'], p['guidance'], f['seed']]])])
+        table(['base model', 'hash of its weights', 'sampler', 'steps', 'guidance', 'seed'], [[code(f['base_model']) + (f', fine-tuned from {code(f["original_base"])}' if f['original_base'] != f['base_model'] else ''), ', '.join(map(code, f['base_hashes'])), escape(p['sampler']), p['steps'], p['guidance'], f['seed']]])])
 
 def annotation(f, a) -> str:
     "Who judged: scorers, detectors, rules, people."
@@ -212,7 +212,7 @@ def make_card(workspace,             # a `Workspace` or its folder
     write_croissant(folder/'croissant.json', folder, facts, answers)
     write_croissant(copies/f'{split}.croissant.json', folder, facts, answers, read_all=False)
     renew_model_cards(ws, split)
-    return Card(folder/'README.md', missing(answers, facts['base_model']))
+    return Card(folder/'README.md', missing(answers, facts['original_base']))
 
 def renew_model_cards(ws, split:str) -> list: # names of the runs
     "Write the model cards again that runs of a split have, since they name its data card by hash."
@@ -222,5 +222,5 @@ def renew_model_cards(ws, split:str) -> list: # names of the runs
 
 def tiles(f, a) -> list: # (figure, words)
     "What the page says at a glance."
-    known, asked = f['photos'] - _n(f, 'consent', 'unknown'), missing({}, f['base_model'])
-    return [(f['photos'], 'photos'), (sum(f['pairs'].values()), 'pairs'), (sum(i['images'] for i in f['images']), 'images'), (f'{known/max(1, f["photos"]):.0%}', 'consent known'), (f['leakage']['near_duplicates_across'], 'near duplicates across folds'), (f'{len(asked) - len(missing(a, f["base_model"]))} of {len(asked)}', 'questions answered')]
+    known, asked = f['photos'] - _n(f, 'consent', 'unknown'), missing({}, f['original_base'])
+    return [(f['photos'], 'photos'), (sum(f['pairs'].values()), 'pairs'), (sum(i['images'] for i in f['images']), 'images'), (f'{known/max(1, f["photos"]):.0%}', 'consent known'), (f['leakage']['near_duplicates_across'], 'near duplicates across folds'), (f'{len(asked) - len(missing(a, f["original_base"]))} of {len(asked)}', 'questions answered')]

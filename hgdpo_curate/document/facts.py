@@ -6,7 +6,7 @@
 __all__ = ['WORDS', 'YOUTH', 'read_split', 'prompts_of', 'image_counts', 'sizes_of', 'stated', 'leakage', 'prompt_words',
            'longer_than_read', 'margins', 'filter_cut', 'levels_won', 'cohen_kappa', 'bootstrapped', 'judged',
            'agreement', 'flags_by_kind', 'reviewing', 'judges', 'cached_latents', 'cosine_distance',
-           'channel_statistics', 'split_facts']
+           'channel_statistics', 'sft_of', 'split_facts']
 
 # %% ../../nbs/document/62_facts.ipynb #imports
 import re
@@ -217,6 +217,10 @@ def channel_statistics(ws, data) -> dict: # stage -> means and deviations per ch
     return out
 
 # %% ../../nbs/document/62_facts.ipynb #split-facts
+def sft_of(ws) -> dict: # what `train_sft` wrote down, or {}
+    "The fine-tuned base of this workspace."
+    return read_json(ws.root/'runs'/'sft'/'sft.json', {})
+
 def split_facts(workspace, name:str='v1') -> dict:
     "All that can be computed of a frozen split, as plain data. Raises `UserError` where it is absent or was changed."
     ws = open_workspace(workspace)
@@ -225,10 +229,10 @@ def split_facts(workspace, name:str='v1') -> dict:
     photos = [p for f in used.values() for p in pr.real_image_id.reindex(f).dropna()]
     facts = ws.table('photo_facts').set_index('image_id').reindex(photos)
     texts = [t for f in used.values() for t in pr.prompt.reindex(f).dropna()]
-    folder = ws.root/'splits'/name
+    folder, sft, drew = ws.root/'splits'/name, sft_of(ws), sorted(set(ws.table('images').query("domain == 'generated'").model.dropna()))
     return dict(split=name, workspace=ws.root.name, frozen=info['at'], broken=info.get('broken', []), scorer=info['scorer'], choices=info['choices'], photos=len(photos), prompts={f: len(p) for f, p in used.items()},
                 images=image_counts(ws, used), pairs={s: len(data[s]) for s in STAGES}, without_pair=without_pair(data, info['dropped']), left_out={s: counted(d['reason'] for d in info['dropped'].get(s, [])) for s in (*STAGES, 'test')}, sizes=sizes_of(facts), resolution=info['pool']['resolution'],
                 stated=stated(facts), leakage=leakage(ws, data), words=prompt_words(texts), truncated=longer_than_read(ws, texts), margins=margins(data), filter=filter_cut(data), levels=levels_won(ws, data),
                 flags=flags_by_kind(ws, used), agreement=agreement(ws), reviewing=reviewing(ws, data, photos), judges=judges(ws, used), latents=channel_statistics(ws, data),
-                base_model=shown_base(info['base_model']), base_hashes=sorted(set(ws.table('images').query("domain == 'generated'").model.dropna())), pool=info['pool'], seed=ws.config['seed'],
+                base_model=shown_base(info['base_model']), original_base=shown_base(sft['base'] if sft.get('model_hash') in drew else info['base_model']), base_hashes=drew, pool=info['pool'], seed=ws.config['seed'],
                 taken_out=len(ws.table('tombstones')), sha256={f.name: file_sha256(f) for f in sorted(folder.glob('*.parquet'))}, content=info['content'], versions=info.get('versions', {}), card_versions=versions())     # older splits did not record theirs

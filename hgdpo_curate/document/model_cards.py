@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHAT', 'COMPONENTS', 'TAUGHT', 'REACH', 'REMEDY', 'about', 'named', 'judges_of', 'measured_with', 'components',
            'licences_of', 'conflicts', 'recipe', 'results', 'own_arms', 'failures', 'pipeline_class', 'loading',
-           'original', 'sft_of', 'unanswered', 'model_card_text', 'licence_text', 'sft_card_text', 'write_model_card']
+           'original', 'unanswered', 'model_card_text', 'licence_text', 'sft_card_text', 'write_model_card']
 
 # %% ../../nbs/document/64_model_cards.ipynb #imports
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from .answers import missing, read_answers
-from .facts import judges, prompts_of, read_split, stated
+from .facts import judges, prompts_of, read_split, sft_of, stated
 from .pages import FORBIDDEN, Card, code, escape, hub_licence, non_commercial, sheet, shown_base, table
 from ..adapters import KOHYA_FILE, LORA_FILE
 from ..evaluate.metrics import ARMS, run_arm
@@ -181,10 +181,6 @@ def original(ws, config) -> str: # the config of a run
     "The base whose licence counts: the run's own, or the one that was fine-tuned into it here."
     sft = sft_of(ws)
     return sft['base'] if sft and sft['model_hash'] == config['base_hash'] else config['base']
-
-def sft_of(ws) -> dict: # what `train_sft` wrote down, or {}
-    "The fine-tuned base of this workspace."
-    return read_json(ws.root/'runs'/'sft'/'sft.json', {})
 
 def unanswered(answers, base:str) -> list: # fields
     "What a model card needs and nobody has answered."
