@@ -38,11 +38,12 @@ def over_seeds(figures) -> pd.DataFrame: # rows of `run_seed`, of all seeds -> a
 
 def with_gains(figures, orderings) -> pd.DataFrame: # rows of `run_seed`
     "The same, with the gains that were not asked for when the seeds were measured: from the arms' own figures, so that a seed has no interval for them."
-    mine, have = figures[figures.against == ''], set(zip(figures.arm, figures.against, figures.metric))
+    mine, have = figures[figures.against == ''], set(zip(figures.arm, figures.against, figures.metric, figures.seed))
     def gain(o):
         both = mine[mine.metric == o.metric].pivot(index='seed', columns='arm', values='value').reindex(columns=[o.better, o.worse])
+        both = both[[(o.better, o.worse, o.metric, s) not in have for s in both.index]]      # some seeds may have been asked for it and others not
         return pd.DataFrame(dict(arm=o.better, against=o.worse, metric=o.metric, seed=both.index, value=((both[o.better] - both[o.worse])*(-1 if higher(o.metric) is False else 1)).to_numpy(), low=np.nan, high=np.nan))
-    return pd.concat([figures, *(g for o in orderings if (o.better, o.worse, o.metric) not in have and (g := gain(o)).value.notna().any())], ignore_index=True)
+    return pd.concat([figures, *(g for o in orderings if (g := gain(o)).value.notna().any())], ignore_index=True)
 
 def way_of(together, metric, ours) -> float: # of `over_seeds`, the name of our own arm
     "How far our own arm is from base."
