@@ -144,7 +144,7 @@ def loading(config,                      # of the run
            ) -> str:                     # Markdown
     "For hgdpo_curate, diffusers, ComfyUI and A1111, and what a plain file cannot carry."
     r, base, (w, h) = config['preset']['inference'], shown_base(config['base']), parse_resolution(config['preset']['pool']['resolution'])
-    folder = f'pipeline_folder({base!r})' if base == MANNEQUIN else repr(base)
+    folder = f'pipeline_folder({base!r}), dtype=torch.float32' if base == MANNEQUIN else repr(base)      # its files are in half precision, which a CPU cannot draw with
     text = any(s['part'] == 'text_encoder' for s in config['preset']['stages'])
     return f'''## How to load it
 
@@ -160,7 +160,7 @@ In plain diffusers:
 
 ```python
 from diffusers import {", ".join(sorted(["DPMSolverMultistepScheduler", kind]))}
-{"from hgdpo_curate.models import pipeline_folder" + chr(10) if base == MANNEQUIN else ""}pipe = {kind}.from_pretrained({folder})
+{"import torch" + chr(10) + "from hgdpo_curate.models import pipeline_folder" + chr(10) if base == MANNEQUIN else ""}pipe = {kind}.from_pretrained({folder})
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights("FOLDER", weight_name="{LORA_FILE}", adapter_name="hgdpo")
 pipe.set_adapters(["hgdpo"], [{r["lora_weight"]}])
