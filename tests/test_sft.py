@@ -3,14 +3,15 @@ import json
 
 import pytest
 import torch
-from conftest import plain, quiet
+from conftest import Chance, plain, quiet
 
 
 def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_path, random_base, capsys):
-    from hgdpo_curate import UserError, create_workspace, generate_pool, import_photos, train_sft, write_model_card
+    from hgdpo_curate import UserError, create_workspace, freeze_split, generate_pool, import_photos, reconstruct, score_images, train_sft, write_model_card
     from hgdpo_curate.cli import main
     from hgdpo_curate.images.mannequins import export_photos
     from hgdpo_curate.adapters import read_lora
+    from hgdpo_curate.document.facts import split_facts
     from hgdpo_curate.document.model_cards import original
     from hgdpo_curate.evaluate.results import named_arms
     from hgdpo_curate.models import load_pipeline, model_hash
@@ -38,6 +39,9 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
     ws.append('reviews', [dict(subject_id=ws.table('prompts').query("fold == 'train'").real_image_id.iloc[0], decision='approve', reviewer='a', note='')])
     assert train_sft(ws, progress=quiet) == folder                                # run again: it is the base already
     assert generate_pool(ws, 2, progress=quiet) == 8
+    reconstruct(ws, progress=quiet); score_images(ws, Chance(), progress=quiet); freeze_split(ws, 'v1', 'chance')
+    facts = split_facts(ws)
+    assert (facts['base_model'], facts['original_base']) == ('path/to/sft', f'path/to/{random_base.name}')      # the licence that counts is the original's
     assert main(['sample', '--workspace', str(ws.root), '--prompt', 'a person', '--per-prompt', '2']) == 0
     assert len(list((ws.root/'samples').glob('*.png'))) == 2
     with pytest.raises(UserError, match='pool already'): train_sft(ws, random_base, progress=quiet)
