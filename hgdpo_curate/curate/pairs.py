@@ -145,9 +145,7 @@ def pairs_of(ws,                    # a `Workspace`
     mine = ('prompt_id', prompts) if prompts is not None else None
     im = ws.table('images', only=mine)
     sc = (ws.table('scores') if prompts is None else ws.table('scores', only=('image_id', im.image_id))).query('scorer == @scorer')
-    if not len(ws.table('prompts')): raise UserError(f'There are no photos in {ws.root} yet; run: hgdpo photos --workspace {ws.root} --folder FOLDER')
-    if not (im.domain == 'generated').any(): raise UserError(f'There is no image pool in {ws.root} yet; run: hgdpo pool --workspace {ws.root} --n 20')
-    if not len(sc): raise UserError(f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}')
+    if not len(sc): raise UserError(_next_step(ws, im, scorer))
     reviews, flags = ws.table('reviews') if use_reviews else None, open_flags(ws, im.image_id if prompts is not None else None) if use_flags else None
     pr = ws.table('prompts', only=mine).query("fold == 'train'")
     out = excluded_photos(ws, use_reviews, approved_only)
@@ -164,6 +162,12 @@ def pairs_of(ws,                    # a `Workspace`
     normal = checked(normal_pairs(im, sc, easy, flags, reviews), 'normal')
     stages = dict(easy=easy, normal=normal, hard=checked(hard_pairs(im, sc, normal, flags, reviews, real_winner), 'hard'))
     return stages | (control_pairs(im, sc, **stages, flags=flags, reviews=reviews) if controls else {})
+
+def _next_step(ws, im, scorer) -> str:
+    "What is to be done first where nothing was scored."
+    if not len(ws.table('prompts')): return f'There are no photos in {ws.root} yet; run: hgdpo photos --workspace {ws.root} --folder FOLDER'
+    if not (im.domain == 'generated').any(): return f'There is no image pool in {ws.root} yet; run: hgdpo pool --workspace {ws.root} --n 20'
+    return f'No image was scored by {scorer!r}; run: hgdpo score --workspace {ws.root} --scorer {scorer}'
 
 def _check_scores(ws, im, sc, scorer):
     "Every image that may be chosen has a score, all by the same weights."
