@@ -2,6 +2,7 @@
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ def make_world(folder):
 class Reviewer:
     "A person at the browser."
     def __init__(self, page, address, shots):
-        self.page, self.address, self.shots, self.actions = page, address, shots, 0
+        self.page, self.address, self.shots, self.actions, self.said = page, address, shots, 0, []
+        page.on('console', lambda m: self.said.append(m.text) if m.type == 'error' else None)
+        page.on('pageerror', lambda e: self.said.append(str(e)))
 
     def see(self, view, name=None):
         self.page.goto('about:blank')
@@ -44,7 +47,7 @@ class Reviewer:
 
     def open(self, place=0): # in the grid
         self.page.locator('[data-cy="looker"]').nth(place).click()
-        self.page.locator('[data-cy="hgdpo-keys"]').wait_for(timeout=60_000)
+        self.page.locator('[data-cy="hgdpo-keys"][data-sample]').wait_for(timeout=60_000)   # it listens for keys of this sample
 
     def shown(self): # the id of the open sample
         return self.page.locator('[data-cy="sidebar-entry-image_id"]').first.inner_text()
@@ -61,14 +64,13 @@ class Reviewer:
             self.page.wait_for_timeout(800)
         assert not modal.is_visible()
 
-
-def until(true, seconds=30):
-    import time
-    end = time.time() + seconds
-    while time.time() < end:
-        if true(): return
-        time.sleep(.2)
-    raise AssertionError('it did not happen')
+    def until(self, true, seconds=30):
+        end = time.time() + seconds
+        while time.time() < end:
+            if true(): return
+            time.sleep(.2)
+        self.shoot('waited-in-vain')
+        raise AssertionError(f'it did not happen; the browser said: {self.said[-5:]}')
 
 
 @pytest.fixture(scope='module')
@@ -102,8 +104,8 @@ def test_photos_are_approved_and_rejected_with_one_key_each(world):
     for n, key in enumerate('aaadaa', 1):
         shown = me.shown()
         me.press(key); me.page.keyboard.press(key)                             # a hasty second stroke must not decide on the next photo unseen, nor twice on this
-        until(lambda n=n: len(ws.table('reviews')) == n)
-        until(lambda shown=shown: me.shown() != shown)
+        me.until(lambda n=n: len(ws.table('reviews')) == n)
+        me.until(lambda shown=shown: me.shown() != shown)
     me.shoot('reviewing')
     me.close()
     assert reviews(ws).value_counts().to_dict() == dict(approve=5, reject=1)       # six photos, six of them different
@@ -118,7 +120,7 @@ def test_an_anatomy_failure_is_flagged_by_the_form(world):
     me.page.get_by_text('bad_hand', exact=True).first.click()
     me.shoot('flagging')
     me.page.get_by_role('button', name='Execute').click()
-    until(lambda: (ws.table('flags').source == 'human').any())
+    me.until(lambda: (ws.table('flags').source == 'human').any())
     flag = ws.table('flags').query("source == 'human'").iloc[0]
     assert (flag.flag, flag.status, flag.reviewer) == ('bad_hand', 'confirmed', 'tester')
     me.page.wait_for_timeout(1000)
@@ -130,10 +132,10 @@ def test_a_digit_flags_and_zero_clears(world):
     me.see('pool-anatomy-failures')
     me.open()
     me.press('1')
-    until(lambda: (ws.table('flags').query("source == 'human'").flag == 'extra_limb').any())
+    me.until(lambda: (ws.table('flags').query("source == 'human'").flag == 'extra_limb').any())
     me.page.wait_for_timeout(1000)
     me.press('0')
-    until(lambda: (ws.table('flags').query("source == 'human'").status == 'cleared').any())
+    me.until(lambda: (ws.table('flags').query("source == 'human'").status == 'cleared').any())
     me.page.wait_for_timeout(500)
     me.close()
 
@@ -145,7 +147,7 @@ def test_a_pair_is_swapped_and_trained_that_way(world):
     before = pairs_of(ws)['easy'].set_index('prompt_id')
     me.open(8)                                                                 # of the fifth pair: the first one's loser was flagged above, the fourth photo rejected
     me.press('w')
-    until(lambda: (reviews(ws) == 'swap').any())
+    me.until(lambda: (reviews(ws) == 'swap').any())
     me.close()
     after = pairs_of(ws)['easy'].set_index('prompt_id')
     turned = [p for p in after.index if after.winner_id[p] == before.loser_id[p] and after.loser_id[p] == before.winner_id[p]]

@@ -43,20 +43,21 @@ def test_pool_to_lora_and_back_through_plain_diffusers(family, tmp_path):
     plain.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
     plain.set_progress_bar_config(disable=True)
     def draw(): return pixels(plain('a person', generator=seed(1), width=64, height=64, num_inference_steps=2).images[0])
+    def differ(a, b): return np.abs(a - b).max() > 1                             # the same picture twice may differ by a grey level: how a CPU rounds hangs on where in memory the weights lie
     before = draw()
     plain.load_lora_weights(run/'final')
     both = draw()
-    assert (both != before).any()
+    assert differ(both, before)
     plain.unload_lora_weights()
-    assert (draw() == before).all()
+    assert not differ(draw(), before)
     state = load_file(run/'final'/'pytorch_lora_weights.safetensors')
     for part in ('unet', *family_in(base).text_encoders):                        # each part acts by itself, so none was dropped on loading
         plain.load_lora_weights({k: v for k, v in state.items() if k.startswith(f'{part}.')})
         alone = draw()
         plain.unload_lora_weights()
-        assert (alone != before).any() and (alone != both).any(), part
+        assert differ(alone, before) and differ(alone, both), part
     plain.load_lora_weights(run/'final', weight_name='kohya_lora_weights.safetensors')     # the twin for ComfyUI and A1111, text encoders included
-    assert np.abs(draw() - both).max() <= 1
+    assert not differ(draw(), both)
 
 
 def test_a_hub_id_is_read_from_the_local_cache(base, tmp_path):
@@ -94,7 +95,7 @@ def test_sdrecon_at_1000_is_a_plain_generation(pipe):
     photo = draw_person(1).pil().resize(SIZE)
     got = sdrecon(pipe, photo, 'a person', 1000, 5, STEPS, GUIDANCE)
     want = pipe('a person', generator=seed(5), width=64, height=64, num_inference_steps=STEPS, guidance_scale=GUIDANCE).images[0]
-    assert (pixels(got) == pixels(want)).all()
+    assert np.abs(pixels(got) - pixels(want)).max() <= 1                             # as a CPU rounds
 
 
 def test_sdrecon_starts_from_the_photo_noised_to_its_level(pipe):

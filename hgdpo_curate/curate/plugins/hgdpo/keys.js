@@ -13,6 +13,7 @@
   function Keys() {
     const id = recoil.useRecoilValue(__fos__.nullableModalSampleId);
     const openForm = __foo__.usePromptOperatorInput();
+    const legend = React.useRef(null);
     React.useEffect(() => {
       let busy = false;
       const press = (e) => {
@@ -33,9 +34,10 @@
         });
       };
       window.addEventListener("keydown", press, true); // before the App's own keys
+      if (id) legend.current.dataset.sample = id; // says that keys now decide on it
       return () => window.removeEventListener("keydown", press, true);
     }, [id]);
-    return React.createElement("span", { title: LEGEND, "data-cy": "hgdpo-keys", style: { padding: "0 6px", cursor: "help" } }, "⌨ keys");
+    return React.createElement("span", { ref: legend, title: LEGEND, "data-cy": "hgdpo-keys", style: { padding: "0 6px", cursor: "help" } }, "⌨ keys");
   }
 
   // An operator that does nothing but hold the listener's place beside the buttons of an open sample.
