@@ -123,15 +123,23 @@ def test_rules_flags_are_a_rate_only_when_every_image_was_looked_at(finished, co
 
 def test_identity_is_a_distance_to_the_photo_of_the_same_prompt(finished, copy_of):
     class Eye:
+        name, version = 'eye', '1'
         def embed(self, images): return np.stack([np.asarray(i.resize((4, 4)), float).ravel() for i in images])
+    class Blind: # sees no face
+        name, version = 'blind', '2'
+        def embed(self, images): return np.full((len(images), 1), np.nan)
     ws = copy_of(finished)
     photo = ws.table('images').query("domain == 'real'").set_index('prompt_id').path
     def copied(prompts, seeds): return [ws.open_image(photo[ws.table('prompts').set_index('prompt').prompt_id[p]]) for p in prompts]
-    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g'), memory=Arm(copied, 'm')), everything(ws), scorers=[Green()], recogniser=Eye(), progress=quiet)
+    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g'), memory=Arm(copied, 'm')), everything(ws), scorers=[Green()], recognisers=[Eye(), Blind()], progress=quiet)
     value = found.table.set_index(['arm', 'metric']).value
-    assert abs(value['memory', 'identity_distance']) < 1e-9 < value['base', 'identity_distance']
-    from hgdpo_curate.evaluate.report import nearest_section
-    assert 'may be memories' in nearest_section(ws, found, True)              # the report's memorisation check finds the copies too
+    assert abs(value['memory', 'identity, eye']) < 1e-9 < value['base', 'identity, eye'] and np.isnan(value['memory', 'identity, blind'])
+    from hgdpo_curate.evaluate.report import figures_section, nearest_section, provenance_section
+    assert 'face distance to the photo, eye' in figures_section(found) and 'blind' not in figures_section(found)    # who saw no face has no figure
+    made = provenance_section(ws, found, 'hgdpo evaluate')
+    assert all(f'<td>recogniser</td><td>{n}</td>' in made for n in ('eye', 'blind')) and '<td>scorer</td><td>green</td>' in made
+    page = nearest_section(ws, found, True)                                   # the report's memorisation check finds the copies too, and of which model they are
+    assert 'The nearest of <b>memory</b>: look at these; they may be memories' in page and re.search(r'<td>base</td><td>12</td><td>[^<]+</td><td><b class=good>0</b>', page)
 
 
 def test_the_report_embeds_no_photograph_of_a_person_unasked_and_no_address(finished, copy_of):

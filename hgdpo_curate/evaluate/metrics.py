@@ -18,10 +18,11 @@ import pandas as pd
 from .features import load_extractor, workspace_evaluator
 from .frechet import small_sample_warning
 from .intervals import FEW, win_rate
-from .measures import look, paired_gain, statistics_of, table_of
+from .measures import BESIDE, IDENTITY, label, look, paired_gain, statistics_of, table_of
 from ..images.photos import barred_photos
 from ..images.pool import image_job, run_jobs, seed_of
 from ..judge.anatomy import open_flags
+from ..judge.faces import distances_to_photos
 from ..judge.scores import score_images
 from ..train.sample import load_for_inference
 from ..train.stages import Inference, as_dict
@@ -86,6 +87,12 @@ class Comparison:
     notes: list = field(default_factory=list) # warnings, in words
     measured_by: dict = field(default_factory=dict) # what `measured_by` gave
 
+    @property
+    def beside(self) -> dict: # metric -> label
+        "What stands beside the main figures: more of the same kind, further scorers, distances of faces."
+        more = [*self.scorers[1:], *(m for m in dict.fromkeys(self.table.metric) if m.startswith(IDENTITY))]
+        return BESIDE | {m: label(m) for m in more}
+
     def gain(self, metric, better, worse) -> tuple: # (gain, low, high); NaN where not measured
         "How much better the first arm is than the second, paired, with its interval."
         f, g = (self.stats.get(a, {}).get(metric) for a in (better, worse))
@@ -113,7 +120,7 @@ def compare_arms(workspace,               # a `Workspace` or its folder
                  extractor_path=None,     # its weights
                  detector=None,           # a key of `detectors.DETECTORS`: images are flagged by its rules; None uses flags that are there
                  detector_path=None,      # its weights
-                 recogniser=None,         # a `judge.faces` recogniser: distance of each face to the photo of its prompt
+                 recognisers=(),          # loaded ones of `judge.faces`: distance of each face to the photo of its prompt, a metric per recogniser
                  batch:int=16, device=None, progress=None # as in `generate_pool`
                 ) -> Comparison:
     "Draw, score and measure arms on the same prompts and seeds. Every step can be stopped and run again. Raises `UserError`."
@@ -129,7 +136,8 @@ def compare_arms(workspace,               # a `Workspace` or its folder
     net, by = workspace_evaluator(ws), load_extractor(ws, extractor, extractor_path, device)
     real = look(ws, photos, net, by, progress)
     seen = {a: look(ws, r, net, by, progress) for a, r in rows.items()}
-    for a, r in rows.items(): seen[a] |= _flagged(ws, r) | (_identity(ws, r, photos, recogniser) if recogniser else {})
+    faces = distances_to_photos(ws, rows, photos, recognisers, progress=progress) if recognisers else {}
+    for a, r in rows.items(): seen[a] |= _flagged(ws, r) | dict(identity=faces.get(a, {}))
     groups = next(iter(rows.values())).prompt_id.to_numpy()
     table = ws.table('scores')
     scores = {a: {n: table[table.scorer == n].set_index('image_id').score.reindex(r.image_id).to_numpy() for n in names} for a, r in rows.items()}
@@ -138,14 +146,14 @@ def compare_arms(workspace,               # a `Workspace` or its folder
     elif len(photos): notes.append(small_sample_warning(len(groups), len(photos), np.shape(real['features'])[1]))
     if len(set(groups)) < FEW: notes.append(f'{len(set(groups))} prompts are too few for verdicts: nothing is called better or worse; measure at least {FEW}.')
     if chose in names: notes.append(f'The scorer {chose} also chose the pairs that were trained on: its gain is what was optimised, not independent evidence; read the other figures.')
-    return Comparison(rows, stats, groups, table_of(stats, groups), scores, seen, photos, real, tuple(names), chose, getattr(by, 'name', ''), by, [n for n in notes if n], measured_by(ws, ids, names, by, recogniser))
+    return Comparison(rows, stats, groups, table_of(stats, groups), scores, seen, photos, real, tuple(names), chose, getattr(by, 'name', ''), by, [n for n in notes if n], measured_by(ws, ids, names, by, recognisers))
 
-def measured_by(ws, images, scorers, extractor=None, recogniser=None) -> dict: # part -> [{name, version}]; image ids, names of scorers, the loaded others
+def measured_by(ws, images, scorers, extractor=None, recognisers=()) -> dict: # part -> [{name, version}]; image ids, names of scorers, the loaded others
     "Which models measured these images, for the licences on cards."
     of = lambda t, who: [dict(name=n, version=str(v)) for n, v in t[[who, f'{who}_version']].drop_duplicates().itertuples(index=False)]
-    one = lambda m: [] if m is None else [dict(name=getattr(m, 'name', type(m).__name__), version=str(getattr(m, 'version', '')))]
+    loaded = lambda models: [dict(name=getattr(m, 'name', type(m).__name__), version=str(getattr(m, 'version', ''))) for m in models if m is not None]
     sc, det = (ws.table(t, only=('image_id', images)) for t in ('scores', 'detections'))
-    return dict(scorers=of(sc[sc.scorer.isin(scorers)], 'scorer'), detectors=of(det, 'detector'), extractor=one(extractor), evaluator=one(load_extractor(ws, 'tiny') if workspace_evaluator(ws) else None), recogniser=one(recogniser))
+    return dict(scorers=of(sc[sc.scorer.isin(scorers)], 'scorer'), detectors=of(det, 'detector'), extractor=loaded([extractor]), evaluator=loaded([load_extractor(ws, 'tiny') if workspace_evaluator(ws) else None]), recogniser=loaded(recognisers))
 
 def _path_of(folder, scorer, n):
     own = Path(folder)/scorer if folder and isinstance(scorer, str) else None
@@ -174,12 +182,6 @@ def _flagged(ws, rows):
     bad = open_flags(ws, rows.image_id)
     return dict(flagged=rows.image_id.isin(bad.image_id[~bad.flag.isin(HARMLESS_FLAGS)]).to_numpy(float))
 
-def _identity(ws, rows, photos, recogniser):
-    from hgdpo_curate.judge.faces import face_distance
-    photo = photos.drop_duplicates('prompt_id').set_index('prompt_id').path
-    mine = recogniser.embed([ws.open_image(p) for p in rows.path])
-    theirs = {p: recogniser.embed([ws.open_image(photo[p])])[0] for p in rows.prompt_id.unique() if p in photo}
-    return dict(identity_distance=face_distance(mine, np.stack([theirs.get(p, np.full(mine.shape[1], np.nan)) for p in rows.prompt_id])))
 
 # %% ../../nbs/evaluate/50_metrics.ipynb #run-arm
 ARMS = {'base': None, 'easy': 'easy', 'normal': 'normal', 'hard': 'final', 'hard + text encoder': 'final'}

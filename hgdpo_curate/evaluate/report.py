@@ -21,7 +21,7 @@ import numpy as np
 
 from .features import features_of
 from .frechet import nearest
-from .measures import BESIDE, LABELS, higher, label
+from .measures import LABELS, higher, label
 from .metrics import ARMS, Comparison
 from .results import evaluate_named, verdicts
 from ..images.mannequins import is_drawn
@@ -63,7 +63,7 @@ def figures_section(found:Comparison) -> str:
     arms, photo = list(found.rows), float(found.seen_photos['sharpness'].mean()) if len(found.photos) else float('nan')
     by = {(r.arm, r.metric): r for r in found.table.itertuples()}
     rows = []
-    for m in [*LABELS, *BESIDE, *found.scorers[1:]]:
+    for m in [*LABELS, *found.beside]:
         if not any((a, m) in by and by[a, m].value == by[a, m].value for a in arms): continue
         cells = []
         for a in arms:
@@ -138,37 +138,39 @@ def distributions_section(found) -> str:
     return chart(fig)
 
 def nearest_section(ws, found, with_photos, most=8) -> str:
-    "For the last model, the images nearest to a photo, beside how near photos are to each other."
+    "How near each model's images lie to a photo, beside how near photos are to each other; and the nearest images of the model that has most of them."
     im = ws.table('images')
     photos = im[(im.domain == 'real') & ~im.image_id.isin(barred_photos(ws))].reset_index(drop=True)
     if found.by is None or len(photos) < 3: return '<p>Not measured: no feature extractor, or too few photos.</p>'
-    arm = list(found.rows)[-1]
-    mine, theirs = found.rows[arm], features_of(ws, photos, found.by)
+    theirs = features_of(ws, photos, found.by)
     apart = ~photos.image_id.isin({*ws.table('duplicates').image_id, *ws.table('duplicates').other_id}).to_numpy()
     apart = apart if apart.sum() > 2 else np.ones(len(photos), bool)
     among = nearest(theirs[apart], theirs[apart], 2)[1][:, 1]                # each photo's nearest other photo; those with a known twin would make everything look far
-    where, far = (v[:, 0] for v in nearest(features_of(ws, mine, found.by), theirs, 1))
     limit = float(np.quantile(among, .01))
-    close, items = int((far < limit).sum()), []
+    near = {a: [v[:, 0] for v in nearest(found.seen[a]['features'], theirs, 1)] for a in found.rows}
+    close = {a: int((far < limit).sum()) for a, (_, far) in near.items()}
+    arm = max(reversed(close), key=close.get)                                # of equals the last: it was trained longest
+    mine, (where, far), items = found.rows[arm], near[arm], []
     for n in np.argsort(far)[:most]:
         pair = picture(ws.open_image(mine.path[n]), 140, mine.prompt[n]) + (picture(ws.open_image(photos.path[where[n]]), 140, 'nearest photo') if with_photos else '')
         items.append(f'<figure><span class=pair>{pair}</span><figcaption>distance {far[n]:.3g} to photo <code>{text(photos.image_id[where[n]])}</code></figcaption></figure>')
-    return (f'<p>Distances between features of {text(found.by.name)} ({text(found.by.version)}), of {len(mine)} images of <b>{text(arm)}</b> to all {len(photos)} photos. Median distance to the nearest photo: <b>{np.median(far):.3g}</b>; photos to their nearest other photo: {np.median(among):.3g}. '
-            f'<b class={"bad" if close else "good"}>{close}</b> images lie nearer to a photo than 99% of photos do to another ({limit:.3g}): {"look at these; they may be memories of a photo" if close else "no sign of a memorised photo by this measure"}.</p><div class=row>' + ''.join(items) + '</div>')
+    rows = [[text(a), len(found.rows[a]), f'{np.median(d):.3g}', f'<b class={"bad" if close[a] else "good"}>{close[a]}</b>'] for a, (_, d) in near.items()]
+    return (f'<p>Distances between features of {text(found.by.name)} ({text(found.by.version)}) to all {len(photos)} photos. From a photo to its nearest other photo the median is {np.median(among):.3g}, and 99% lie farther than {limit:.3g}: a generated image nearer than that may be a memory of a photo.</p>'
+            + html_table(['model', 'images', 'median distance to the nearest photo', f'nearer than {limit:.3g}'], rows)
+            + f'<p>The nearest of <b>{text(arm)}</b>: {"look at these; they may be memories of a photo" if close[arm] else "no sign of a memorised photo by this measure"}.</p><div class=row>' + ''.join(items) + '</div>')
 
 def provenance_section(ws, found, command) -> str:
     "The exact command, hashes, versions and licences that made the report."
-    sc = ws.table('scores')
-    version = lambda s: ', '.join(dict.fromkeys(sc[(sc.scorer == s) & sc.image_id.isin(found.rows[next(iter(found.rows))].image_id)].scorer_version)) or 'none'
     rows = [[text(a), f'<code>{text(r.model.iloc[0])}</code>', f'{r.steps.iloc[0]} steps, guidance {r.guidance.iloc[0]}'] for a, r in found.rows.items()]
     files = [*sorted(ws.root.glob('runs/*/*/pytorch_lora_weights.safetensors')), *sorted(ws.root.glob('splits/*/split.json'))]
     packages = {p: metadata.version(p) for p in ('torch', 'diffusers', 'peft', 'transformers', 'numpy', 'pandas')}
-    used = [(s, s, version(s)) for s in found.scorers] + ([(f'features: {found.by.name}', found.by.name, found.by.version)] if found.by else [])
-    licences = [[text(shown), text(v), text(licence_of(s)['licence']), {True: 'allowed', False: 'not allowed', None: 'unknown'}[licence_of(s)['commercial']]] for shown, s, v in used]
+    named = dict(scorers='scorer', detectors='detector', extractor='features', evaluator='evaluator', recogniser='recogniser')
+    may = {True: 'allowed', False: 'not allowed', None: 'unknown'}
+    licences = [[named[part], text(m['name']), text(m['version'] or 'none'), text(licence_of(m['name'])['licence']), may[licence_of(m['name'])['commercial']]] for part, models in found.measured_by.items() for m in models]
     seeds = f'seeds: by prompt and number of the image from the workspace\'s seed {ws.config["seed"]}, the same for every model'
     from hgdpo_curate import __version__
     return (f'<pre>{text(command)}</pre><p>{text(now())}; hgdpo_curate {__version__}, Python {platform.python_version()}, ' + ', '.join(f'{p} {v}' for p, v in packages.items()) + f'; {seeds}; sampler {text(ws.config["sampler"])}, {text(ws.config["resolution"])} pixels; base model <code>{text(ws.config["base_model"] or "not set")}</code>.</p>'
-            + html_table(['model', 'hash of all that decides its pictures', 'drawn with'], rows) + html_table(['scorer or features', 'version of the weights', 'licence of the weights', 'commercial use'], licences)
+            + html_table(['model', 'hash of all that decides its pictures', 'drawn with'], rows) + html_table(['what measured', 'model', 'version of the weights', 'licence of the weights', 'commercial use'], licences)
             + '<details><summary>SHA-256 of LoRAs and splits</summary><pre>' + '\n'.join(f'{file_sha256(f)}  {text(f.relative_to(ws.root))}' for f in files) + '</pre></details>')
 
 # %% ../../nbs/evaluate/52_report.ipynb #write-report

@@ -13,7 +13,7 @@ import pandas as pd
 from ..curate.pairs import pairs_of
 from .features import workspace_evaluator
 from .intervals import FEW, bootstrap
-from .measures import BESIDE, HIGHER, LABELS, label, look, paired_gain
+from .measures import HIGHER, LABELS, look, paired_gain
 from .metrics import ARMS, Comparison, compare_arms, run_arm
 from ..images.mannequins import is_drawn
 from ..images.photos import barred_photos
@@ -85,7 +85,7 @@ def write_results(ws, found:Comparison, out, photos:bool=True): # a `Workspace`,
     photo = float(found.seen_photos['sharpness'].mean()) if len(found.photos) else float('nan')
     n, scorer = len(found.groups), found.scorers[0]
     said = f'Compared with {len(found.photos)} photos; {len(set(found.groups))} prompts, {n} images per model; score by {scorer}, {"which also chose the pairs" if scorer == found.chose else f"while {found.chose} chose the pairs"}.'
-    parts = [to_markdown(found.table, photo), said, to_markdown(found.table, photo, BESIDE | {s: label(s) for s in found.scorers[1:]}), wins_markdown(found), *[f'> {w}' for w in found.notes],
+    parts = [to_markdown(found.table, photo), said, to_markdown(found.table, photo, found.beside), wins_markdown(found), *[f'> {w}' for w in found.notes],
              changes(found.stats, found.groups), 'Orderings of the paper:', '\n'.join(verdicts(found.stats, found.groups))]
     write_text(out/'table.md', '\n\n'.join(p for p in parts if p) + '\n')
     with atomic_path(out/'grid.png') as tmp: model_grid(ws, found, photos=photos).save(tmp)
