@@ -79,6 +79,24 @@ def test_clipiqa_is_a_softmax_of_two_opposite_prompts(clip_folder):
     assert np.isclose(s.score([picture(0)])[0], np.exp(logits[0])/np.exp(logits).sum(), atol=1e-5)
 
 
+def test_of_a_cached_model_only_the_pinned_commit_is_taken(tmp_path):
+    "The hub's cache as it lies on a disk, with a random CLIP: the newest commit there is not the pinned one. The real weights were never fetched here."
+    import os
+    import subprocess
+    import sys
+    from hgdpo_curate.judge.clip import random_clip
+    from hgdpo_curate.judge.weights import WEIGHTS
+    pinned, repo = WEIGHTS['clip'].revision, tmp_path/'hub'/'models--openai--clip-vit-large-patch14'
+    random_clip(repo/'snapshots'/('0'*40))
+    (repo/'refs').mkdir()
+    (repo/'refs'/'main').write_text('0'*40)
+    code = "from hgdpo_curate.judge.scores import load_scorer; print(load_scorer('clip').version)"
+    def score(): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(HF_HUB_CACHE=str(tmp_path/'hub'), HF_HUB_OFFLINE='1'))
+    assert f'--revision {pinned}' in score().stderr
+    random_clip(repo/'snapshots'/pinned)
+    assert score().stdout.strip() == f'openai/clip-vit-large-patch14@{pinned[:8]}'
+
+
 def test_missing_weights_name_the_file_and_where_to_put_it(tmp_path):
     for name, file in (('hps', 'HPS_v2.1_compressed.pt'), ('imagereward', 'ImageReward.pt'), ('aesthetic', 'sac+logos+ava1-l14-linearMSE.pth'), ('clip', 'model.safetensors'), ('pickscore', 'model.safetensors'), ('clipiqa_quality', 'model.safetensors')):
         for path in (None, tmp_path):

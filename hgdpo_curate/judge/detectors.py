@@ -15,7 +15,7 @@ import numpy as np
 
 from ..images.mannequins import FAULTS, KEYPOINTS
 from .batches import look_at_images
-from .weights import weights_version
+from .weights import find_weights, weights_version
 from ..workspace import UsageError, UserError, now, open_workspace, read_json, write_json
 
 # %% ../../nbs/judge/21_detectors.ipynb #detector
@@ -178,15 +178,15 @@ OPPOSITES = dict(bad_hand=('a photo of a person with normal hands', 'a photo of 
 class ClipTriage:
     "Antonym prompts by an open_clip model: flag -> probability that the broken prompt fits better."
     name = 'clip'
-    def __init__(self, path, device=None): # a folder with open_clip_config.json and weights, or an open_clip name like hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K
+    def __init__(self, path, device=None): # a folder with open_clip_config.json and weights, or an open_clip name like hf-hub:OWNER/MODEL; None takes the one of `judge.weights`
         import open_clip, torch
         from hgdpo_curate.models import usable_device
-        folder = Path(str(path or ''))
-        if path and folder.is_dir() and not [*folder.glob('*.safetensors'), *folder.glob('*.bin')]: raise UserError(f'{folder} holds no weights; put open_clip_model.safetensors there.')   # open_clip would stay random
-        source = f'local-dir:{folder}' if path and folder.is_dir() else str(path or 'hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K')
+        folder = find_weights('open_clip', flag='--detector_path') if path is None else Path(path)
+        if folder.is_dir() and not [*folder.glob('*.safetensors'), *folder.glob('*.bin')]: raise UserError(f'{folder} holds no weights; put open_clip_model.safetensors there.')   # open_clip would stay random
+        source = f'local-dir:{folder}' if folder.is_dir() else str(path)
         try: self.net, _, self.prepare = open_clip.create_model_and_transforms(source)
         except Exception as e: raise UserError(f'The open_clip model {source} cannot be loaded ({type(e).__name__}); give a folder with open_clip_config.json and open_clip_model.safetensors with --detector_path.') from e
-        self.device, self.version = usable_device(device), weights_version(folder) if folder.is_dir() and path else source
+        self.device, self.version = usable_device(device), weights_version(folder) if folder.is_dir() else source
         self.net.eval().to(self.device)
         with torch.no_grad(): self.text = self.net.encode_text(open_clip.get_tokenizer(source)([p for pair in OPPOSITES.values() for p in pair]).to(self.device), normalize=True).view(len(OPPOSITES), 2, -1)
 

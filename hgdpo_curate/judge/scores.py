@@ -15,7 +15,7 @@ from ..images.mannequins import is_drawn
 from .batches import look_at_images
 from .blip import ImageReward
 from .clip import HPS, Aesthetic, ClipQuality, ClipScore, OpenClip
-from .weights import WEIGHTS
+from .weights import find_weights
 from ..workspace import UsageError, UserError, open_workspace
 
 # %% ../../nbs/judge/20_scores.ipynb #scorer
@@ -67,9 +67,9 @@ def load_scorer(name:str='tiny', path=None, device=None, mixed_precision='no') -
 
 def photo_embedder(path=None): # folder of an open_clip or transformers CLIP model -> images -> (n, d), or None
     "What near duplicates are found by: the given model, else open_clip's if its weights are in the local cache; None where they are not, and a perceptual hash serves. Raises `UserError`."
-    from huggingface_hub import try_to_load_from_cache
-    hub = WEIGHTS['open_clip'].hub
-    if path is None: return OpenClip(f'hf-hub:{hub}').embed if isinstance(try_to_load_from_cache(hub, 'open_clip_model.safetensors'), str) else None
+    if path is None:
+        try: path = find_weights('open_clip', download=False)              # nobody asked for a download
+        except UserError: return None
     if not Path(path).is_dir(): raise UserError(f'{path} is no folder; give one with an open_clip or transformers CLIP model.')
     return OpenClip(path).embed if (Path(path)/'open_clip_config.json').exists() else load_scorer('clip', path).embed
 

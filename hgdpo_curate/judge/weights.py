@@ -23,17 +23,17 @@ class Weights:
     commercial: bool    # whether that allows commercial use
     stated: str         # where the licence was read
     also: tuple = ()    # further files that are fetched with them
-    revision: str = ''  # commit of the hub's repository; '' takes the newest, and the version of every score records which one that was
+    revision: str = ''  # commit of the hub's repository
 
 WEIGHTS = dict(
-    pickscore=Weights('yuvalkirstain/PickScore_v1', ('config.json', 'model.safetensors'), 'MIT', True, 'by memory of its code repository; not read again here'),
-    pickscore_processor=Weights('laion/CLIP-ViT-H-14-laion2B-s32B-b79K', ('preprocessor_config.json', 'tokenizer.json'), 'MIT', True, 'by memory of its model card; not read again here', ('tokenizer_config.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json', 'config.json')),
-    hps=Weights('xswu/HPSv2', ('HPS_v2.1_compressed.pt',), 'Apache-2.0', True, 'LICENSE of tgxs002/HPSv2'),
-    imagereward=Weights('THUDM/ImageReward', ('ImageReward.pt', 'med_config.json'), 'Apache-2.0', True, 'LICENSE of THUDM/ImageReward'),
-    imagereward_tokenizer=Weights('google-bert/bert-base-uncased', ('vocab.txt',), 'Apache-2.0', True, 'by memory of its model card; not read again here', ('tokenizer*', 'config.json')),
+    pickscore=Weights('yuvalkirstain/PickScore_v1', ('config.json', 'model.safetensors'), 'MIT', True, 'by memory of its code repository; not read again here', revision='a4e4367c6dfa7288a00c550414478f865b875800'),
+    pickscore_processor=Weights('laion/CLIP-ViT-H-14-laion2B-s32B-b79K', ('preprocessor_config.json', 'tokenizer.json'), 'MIT', True, 'by memory of its model card; not read again here', ('tokenizer_config.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json', 'config.json'), '1c2b8495b28150b8a4922ee1c8edee224c284c0c'),
+    hps=Weights('xswu/HPSv2', ('HPS_v2.1_compressed.pt',), 'Apache-2.0', True, 'LICENSE of tgxs002/HPSv2', revision='697403c78157020a1ae59d23f111aa58ced35b0a'),
+    imagereward=Weights('zai-org/ImageReward', ('ImageReward.pt', 'med_config.json'), 'Apache-2.0', True, 'LICENSE of THUDM/ImageReward, as it was called', revision='5736be03b2652728fb87788c9797b0570450ab72'),
+    imagereward_tokenizer=Weights('google-bert/bert-base-uncased', ('vocab.txt',), 'Apache-2.0', True, 'by memory of its model card; not read again here', ('tokenizer*', 'config.json'), '86b5e0934494bd15c9632b12f734a8a67f723594'),
     aesthetic=Weights('', ('sac+logos+ava1-l14-linearMSE.pth',), 'Apache-2.0', True, 'LICENSE of christophschuhmann/improved-aesthetic-predictor, where the file lies'),
-    clip=Weights('openai/clip-vit-large-patch14', ('config.json', 'model.safetensors'), 'MIT', True, 'LICENSE of openai/CLIP; its model card calls any deployed use out of scope', ('preprocessor_config.json', 'tokenizer*', 'vocab.json', 'merges.txt', 'special_tokens_map.json')),
-    open_clip=Weights('laion/CLIP-ViT-B-32-laion2B-s34B-b79K', ('open_clip_config.json', 'open_clip_model.safetensors'), 'MIT', True, 'by memory of its model card; not read again here'),
+    clip=Weights('openai/clip-vit-large-patch14', ('config.json', 'model.safetensors'), 'MIT', True, 'LICENSE of openai/CLIP; its model card calls any deployed use out of scope', ('preprocessor_config.json', 'tokenizer*', 'vocab.json', 'merges.txt', 'special_tokens_map.json'), '32bd64288804d66eefd0ccbe215aa642df71cc41'),
+    open_clip=Weights('laion/CLIP-ViT-B-32-laion2B-s34B-b79K', ('open_clip_config.json', 'open_clip_model.safetensors'), 'MIT', True, 'by memory of its model card; not read again here', revision='1a25a446712ba5ee05982a381eed697ef9b435cf'),
     inception=Weights('', ('weights-inception-2015-12-05-6726825d.pth',), 'Apache-2.0', True, 'source of torch-fidelity, whose releases hold the file'),
     arcface=Weights('', ('w600k_r50.onnx',), 'non-commercial research only', False, 'insightface, of its model packs'),
     sface=Weights('', ('face_recognition_sface_2021dec.onnx',), 'Apache-2.0', True, 'README of opencv_zoo, models/face_recognition_sface'),
@@ -49,7 +49,7 @@ def licence_of(name:str) -> dict: # licence, commercial, stated
 def missing_sentence(name:str, flag='--scorer_path') -> str:
     "What to fetch, and where to put it."
     w = WEIGHTS[name]
-    how = f'run `hf download {w.hub} {" ".join(w.files + w.also)} --local-dir FOLDER` where there is a network, copy FOLDER here' if w.hub else f'fetch {w.files[0]} where there is a network ({w.stated}), put it into a folder here'
+    how = f'run `hf download {w.hub} {" ".join(w.files + w.also)} --revision {w.revision} --local-dir FOLDER` where there is a network, copy FOLDER here' if w.hub else f'fetch {w.files[0]} where there is a network ({w.stated}), put it into a folder here'
     return f'The weights of {name} ({", ".join(w.files)}{" of " + w.hub if w.hub else ""}) are neither in the local cache nor downloadable; {how} and give it with {flag} FOLDER.'
 
 def find_weights(name:str,              # a key of `WEIGHTS`
@@ -67,7 +67,7 @@ def find_weights(name:str,              # a key of `WEIGHTS`
     if w.hub:
         from huggingface_hub import snapshot_download
         for local in (True, False) if download else (True,):
-            try: folder = Path(snapshot_download(w.hub, revision=w.revision or None, allow_patterns=[*w.files, *w.also], local_files_only=local))
+            try: folder = Path(snapshot_download(w.hub, revision=w.revision, allow_patterns=[*w.files, *w.also], local_files_only=local))
             except Exception: continue
             if all((folder/f).exists() for f in w.files): return folder
     raise UserError(missing_sentence(name, flag))
