@@ -87,3 +87,25 @@ def test_search_finds_a_function_from_the_file_system(site):
         page.wait_for_url('**/api/images.mannequins.html*')
         browser.close()
     assert asked and not [a for a in asked if not a.startswith(('file:', 'data:'))]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; install it (apt-get install chromium) to look at the site in a browser')
+def test_a_chapter_looks_whole_on_a_wide_and_on_a_narrow_screen(site, tmp_path):
+    "Every picture is shown, nothing sticks out, and in the screenshot the drawn people are there: their colours, not white paper."
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        page = browser.new_page()
+        page.goto(f'file://{site}/images/10_mannequins.html')
+        pictures = page.locator('article img, main img')
+        assert pictures.count() >= 2 and page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+        for width in (1300, 420):
+            page.set_viewport_size(dict(width=width, height=800))
+            assert page.evaluate('document.documentElement.scrollWidth') <= width
+            shot = os.path.join(os.environ.get('HGDPO_SCREENSHOTS', tmp_path), f'docs-{width}.png')
+            page.screenshot(path=shot, full_page=True)
+            pictures.first.screenshot(path=tmp_path/'picture.png')
+            picture = Image.open(tmp_path/'picture.png').convert('RGB')
+            assert len(picture.getcolors(1 << 24)) > 100
+        browser.close()
