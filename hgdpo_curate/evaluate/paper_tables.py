@@ -87,7 +87,7 @@ STAGES = PaperTable('Table 2', (1, 2, 3, 4, 5), (
         frechet: normal > hard # added when four seeds were known
         score: hard > naive # added when four seeds were known
         frechet: hard > naive # added when four seeds were known'''),
-    unlike='naive, e2e and SFT act in all blocks of the U-Net, hard only in the up-sampling blocks, as the paper has it; naive and e2e keep statistics matching and dropped captions, SFT has neither; hard + SFT takes more steps than the curriculum')
+    unlike='naive, e2e and SFT act in all blocks of the U-Net, hard only in the up-sampling blocks, as the paper has it; naive and e2e keep statistics matching through all their steps, the curriculum has it in the easy stage only, SFT not at all; no arm drops captions; hard + SFT takes more steps than the curriculum')
 
 EASY = PaperTable('Table 3', (1, 2, 3), (
     Row('base', stage='base'), Row('two images', 'n2', paper=_hue(22.19, 34.44, 10.24)), Row('whole pool', 'no_stat', paper=_hue(22.57, 37.29, 98.54)), Row('higher beta', 'high_beta', paper=_hue(22.25, 36.00, 23.77)),
