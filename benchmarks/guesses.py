@@ -1,0 +1,43 @@
+"""Why naive training does not collapse on drawn people, and why fine-tuning harms: guesses tried on a development seed that no table reports.
+
+    python benchmarks/guesses.py guesses      # a folder for the world; stopped and run again, it goes on
+
+The recipe of the tables stays as it is; what differs per arm stands beside it."""
+import argparse
+
+from hgdpo_curate.evaluate.measures import label
+from hgdpo_curate.evaluate.metrics import compare_arms, run_arm
+from hgdpo_curate.evaluate.reproduce import SIZES, make_world
+from hgdpo_curate.evaluate.results import frozen_test_prompts, to_markdown
+from hgdpo_curate.progress import Steps
+from hgdpo_curate.train.curriculum import train_curriculum
+
+SEED = 101                                    # drawings 7101, far from those of the tables
+SHOWN = 'score anatomy_failures prompt_accuracy frechet detail sharpness kid rgb_distance'.split()
+ARMS = {'naive': ('naive', {}),
+        'naive without statistics matching': ('dpo_real', {}),
+        'the same, four times the steps': ('dpo_real', {'dpo_real.max_train_steps': 880}),
+        'base + SFT': ('sft_after_base', {}),
+        'base + SFT, a tenth of the captions dropped': ('sft_after_base', {'sft.caption_dropout': .1})}
+
+
+def run_name(arm): return arm.replace(' ', '-').replace(',', '').replace('+-', '')
+
+
+def main(folder):
+    say = Steps(dict.fromkeys(['photos', 'base', 'image pool', 'reconstructions', 'scores', *ARMS, 'evaluation'], 1), 'guesses')
+    ws = make_world(folder, SEED, SIZES['full'], say)
+    for arm, (control, fields) in ARMS.items():
+        say(arm)
+        train_curriculum(ws, 'v1', 'mannequin', run_name(arm), control=control, seed=SEED, reuse=True, report_to='none', **fields)
+    say('evaluation')
+    arms = {'base': run_arm(ws, 'naive', 'base')} | {arm: run_arm(ws, run_name(arm), 'hard') for arm in ARMS}
+    found = compare_arms(ws, arms, frozen_test_prompts(ws, 'v1'), 1, ('tiny',), chose='tiny', extractor='tiny', batch=32)
+    print(to_markdown(found.table, float(found.seen_photos['sharpness'].mean()), {m: label(m) for m in SHOWN}))
+    print('\n'.join(found.notes))
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('folder', help='where the world and the runs are kept')
+    main(p.parse_args().folder)
