@@ -11,6 +11,7 @@ myst_heading_anchors = 3
 nb_execution_mode = 'off'                   # docs/build.py has run them
 nb_ipywidgets_js = {}                       # widgets would be fetched from a foreign host
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'          # CommonMark, the default, knows no tables
 nb_mime_priority_overrides = [('html', 'text/html', 5)]
 suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure']
 html_theme, html_title = 'furo', 'hgdpo_curate'

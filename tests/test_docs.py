@@ -15,9 +15,9 @@ FETCHED = dict(script='src', link='href', img='src', iframe='src', source='src',
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-    "The pages of two chapters, run."
+    "The pages of three chapters, run."
     out = tmp_path_factory.mktemp('docs')/'site'
-    done = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--only', 'images/05_captions', 'images/10_mannequins', '--out', out], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    done = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--only', 'images/05_captions', 'images/10_mannequins', 'evaluate/55_verdicts', '--out', out], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return out
 
@@ -35,6 +35,11 @@ def test_a_chapter_is_a_page_with_what_its_cells_show(site):
     assert 'a woman by the sea' in captions.read_text() and '<table border="1" class="dataframe">' in captions.read_text()
     assert re.search(r'<img[^>]+src="\.\./_images/', drawn.read_text())
     assert '#| export' not in drawn.read_text() and 'default_exp' not in drawn.read_text()
+
+
+def test_a_table_that_a_cell_writes_in_markdown_is_a_table(site):
+    page = (site/'evaluate'/'55_verdicts.html').read_text()
+    assert re.search(r'<th[^>]*><p>score ↑', page) and not re.search(r'<p>\| ', page)
 
 
 def test_a_module_is_a_page_with_its_parameters_and_a_way_to_its_chapter(site):
