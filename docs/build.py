@@ -230,9 +230,10 @@ def build(only=None, execute=True, out=SITE) -> Path: # the folder with index.ht
     with tempfile.TemporaryDirectory() as work:
         source = Path(work)/'source'
         with database(names): write_sources(source, names, execute)
+        code = build_main(['-q', '-b', 'html', '-c', str(ROOT/'docs'), '-d', f'{work}/doctrees', str(source), f'{work}/site'])
+        if code: sys.exit(f'Sphinx ended with {code}; what it said stands above.')
         shutil.rmtree(out, ignore_errors=True)
-        code = build_main(['-q', '-b', 'html', '-c', str(ROOT/'docs'), '-d', f'{work}/doctrees', str(source), str(out)])
-    if code: sys.exit(f'Sphinx ended with {code}; what it said stands above.')
+        shutil.move(f'{work}/site', out)                                      # MyST leaves a folder beside what it builds
     if outside := asks_outside(out): sys.exit(f'The page {outside[0][0]} would fetch {outside[0][1]}; the site must work without a network.')
     print(f'{out/"index.html"}: {len(list(out.rglob("*.html")))} pages in {time.time() - start:.0f} s; open it in a browser, no server is needed.')
     return out

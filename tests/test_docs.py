@@ -19,6 +19,7 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp('docs')/'site'
     done = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--only', 'images/05_captions', 'images/10_mannequins', 'evaluate/55_verdicts', '--out', out], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert list(out.parent.iterdir()) == [out]                                # nothing lies beside the site
     return out
 
 

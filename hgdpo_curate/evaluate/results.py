@@ -13,7 +13,7 @@ import pandas as pd
 from ..curate.pairs import pairs_of
 from .features import workspace_evaluator
 from .intervals import FEW, bootstrap
-from .measures import HIGHER, LABELS, look, paired_gain
+from .measures import HIGHER, LABELS, look, paired_gain, within
 from .metrics import ARMS, Comparison, compare_arms, run_arm
 from ..images.mannequins import is_drawn
 from ..images.photos import barred_photos
@@ -173,7 +173,7 @@ def pool_picture(workspace, scorer:str='tiny', most:int=10): # -> (PIL image, Da
         seen = look(ws, mine.assign(prompt=text.reindex(mine.prompt_id).to_numpy()), net)
         failed = seen.get('failed')
         rate, lo, hi = bootstrap(mine.prompt_id.to_numpy(), lambda i: failed[i].mean()) if failed is not None else (np.nan,)*3
-        rates.append(dict(role=role, images=len(mine), failure_rate=rate, low=lo, high=hi))
+        rates.append(dict(role=role, images=len(mine), failure_rate=rate, **dict(zip(('low', 'high'), within('anatomy_failures', lo, hi)))))
         rows.append([ws.open_image(p) for p in mine.set_index('prompt_id').path.reindex(show).dropna()])
     names = [f'{r["role"]}\n' + ('failures not measured' if r['failure_rate'] != r['failure_rate'] else f'{r["failure_rate"]:.0%} failures') for r in rates]
     keep = [i for i, r in enumerate(rows) if r]
