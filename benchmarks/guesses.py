@@ -16,7 +16,7 @@ SEED = 101                                    # drawings 7101, far from those of
 SHOWN = 'score anatomy_failures prompt_accuracy frechet detail sharpness kid rgb_distance'.split()
 ARMS = {'naive': ('naive', {}),
         'naive without statistics matching': ('dpo_real', {}),
-        'the same, four times the steps': ('dpo_real', {'dpo_real.max_train_steps': 880}),
+        'the same, three times the steps': ('dpo_real', {'dpo_real.max_train_steps': 660}),
         'base + SFT': ('sft_after_base', {}),
         'base + SFT, a tenth of the captions dropped': ('sft_after_base', {'sft.caption_dropout': .1})}
 
