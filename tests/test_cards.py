@@ -171,6 +171,20 @@ def test_tags_of_the_metadata_are_not_told_as_what_people_declared(drawn):
     assert sorted(said['tags']) == [('1girl', 1), ('tall', 1)] and said['attributes'] and not any('tall' in k or 'tag' in k for k, _ in said['attributes'])
 
 
+def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tmp_path):
+    from conftest import plain
+    from hgdpo_curate import import_photos
+    ws = copy_of(lived_in)
+    assert split_facts(ws)['copies'] == dict(photos=0, names=0, unrecorded=0)
+    file = winner(ws)['original']
+    (tmp_path/'more').mkdir()
+    for n in range(2): shutil.copy(file, tmp_path/'more'/f'again{n}.png'); (tmp_path/'more'/f'again{n}.txt').write_text('the same')
+    import_photos(ws, tmp_path/'more', progress=plain)
+    assert '1 photos were offered under 2 further file names' in (text := make_card(ws).path.read_text()) and 'Not recorded' not in text and 'again0' not in text
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(copies=None))         # as an older import left them
+    assert f'Not recorded for {split_facts(ws)["photos"]} photos' in make_card(ws).path.read_text()
+
+
 def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_version(lived_in, copy_of):
     from hgdpo_curate.document.facts import flags_by_kind, prompts_of, reviewing
     ws, data = copy_of(lived_in), load_split(lived_in)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'STRICTER', 'read_photo', 'pixel_hash', 'sharpness', 'coverage', 'fit_window', 'fit_photo',
-           'ImportReport', 'barred_photos', 'tombstone_of', 'import_photos', 'perceptual_hashes',
+           'ImportReport', 'barred_photos', 'tombstone_of', 'import_photos', 'offered_files', 'perceptual_hashes',
            'find_near_duplicates', 'assign_folds']
 
 # %% ../../nbs/images/11_photos.ipynb #import-contextlib-hashlib-importlib-io
-import contextlib, hashlib, importlib, io
+import contextlib, hashlib, importlib, io, os
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -168,7 +168,7 @@ def import_photos(workspace,           # a `Workspace` or its folder
                   embed=None,          # images -> (n, d) array for near duplicates, see `find_near_duplicates`; None: a perceptual hash
                   progress=None        # wraps an iterable; None shows a bar
                  ) -> ImportReport:
-    "Bring a folder of photos into the workspace: images, captions, facts, folds, duplicates. May be run again; photos already there are not written twice. Raises `UserError`; nothing is imported then."
+    "Bring a folder of photos into the workspace: images, captions, facts, folds, duplicates. Of exact duplicates one stays, and the names of the others are kept as its `copies`. May be run again; photos already there are not written twice. Raises `UserError`; nothing is imported then."
     ws, folder, report, rows, restated = open_workspace(workspace), Path(folder), ImportReport(), [], []
     captions = [{k: v.tolist() if hasattr(v, 'tolist') else v for k, v in r.items() if not (isinstance(v, float) and v != v)} for r in read_captions(folder).to_dict('records')]
     for r in captions: stated_facts(r, everywhere), person_box(r)       # a wrong word anywhere is refused before anything is written
@@ -216,7 +216,7 @@ def _rows_of(ws, folder, r, im, stated, gps):
     fitted, window = fit_photo(im, ws.size, box)
     text = ' '.join(r['text'].split())
     pid = prompt_id_of(text, iid)
-    facts = dict(consent='unknown', minors='unknown') | stated | dict(exif_gps=gps, box=box, fit=window, photo_width=im.width, photo_height=im.height,
+    facts = dict(consent='unknown', minors='unknown') | stated | dict(copies=[], exif_gps=gps, box=box, fit=window, photo_width=im.width, photo_height=im.height,
                           sharpness=sharpness(im), coverage=coverage(im.size, box))
     return ws.save_image(fitted, 'real', iid, prompt_id=pid), dict(prompt_id=pid, prompt=text, real_image_id=iid), facts
 
@@ -224,19 +224,32 @@ STRICTER = dict(consent=['yes', 'unknown', 'no', 'withdrawn'], minors=['no', 'un
 
 def _restate(ws, stated) -> int: # how many photos got new facts
     "Write what the metadata says now of photos that were there already. Of several copies of a photo the strictest word counts."
-    old, new = ws.table('photo_facts').set_index('image_id', drop=False), {}
+    old, new, paths = ws.table('photo_facts').set_index('image_id', drop=False), {}, {}
     for f in stated:
+        paths.setdefault(f['image_id'], []).append(f['original_path'])
         have = new.get(f['image_id'])
         new[f['image_id']] = (have or {}) | f | ({k: max(f.get(k, 'unknown'), have.get(k, 'unknown'), key=order.index) for k, order in STRICTER.items() if k in f or k in have} if have else {})
-    changed = []
+    rows, restated = [], 0
     for iid, f in new.items():
         row = old.loc[iid].drop('at').to_dict()
         said = {k: f[k] for k in FACTS if f.get(k) is not None and k != 'attributes'}
         if f['original_path'] != row['original_path']:                      # a copy elsewhere: the strictest word counts; at the photo's own place it may be corrected
             said |= {k: max(said[k], row[k], key=order.index) for k, order in STRICTER.items() if k in said}
-        if any(row[k] != v for k, v in said.items()): changed.append(row | said)
-    ws.append('photo_facts', changed)
-    return len(changed)
+        changed, copies = any(row[k] != v for k, v in said.items()), _copies(row, paths[iid])
+        restated += changed
+        if changed or copies != row['copies']: rows.append(row | said | dict(copies=copies))
+    ws.append('photo_facts', rows)
+    return restated
+
+def _copies(row, paths) -> list:
+    "The names under which a picture was offered beside its own. One place written in two ways is one name."
+    places = {os.path.abspath(p): p for p in (*paths, *(row['copies'] or ()))}
+    places.pop(os.path.abspath(row['original_path']), None)
+    return sorted(places.values())
+
+def offered_files(facts) -> list: # rows of `photo_facts` -> (image id, path)
+    "Every file that a photo was offered as: the one that came in, and its exact duplicates."
+    return [(i, p) for i, first, copies in zip(facts.image_id, facts.original_path, facts.copies) for p in (first, *(copies or ())) if isinstance(p, str)]
 
 # %% ../../nbs/images/11_photos.ipynb #perceptual-hashes
 def perceptual_hashes(images) -> np.ndarray: # (n, 64) of 0 and 1
