@@ -185,6 +185,28 @@ def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tm
     assert f'Not recorded for {split_facts(ws)["photos"]} photos' in make_card(ws).path.read_text()
 
 
+def test_the_card_says_by_which_method_and_at_which_distance_near_duplicates_were_found(lived_in, copy_of, monkeypatch):
+    from hgdpo_curate.document.cards import duplicates
+    from hgdpo_curate.images import photos
+    ws = copy_of(lived_in)
+    told = lambda: duplicates(split_facts(ws))
+    assert f'| perceptual hash | differing bits of {photos.HASH_BITS} | {photos.HASH_LIMIT} | 8 |' in told() and 'embedding' not in told()
+    monkeypatch.setattr(photos, 'HASH_LIMIT', 3)
+    class Model:
+        name, version = 'colours', '7'
+        def embed(self, images): return np.stack([np.asarray(i, float).mean((0, 1)) for i in images])
+    for embed in (None, Model().embed): photos.find_near_duplicates(ws, embed)
+    assert '| differing bits of 64 | 3 | 8 |' in told() and f'| embedding colours 7 | 1 - cosine | {photos.COSINE_LIMIT} | 8 |' in told()
+    everyone = len(ws.table('photo_facts'))
+    assert photos.find_near_duplicates(ws, Model().embed, distance=0) < everyone*(everyone - 1)//2       # 0 is a distance too
+    easy = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[:2]]
+    before = split_facts(ws)['leakage']['by_hand']
+    ws.append('duplicates', [dict(image_id=easy.iloc[0], other_id=easy.iloc[1], kind='near', distance=None)])
+    assert split_facts(ws)['leakage']['by_hand'] == before + 1 and f'{before + 1} of them marked by a person' in told()
+    (ws.root/photos.COMPARED).unlink()
+    assert '*not recorded' in told()
+
+
 def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_version(lived_in, copy_of):
     from hgdpo_curate.document.facts import flags_by_kind, prompts_of, reviewing
     ws, data = copy_of(lived_in), load_split(lived_in)
@@ -232,7 +254,8 @@ HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(['<script>ale
 def page_of(facts, text, folder):
     "The tags of a card in which every text from outside is `text`."
     told = facts | dict(workspace=text, split=text, base_model=text, original_base=f'of {text}', versions={text: text}, card_versions={text: f'{text}2'}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
-                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)], tags=[(text, 1)]), flags=[dict(flag=text, source=text, rule=text, status=text, images=1)])
+                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)], tags=[(text, 1)]), flags=[dict(flag=text, source=text, rule=text, status=text, images=1)],
+                        leakage=facts['leakage'] | dict(compared={text: dict(measure=text, limit=8, photos=1, at=text)}))
     return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
 
 

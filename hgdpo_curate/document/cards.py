@@ -153,7 +153,8 @@ def duplicates(f) -> str:
     "Exact and near duplicates, and leakage."
     l, c = f['leakage'], f['copies']
     old = f' Not recorded for {c["unrecorded"]} photos, which came in before this was written down.' if c['unrecorded'] else ''
-    return '\n'.join(['## Duplicates and leakage\n', table(['between the folds', 'how many'], [['prompts in both', l['prompts_in_both']], ['image files in both', l['files_in_both']], ['captions in both', l['captions_in_both']], ['near duplicates across', l['near_duplicates_across']]]), f'\nPairs of photos that look alike within the split: {l["near_duplicates"]}.\n',
+    return '\n'.join(['## Duplicates and leakage\n', table(['between the folds', 'how many'], [['prompts in both', l['prompts_in_both']], ['image files in both', l['files_in_both']], ['captions in both', l['captions_in_both']], ['near duplicates across', l['near_duplicates_across']]]), f'\nPairs of photos that look alike within the split: {l["near_duplicates"]}, {l["by_hand"]} of them marked by a person. How photos were compared on import, the last time by each method:\n',
+        table(['method', 'distance', 'alike at most at', 'photos compared', 'on'], [[escape(n), escape(m['measure']), f'{m["limit"]:g}', m['photos'], escape(m['at'][:10])] for n, m in l['compared'].items()]) if l['compared'] else '*not recorded; import the photos again*', '',
         f'Exact duplicates: {c["photos"]} photos were offered under {c["names"]} further file names; each is here once.{old}\n'])
 
 def uses(a) -> str: return '\n'.join(['## Uses\n', said(a, 'intended_uses'), f'**Forbidden.** {FORBIDDEN}\n', said(a, 'unsuitable_uses')])

@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..curate.pairs import STAGES, Split, load_split, read_stages, versions, without_pair
 from ..curate.reviews import last_words
+from ..images.photos import COMPARED
 from ..judge.anatomy import open_flags
 from .pages import counted, shown_base
 from ..workspace import HARMLESS_FLAGS, file_sha256, open_workspace, read_json
@@ -61,16 +62,17 @@ def stated(facts) -> dict:
 
 # %% ../../nbs/document/62_facts.ipynb #leakage
 def leakage(ws, data) -> dict:
-    "Near duplicates among the split's photos, and what of the test fold is in training too."
+    "Near duplicates among the split's photos and how they were found, and what of the test fold is in training too."
     used, pr = prompts_of(data), ws.table('prompts').set_index('prompt_id')
     fold = {pr.real_image_id.get(p): f for f, ps in used.items() for p in ps}
     dup = ws.table('duplicates')
-    pairs = [(a, b) for a, b in zip(dup.image_id, dup.other_id) if a in fold and b in fold]
+    dup = dup[dup.image_id.isin(fold) & dup.other_id.isin(fold)]
+    pairs = [*zip(dup.image_id, dup.other_id)]
     both = lambda a, b: len(set(a) & set(b))
     text = pr.prompt
     shown = [h for s in STAGES for w in ('winner', 'loser') for h in data[s][f'{w}_sha256']]
     real = ws.table('images').query("domain == 'real'").set_index('prompt_id').sha256
-    return dict(near_duplicates=len(pairs), by_kind=counted(dup.kind), prompts_in_both=both(used['train'], used['test']),
+    return dict(near_duplicates=len(pairs), by_hand=int(dup.distance.isna().sum()), compared=read_json(ws.root/COMPARED, {}), prompts_in_both=both(used['train'], used['test']),
                 files_in_both=both([*shown, *real.reindex(used['train']).dropna()], data['test'].sha256.dropna()),
                 captions_in_both=both(text.reindex(used['train']).dropna(), text.reindex(used['test']).dropna()),
                 near_duplicates_across=sum(fold[a] != fold[b] for a, b in pairs))
