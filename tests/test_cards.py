@@ -99,6 +99,22 @@ def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
     json.dumps(facts)
 
 
+def test_sizes_of_images_are_those_of_the_table_whatever_the_settings_say(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    text = make_card(ws).path.read_text()
+    assert 'width and height in pixels: 40x56.\n' in text and 'fitted around the person to 40x56 pixels' in text
+    im, easy = ws.table('images').drop(columns='at'), load_split(ws)['easy']
+    n = int(im.prompt_id.isin([*easy.prompt_id, *load_split(ws)['test'].prompt_id]).sum())
+    ws.append('images', im[im.image_id == easy.winner_id[0]].assign(width=48))
+    ws.append('images', im[(im.domain == 'real') & (im.prompt_id == easy.prompt_id[1])].assign(width=64, height=64))
+    (ws.root/'workspace.toml').write_text((ws.root/'workspace.toml').read_text().replace('40x56', '512'))
+    card = make_card(ws).path
+    text = card.read_text()
+    assert f'in pixels: 40x56 ({n - 2}), 48x56 (1), 64x64 (1).' in text or f'in pixels: 40x56 ({n - 2}), 64x64 (1), 48x56 (1).' in text
+    real = f'40x56 ({split_facts(ws)["photos"] - 1}), 64x64 (1) pixels'
+    assert f'fitted around the person to {real}' in text and f'fitted to {real}' in card.with_name('croissant.json').read_text()
+
+
 def test_leakage_between_folds_is_found_when_planted(lived_in, copy_of):
     ws = copy_of(lived_in)
     data = load_split(ws)

@@ -17,7 +17,7 @@ import numpy as np
 from ..curate.pairs import STAGES
 from .answers import QUESTIONS, missing, read_answers
 from .croissant import write_croissant
-from .facts import read_split, split_facts
+from .facts import read_split, split_facts, told_sizes
 from .model_cards import write_model_card
 from .pages import FORBIDDEN, Card, code, escape, hub_licence, non_commercial, save_figure, sheet, table, to_html
 from ..images.mannequins import is_drawn
@@ -104,7 +104,7 @@ def composition(f, a, has) -> str:
     size = f['sizes']
     return '\n'.join(['## Composition\n', table(['stage', 'pairs', 'winner', 'loser', 'prompts without a pair'], pairs), '\nWhat was left out, and why. A photo takes its prompt with it; an image only itself.\n', table(['stage or fold', 'reason', 'times'], why),
         f'\nTest fold: {f["prompts"]["test"]} prompts, {f["leakage"]["prompts_in_both"]} of which are in training.\n', table(['images', 'fold', 'how many'], [[i['domain'], i['fold'], i['images']] for i in f['images']]),
-        f'\nPhotos as they came: width {three(size["photo_width"])}, height {three(size["photo_height"])} pixels (smallest / median / largest). Sharpness {three(size["sharpness"], 1)}, share of the picture that the person\'s box fills {three(size["coverage"], 2)}. All images here: {escape(f["resolution"])} pixels.\n',
+        f'\nPhotos as they came: width {three(size["photo_width"])}, height {three(size["photo_height"])} pixels (smallest / median / largest). Sharpness {three(size["sharpness"], 1)}, share of the picture that the person\'s box fills {three(size["coverage"], 2)}. Images here, width and height in pixels: {escape(told_sizes(f["image_sizes"]))}.\n',
         *(['![Images of some prompts by role](card/pairs.png)\n', f'Shown: {", ".join(has)}. ' + ('' if 'photo' in has else 'Generated images only; no photograph and no reconstruction of one is on this card.') + '\n'] if has else ['No generated images to show.\n'])])
 
 def rights(f, a) -> str:
@@ -118,7 +118,7 @@ def rights(f, a) -> str:
 def preprocessing(f, a) -> str:
     "How images came to be."
     p = f['pool']
-    return '\n'.join(['## Preprocessing\n', f'Photos were turned upright, brought to sRGB, stripped of EXIF and fitted around the person to {escape(p["resolution"])} pixels. Per prompt about {p["size"]} images were generated (median), and reconstructions made at t = {", ".join(map(str, p["levels"]))} of 1000 (SDRecon).\n',
+    return '\n'.join(['## Preprocessing\n', f'Photos were turned upright, brought to sRGB, stripped of EXIF and fitted around the person to {escape(told_sizes(f["image_sizes"], "real"))} pixels. Per prompt about {p["size"]} images were generated (median), and reconstructions made at t = {", ".join(map(str, p["levels"]))} of 1000 (SDRecon).\n',
         table(['base model', 'hash of its weights', 'sampler', 'steps', 'guidance', 'seed'], [[code(f['base_model']) + (f', fine-tuned from {code(f["original_base"])}' if f['original_base'] != f['base_model'] else ''), ', '.join(map(code, f['base_hashes'])), escape(p['sampler']), p['steps'], p['guidance'], f['seed']]])])
 
 def annotation(f, a) -> str:
