@@ -16,7 +16,8 @@ from hgdpo_curate.cli import main
 from hgdpo_curate.document.answers import QUESTIONS, answers_file, read_answers, write_questions
 from hgdpo_curate.document.cards import card_text, draw_pairs
 from hgdpo_curate.document.croissant import check_croissant, read_pairs
-from hgdpo_curate.document.facts import agreement, cached_latents, channel_statistics, cohen_kappa, leakage, split_facts
+from hgdpo_curate.document.facts import agreement, cohen_kappa, leakage, split_facts
+from hgdpo_curate.document.latents import channel_statistics, latent_files, read_latents
 from hgdpo_curate.document.pages import escape, to_html
 from hgdpo_curate.workspace import read_json
 
@@ -241,16 +242,55 @@ def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_versi
 
 def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
     data = load_split(lived_in)
-    latents = cached_latents(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
+    latents = dict(read_latents(latent_files(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))))
     assert len(latents) == len(set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
     s = channel_statistics(lived_in, data)['easy']
     w, l = (np.stack([latents[h] for h in data['easy'][f'{x}_sha256']]) for x in ('winner', 'loser'))
     assert s['winner_mean'] == pytest.approx(w.mean((0, 2, 3)), rel=1e-4) and 0 <= s['mean_distance'] <= 2
     a, b = w.mean((0, 2, 3)), l.mean((0, 2, 3))
-    assert s['mean_distance'] == pytest.approx(1 - a @ b/np.sqrt((a @ a)*(b @ b)), abs=1e-4)
+    assert s['mean_distance'] == pytest.approx(1 - a @ b/np.sqrt((a @ a)*(b @ b)), abs=1e-4) and s['loser_std'] == pytest.approx(l.std((2, 3)).mean(0), rel=1e-6)
     ws = copy_of(lived_in)
     shutil.rmtree(ws.root/'cache')
     assert 'not measured, since no training cache' in make_card(ws).path.read_text()
+
+
+def test_channel_statistics_hold_no_more_than_a_latent_or_two_at_a_time(tmp_path, monkeypatch):
+    "Shard by shard, in half precision and with a mean far from 0, they are those of all latents at once."
+    import weakref
+
+    import torch
+    from safetensors.torch import save_file
+
+    from hgdpo_curate import create_workspace
+    from hgdpo_curate.document import latents
+    ws, rng = create_workspace(tmp_path/'ws', resolution='40x56'), np.random.default_rng(1)
+    names = [f'{i:064x}' for i in range(40)]
+    x = {n: torch.from_numpy(rng.normal(200, .5 + i/40, (2, 4, 9, 7))).half() for i, n in enumerate(names)}
+    (ws.root/'cache'/'latents-m-fp16').mkdir(parents=True)
+    for i in range(0, 40, 8): save_file({n: x[n] for n in names[i:i+8]}, ws.root/'cache'/'latents-m-fp16'/f'{i}.safetensors')
+    pairs = pd.DataFrame(dict(winner_sha256=names[:20], loser_sha256=[*names[20:38], names[38], names[38]]))       # one loses twice
+    alive, most, real = weakref.WeakSet(), [0], latents.read_latents
+    class Watched(np.ndarray): __hash__ = object.__hash__
+    def watch(files):
+        for h, a in real(files):
+            a = a.copy().view(Watched)
+            alive.add(a)
+            most[0] = max(most[0], len(alive))
+            yield h, a
+    monkeypatch.setattr(latents, 'read_latents', watch)
+    got = channel_statistics(ws, dict(easy=pairs, normal=pairs[:5], hard=pairs[:0].copy()))
+    assert most[0] <= 2 and got['hard'] is None and got['normal']['pairs'] == 5
+    for who in ('winner', 'loser'):
+        a = np.stack([x[n][0].double().numpy() for n in pairs[f'{who}_sha256']])
+        assert got['easy'][f'{who}_mean'] == pytest.approx(a.mean((0, 2, 3)), rel=1e-12) and got['easy'][f'{who}_std'] == pytest.approx(a.std((2, 3)).mean(0), rel=1e-9)
+
+
+def test_every_stage_that_was_measured_is_drawn(tmp_path, monkeypatch):
+    from hgdpo_curate.document import cards
+    one, figures = dict(pairs=3, winner_mean=[1., 2.], loser_mean=[2., 1.], winner_std=[1., 1.], loser_std=[1., 2.], mean_distance=.25, std_distance=.125), []
+    monkeypatch.setattr(cards, 'save_figure', lambda fig, file: figures.append([ax.get_title(loc='left') for ax in fig.axes]))
+    assert cards.draw_channels(dict(easy=one, normal=None, hard=one | dict(mean_distance=.5)), tmp_path/'x.png') and not cards.draw_channels(dict(easy=None, normal=None, hard=None), tmp_path/'x.png')
+    assert figures == [['easy: means per channel (cosine distance 0.2500)', 'easy: deviations per channel (cosine distance 0.1250)', 'hard: means per channel (cosine distance 0.5000)', 'hard: deviations per channel (cosine distance 0.1250)']]
 
 
 # --- text from outside

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WORDS', 'YOUTH', 'read_split', 'prompts_of', 'image_counts', 'image_sizes', 'told_sizes', 'sizes_of', 'copies_of',
            'stated', 'leakage', 'prompt_words', 'longer_than_read', 'margins', 'filter_cut', 'levels_won',
-           'cohen_kappa', 'bootstrapped', 'judged', 'agreement', 'flags_by_kind', 'reviewing', 'judges',
-           'cached_latents', 'cosine_distance', 'channel_statistics', 'sft_of', 'split_facts']
+           'cohen_kappa', 'bootstrapped', 'judged', 'agreement', 'flags_by_kind', 'reviewing', 'judges', 'sft_of',
+           'split_facts']
 
 # %% ../../nbs/document/62_facts.ipynb #imports
 import re
@@ -20,6 +20,7 @@ from ..curate.pairs import STAGES, Split, load_split, read_stages, versions, wit
 from ..curate.reviews import last_words
 from ..images.photos import COMPARED
 from ..judge.anatomy import open_flags
+from .latents import channel_statistics
 from .pages import counted, shown_base
 from ..workspace import HARMLESS_FLAGS, file_sha256, open_workspace, read_json
 
@@ -202,38 +203,6 @@ def judges(ws, used) -> dict: # 'detectors' and 'scorers' -> (name, version, ima
         t = t[t.image_id.isin(mine)].drop_duplicates(['image_id', who, f'{who}_version'])
         return [[n, str(v), int(c)] for (n, v), c in t.groupby([who, f'{who}_version']).size().items()]
     return dict(detectors=of(ws.table('detections'), 'detector'), scorers=of(ws.table('scores'), 'scorer'))
-
-# %% ../../nbs/document/62_facts.ipynb #latents
-def cached_latents(ws, hashes) -> dict: # sha256 -> (channels, height, width) array
-    "The latents of images from whichever training cache has most of them; empty where none has any."
-    from safetensors import safe_open
-    best = {}
-    for folder in sorted((ws.root/'cache').glob('latents-*')):
-        found = {}
-        for file in sorted(folder.rglob('[!.]*.safetensors')):
-            with safe_open(file, 'pt') as f:
-                for k in set(f.keys()) & set(hashes): found[k] = _mean(f.get_tensor(k))
-        if len(found) > len(best): best = found
-    return best
-
-def _mean(t): return t.reshape(-1, *t.shape[-3:])[0].float().numpy()     # an entry is the posterior's mean, with or without its deviation after it
-
-def cosine_distance(a, b) -> float:
-    "1 - cosine of the angle between two vectors."
-    return float(1 - np.dot(a, b)/(np.linalg.norm(a)*np.linalg.norm(b)))
-
-def channel_statistics(ws, data) -> dict: # stage -> means and deviations per channel of winners and losers, and their cosine distances
-    "What statistics matching is about: the channels of winners' and losers' latents. None where nothing is cached."
-    wanted = {h for s in STAGES for w in ('winner', 'loser') for h in data[s][f'{w}_sha256']}
-    have, out = cached_latents(ws, wanted), {}
-    for s in STAGES:
-        rows = data[s][data[s].winner_sha256.isin(have) & data[s].loser_sha256.isin(have)]
-        if not len(rows): out[s] = None; continue
-        side = {w: np.stack([have[h] for h in rows[f'{w}_sha256']]) for w in ('winner', 'loser')}
-        mean, std = ({w: f(x).mean(0) for w, x in side.items()} for f in (lambda x: x.mean((2, 3)), lambda x: x.std((2, 3))))
-        out[s] = dict(pairs=len(rows), **{f'{w}_{n}': [float(x) for x in v[w]] for n, v in (('mean', mean), ('std', std)) for w in side},
-                      mean_distance=cosine_distance(mean['winner'], mean['loser']), std_distance=cosine_distance(std['winner'], std['loser']))
-    return out
 
 # %% ../../nbs/document/62_facts.ipynb #split-facts
 def sft_of(ws) -> dict: # what `train_sft` wrote down, or {}
