@@ -203,24 +203,24 @@ def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tm
 
 
 def test_the_card_says_by_which_method_and_at_which_distance_near_duplicates_were_found(lived_in, copy_of, monkeypatch):
-    from hgdpo_curate.document.cards import duplicates
-    from hgdpo_curate.images import photos
+    from hgdpo_curate.document import cards
+    from hgdpo_curate.images import duplicates
     ws = copy_of(lived_in)
-    told = lambda: duplicates(split_facts(ws))
-    assert f'| perceptual hash | differing bits of {photos.HASH_BITS} | {photos.HASH_LIMIT} | 8 |' in told() and 'embedding' not in told()
-    monkeypatch.setattr(photos, 'HASH_LIMIT', 3)
+    told = lambda: cards.duplicates(split_facts(ws))
+    assert f'| perceptual hash | differing bits of {duplicates.HASH_BITS} | {duplicates.HASH_LIMIT} | 8 |' in told() and 'embedding' not in told()
+    monkeypatch.setattr(duplicates, 'HASH_LIMIT', 3)
     class Model:
         name, version = 'colours', '7'
         def embed(self, images): return np.stack([np.asarray(i, float).mean((0, 1)) for i in images])
-    for embed in (None, Model().embed): photos.find_near_duplicates(ws, embed)
-    assert '| differing bits of 64 | 3 | 8 |' in told() and f'| embedding colours 7 | 1 - cosine | {photos.COSINE_LIMIT} | 8 |' in told()
+    for embed in (None, Model().embed): duplicates.find_near_duplicates(ws, embed)
+    assert '| differing bits of 64 | 3 | 8 |' in told() and f'| embedding colours 7 | 1 - cosine | {duplicates.COSINE_LIMIT} | 8 |' in told()
     everyone = len(ws.table('photo_facts'))
-    assert photos.find_near_duplicates(ws, Model().embed, distance=0) < everyone*(everyone - 1)//2       # 0 is a distance too
+    assert duplicates.find_near_duplicates(ws, Model().embed, distance=0) < everyone*(everyone - 1)//2       # 0 is a distance too
     easy = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[:2]]
     before = split_facts(ws)['leakage']['by_hand']
     ws.append('duplicates', [dict(image_id=easy.iloc[0], other_id=easy.iloc[1], kind='near', distance=None)])
     assert split_facts(ws)['leakage']['by_hand'] == before + 1 and f'{before + 1} of them marked by a person' in told()
-    (ws.root/photos.COMPARED).unlink()
+    (ws.root/duplicates.COMPARED).unlink()
     assert '*not recorded' in told()
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..curate.pairs import STAGES, Split, load_split, read_stages, versions, without_pair
 from ..curate.reviews import last_words
-from ..images.photos import COMPARED
+from ..images.duplicates import COMPARED
 from ..judge.anatomy import open_flags
 from .latents import channel_statistics
 from .pages import counted, shown_base
