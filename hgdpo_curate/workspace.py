@@ -88,7 +88,7 @@ SCHEMAS = dict(
         model='str', seed='int', timestep='int', guidance='float', steps='int'),
     photo_facts = _schema('image_id', image_id='str', original_path='str', source='str', licence='str', consent='str', release='str',
         minors='str', takedown_contact='str', attributes='json', exif_gps='str', box='json', fit='json',
-        photo_width='int', photo_height='int', sharpness='float', coverage='float'),
+        photo_width='int', photo_height='int', sharpness='float', coverage='float', copies='json'),
     scores = _schema('image_id scorer', image_id='str', scorer='str', scorer_version='str', score='float'),
     detections = _schema('image_id detector kind index', image_id='str', detector='str', detector_version='str', kind='str', index='int',
         box='json', keypoints='json', confidence='float'),

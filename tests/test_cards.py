@@ -16,7 +16,8 @@ from hgdpo_curate.cli import main
 from hgdpo_curate.document.answers import QUESTIONS, answers_file, read_answers, write_questions
 from hgdpo_curate.document.cards import card_text, draw_pairs
 from hgdpo_curate.document.croissant import check_croissant, read_pairs
-from hgdpo_curate.document.facts import agreement, cached_latents, channel_statistics, cohen_kappa, leakage, split_facts
+from hgdpo_curate.document.facts import agreement, cohen_kappa, leakage, split_facts
+from hgdpo_curate.document.latents import channel_statistics, latent_files, read_latents
 from hgdpo_curate.document.pages import escape, to_html
 from hgdpo_curate.workspace import read_json
 
@@ -99,6 +100,22 @@ def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
     json.dumps(facts)
 
 
+def test_sizes_of_images_are_those_of_the_table_whatever_the_settings_say(lived_in, copy_of):
+    ws = copy_of(lived_in)
+    text = make_card(ws).path.read_text()
+    assert 'width and height in pixels: 40x56.\n' in text and 'fitted around the person to 40x56 pixels' in text
+    im, easy = ws.table('images').drop(columns='at'), load_split(ws)['easy']
+    n = int(im.prompt_id.isin([*easy.prompt_id, *load_split(ws)['test'].prompt_id]).sum())
+    ws.append('images', im[im.image_id == easy.winner_id[0]].assign(width=48))
+    ws.append('images', im[(im.domain == 'real') & (im.prompt_id == easy.prompt_id[1])].assign(width=64, height=64))
+    (ws.root/'workspace.toml').write_text((ws.root/'workspace.toml').read_text().replace('40x56', '512'))
+    card = make_card(ws).path
+    text = card.read_text()
+    assert f'in pixels: 40x56 ({n - 2}), 48x56 (1), 64x64 (1).' in text or f'in pixels: 40x56 ({n - 2}), 64x64 (1), 48x56 (1).' in text
+    real = f'40x56 ({split_facts(ws)["photos"] - 1}), 64x64 (1) pixels'
+    assert f'fitted around the person to {real}' in text and f'fitted to {real}' in card.with_name('croissant.json').read_text()
+
+
 def test_leakage_between_folds_is_found_when_planted(lived_in, copy_of):
     ws = copy_of(lived_in)
     data = load_split(ws)
@@ -171,6 +188,42 @@ def test_tags_of_the_metadata_are_not_told_as_what_people_declared(drawn):
     assert sorted(said['tags']) == [('1girl', 1), ('tall', 1)] and said['attributes'] and not any('tall' in k or 'tag' in k for k, _ in said['attributes'])
 
 
+def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tmp_path):
+    from conftest import plain
+    from hgdpo_curate import import_photos
+    ws = copy_of(lived_in)
+    assert split_facts(ws)['copies'] == dict(photos=0, names=0, unrecorded=0)
+    file = winner(ws)['original']
+    (tmp_path/'more').mkdir()
+    for n in range(2): shutil.copy(file, tmp_path/'more'/f'again{n}.png'); (tmp_path/'more'/f'again{n}.txt').write_text('the same')
+    import_photos(ws, tmp_path/'more', progress=plain)
+    assert '1 photos were offered under 2 further file names' in (text := make_card(ws).path.read_text()) and 'Not recorded' not in text and 'again0' not in text
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(copies=None))         # as an older import left them
+    assert f'Not recorded for {split_facts(ws)["photos"]} photos' in make_card(ws).path.read_text()
+
+
+def test_the_card_says_by_which_method_and_at_which_distance_near_duplicates_were_found(lived_in, copy_of, monkeypatch):
+    from hgdpo_curate.document import cards
+    from hgdpo_curate.images import duplicates
+    ws = copy_of(lived_in)
+    told = lambda: cards.duplicates(split_facts(ws))
+    assert f'| perceptual hash | differing bits of {duplicates.HASH_BITS} | {duplicates.HASH_LIMIT} | 8 |' in told() and 'embedding' not in told()
+    monkeypatch.setattr(duplicates, 'HASH_LIMIT', 3)
+    class Model:
+        name, version = 'colours', '7'
+        def embed(self, images): return np.stack([np.asarray(i, float).mean((0, 1)) for i in images])
+    for embed in (None, Model().embed): duplicates.find_near_duplicates(ws, embed)
+    assert '| differing bits of 64 | 3 | 8 |' in told() and f'| embedding colours 7 | 1 - cosine | {duplicates.COSINE_LIMIT} | 8 |' in told()
+    everyone = len(ws.table('photo_facts'))
+    assert duplicates.find_near_duplicates(ws, Model().embed, distance=0) < everyone*(everyone - 1)//2       # 0 is a distance too
+    easy = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[:2]]
+    before = split_facts(ws)['leakage']['by_hand']
+    ws.append('duplicates', [dict(image_id=easy.iloc[0], other_id=easy.iloc[1], kind='near', distance=None)])
+    assert split_facts(ws)['leakage']['by_hand'] == before + 1 and f'{before + 1} of them marked by a person' in told()
+    (ws.root/duplicates.COMPARED).unlink()
+    assert '*not recorded' in told()
+
+
 def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_version(lived_in, copy_of):
     from hgdpo_curate.document.facts import flags_by_kind, prompts_of, reviewing
     ws, data = copy_of(lived_in), load_split(lived_in)
@@ -189,16 +242,55 @@ def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_versi
 
 def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
     data = load_split(lived_in)
-    latents = cached_latents(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
+    latents = dict(read_latents(latent_files(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))))
     assert len(latents) == len(set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
     s = channel_statistics(lived_in, data)['easy']
     w, l = (np.stack([latents[h] for h in data['easy'][f'{x}_sha256']]) for x in ('winner', 'loser'))
     assert s['winner_mean'] == pytest.approx(w.mean((0, 2, 3)), rel=1e-4) and 0 <= s['mean_distance'] <= 2
     a, b = w.mean((0, 2, 3)), l.mean((0, 2, 3))
-    assert s['mean_distance'] == pytest.approx(1 - a @ b/np.sqrt((a @ a)*(b @ b)), abs=1e-4)
+    assert s['mean_distance'] == pytest.approx(1 - a @ b/np.sqrt((a @ a)*(b @ b)), abs=1e-4) and s['loser_std'] == pytest.approx(l.std((2, 3)).mean(0), rel=1e-6)
     ws = copy_of(lived_in)
     shutil.rmtree(ws.root/'cache')
     assert 'not measured, since no training cache' in make_card(ws).path.read_text()
+
+
+def test_channel_statistics_hold_no_more_than_a_latent_or_two_at_a_time(tmp_path, monkeypatch):
+    "Shard by shard, in half precision and with a mean far from 0, they are those of all latents at once."
+    import weakref
+
+    import torch
+    from safetensors.torch import save_file
+
+    from hgdpo_curate import create_workspace
+    from hgdpo_curate.document import latents
+    ws, rng = create_workspace(tmp_path/'ws', resolution='40x56'), np.random.default_rng(1)
+    names = [f'{i:064x}' for i in range(40)]
+    x = {n: torch.from_numpy(rng.normal(200, .5 + i/40, (2, 4, 9, 7))).half() for i, n in enumerate(names)}
+    (ws.root/'cache'/'latents-m-fp16').mkdir(parents=True)
+    for i in range(0, 40, 8): save_file({n: x[n] for n in names[i:i+8]}, ws.root/'cache'/'latents-m-fp16'/f'{i}.safetensors')
+    pairs = pd.DataFrame(dict(winner_sha256=names[:20], loser_sha256=[*names[20:38], names[38], names[38]]))       # one loses twice
+    alive, most, real = weakref.WeakSet(), [0], latents.read_latents
+    class Watched(np.ndarray): __hash__ = object.__hash__
+    def watch(files):
+        for h, a in real(files):
+            a = a.copy().view(Watched)
+            alive.add(a)
+            most[0] = max(most[0], len(alive))
+            yield h, a
+    monkeypatch.setattr(latents, 'read_latents', watch)
+    got = channel_statistics(ws, dict(easy=pairs, normal=pairs[:5], hard=pairs[:0].copy()))
+    assert most[0] <= 2 and got['hard'] is None and got['normal']['pairs'] == 5
+    for who in ('winner', 'loser'):
+        a = np.stack([x[n][0].double().numpy() for n in pairs[f'{who}_sha256']])
+        assert got['easy'][f'{who}_mean'] == pytest.approx(a.mean((0, 2, 3)), rel=1e-12) and got['easy'][f'{who}_std'] == pytest.approx(a.std((2, 3)).mean(0), rel=1e-9)
+
+
+def test_every_stage_that_was_measured_is_drawn(tmp_path, monkeypatch):
+    from hgdpo_curate.document import cards
+    one, figures = dict(pairs=3, winner_mean=[1., 2.], loser_mean=[2., 1.], winner_std=[1., 1.], loser_std=[1., 2.], mean_distance=.25, std_distance=.125), []
+    monkeypatch.setattr(cards, 'save_figure', lambda fig, file: figures.append([ax.get_title(loc='left') for ax in fig.axes]))
+    assert cards.draw_channels(dict(easy=one, normal=None, hard=one | dict(mean_distance=.5)), tmp_path/'x.png') and not cards.draw_channels(dict(easy=None, normal=None, hard=None), tmp_path/'x.png')
+    assert figures == [['easy: means per channel (cosine distance 0.2500)', 'easy: deviations per channel (cosine distance 0.1250)', 'hard: means per channel (cosine distance 0.5000)', 'hard: deviations per channel (cosine distance 0.1250)']]
 
 
 # --- text from outside
@@ -218,7 +310,8 @@ HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(['<script>ale
 def page_of(facts, text, folder):
     "The tags of a card in which every text from outside is `text`."
     told = facts | dict(workspace=text, split=text, base_model=text, original_base=f'of {text}', versions={text: text}, card_versions={text: f'{text}2'}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
-                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)], tags=[(text, 1)]), flags=[dict(flag=text, source=text, rule=text, status=text, images=1)])
+                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)], tags=[(text, 1)]), flags=[dict(flag=text, source=text, rule=text, status=text, images=1)],
+                        leakage=facts['leakage'] | dict(compared={text: dict(measure=text, limit=8, photos=1, at=text)}))
     return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
 
 

@@ -108,6 +108,22 @@ def test_import_refuses_the_photo_under_another_name_and_takes_the_others(lived_
     assert 'renamed.png was taken out' in report.refused[0] and 'asked to be taken out' in report.refused[0]
 
 
+def test_the_names_of_exact_duplicates_go_with_the_photo_and_their_files_are_named(lived_in, copy_of, tmp_path):
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    without_cards(ws)
+    other = ws.table('photo_facts').query("image_id != @one['photo']").iloc[0]
+    for folder in (tmp_path/'more', ws.root/'mine'):                           # outside the workspace, and a folder of the user's own within it
+        folder.mkdir()
+        for name, file in (('anna.png', one['original']), ('ben.png', other.original_path)): shutil.copy(file, folder/name); (folder/name).with_suffix('.txt').write_text('x')
+        import_photos(ws, folder, progress=plain)
+    files = [str(d/'anna.png') for d in (tmp_path/'more', ws.root/'mine')]
+    assert len(grep(ws.root/'tables', *files)) >= 1
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    assert grep(ws.root/'tables', 'anna.png', one['photo']) == [] and all(f'Your own file {f} was not touched' in str(gone) for f in files) and all(map(os.path.exists, files))
+    assert ws.table('photo_facts').set_index('image_id').copies[other.image_id] == sorted(f.replace('anna', 'ben') for f in files)
+
+
 def stop_at(label, n):
     "A progress that raises at the n-th sign of life under a label."
     def progress(total, name):

@@ -87,6 +87,30 @@ def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
     assert len(barred_photos(ws)) == 5
 
 
+def test_exact_duplicates_are_kept_by_name_once_each_whatever_import_they_came_with(tmp_path, monkeypatch):
+    import shutil
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.images.photos import offered_files
+    folder = export_photos(tmp_path/'photos', 3, seed=4)
+    lines = (folder/'metadata.jsonl').read_text().splitlines()
+    shutil.copy(folder/'00001.png', folder/'twin.png')
+    (folder/'metadata.jsonl').write_text('\n'.join([*lines, lines[1].replace('00001', 'twin')]))
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    report = import_photos(ws, folder, progress=plain)
+    def copies(): return [sorted(p.removeprefix(f'{tmp_path}/') for p in c) for c in ws.table('photo_facts').sort_values('original_path').copies]
+    assert copies() == [[], ['photos/twin.png'], []] and report.imported == 3 and report.restated == 0
+    other = shutil.copytree(folder, tmp_path/'elsewhere')
+    import_photos(ws, other, progress=plain)
+    every = [['elsewhere/00000.png'], ['elsewhere/00001.png', 'elsewhere/twin.png', 'photos/twin.png'], ['elsewhere/00002.png']]
+    assert copies() == every
+    written = len(ws.table('photo_facts', history=True))
+    monkeypatch.chdir(tmp_path)
+    for again in (folder, other, 'photos', 'elsewhere'): import_photos(ws, again, progress=plain)                # the same places, spelt in two ways
+    assert copies() == every and len(ws.table('photo_facts', history=True)) == written
+    assert len(offered_files(ws.table('photo_facts'))) == 3 + 5 and len(ws.table('images')) == 3
+
+
 def test_every_file_of_the_manifest_has_its_expected_outcome(test_data, tmp_path):
     "Copies in another size or format are proposed as duplicates, gray and CMYK become RGB, refused ones are listed; nothing is left out in silence."
     import json

@@ -17,7 +17,7 @@ import numpy as np
 from ..curate.pairs import STAGES
 from .answers import QUESTIONS, missing, read_answers
 from .croissant import write_croissant
-from .facts import read_split, split_facts
+from .facts import read_split, split_facts, told_sizes
 from .model_cards import write_model_card
 from .pages import FORBIDDEN, Card, code, escape, hub_licence, non_commercial, save_figure, sheet, table, to_html
 from ..images.mannequins import is_drawn
@@ -46,18 +46,21 @@ def draw_scores(data, scorer, file):
     save_figure(fig, file)
 
 def draw_channels(latents, file) -> bool: # whether there was anything to draw
-    "Channel means and deviations of easy winners' and losers' latents."
+    "Channel means and deviations of winners' and losers' latents, a row per stage that was measured."
     from matplotlib.figure import Figure
-    s = latents.get('easy')
-    if not s: return False
-    fig = Figure(figsize=(10, 2.6), layout='constrained')
-    for ax, kind in zip(fig.subplots(1, 2), ('mean', 'std')):
-        x = np.arange(len(s[f'winner_{kind}']))
-        for off, who, colour in ((-.2, 'winner', GREEN), (.2, 'loser', ORANGE)): ax.bar(x + off, s[f'{who}_{kind}'], .4, label=f'{who}s', color=colour, alpha=.8)
-        ax.set_title(f'{"means" if kind == "mean" else "deviations"} per channel (cosine distance {s[f"{kind}_distance"]:.4f})', fontsize=9, loc='left'); ax.set_xticks(x, [str(i) for i in x], fontsize=7)
-        ax.tick_params(labelsize=7); ax.spines[['top', 'right']].set_visible(False); ax.legend(fontsize=7, frameon=False)
+    measured = {s: x for s, x in latents.items() if x}
+    if not measured: return False
+    fig = Figure(figsize=(10, 2.5*len(measured)), layout='constrained')
+    for axes, (s, x) in zip(fig.subplots(len(measured), 2, squeeze=False), measured.items()):
+        for ax, kind, name in zip(axes, ('mean', 'std'), ('means', 'deviations')): _draw_bars(ax, x, kind, f'{s}: {name} per channel (cosine distance {x[f"{kind}_distance"]:.4f})')
     save_figure(fig, file)
     return True
+
+def _draw_bars(ax, x, kind, title):
+    at = np.arange(len(x[f'winner_{kind}']))
+    for off, who, colour in ((-.2, 'winner', GREEN), (.2, 'loser', ORANGE)): ax.bar(at + off, x[f'{who}_{kind}'], .4, label=f'{who}s', color=colour, alpha=.8)
+    ax.set_title(title, fontsize=9, loc='left'); ax.set_xticks(at, [str(i) for i in at], fontsize=7)
+    ax.tick_params(labelsize=7); ax.spines[['top', 'right']].set_visible(False); ax.legend(fontsize=7, frameon=False)
 
 def draw_pairs(ws, data, file, with_photos:bool, most:int=8) -> list: # what each row shows; empty where there is nothing to show
     "Some prompts' images by role. Only generated ones, unless `with_photos` or all is drawn."
@@ -104,7 +107,7 @@ def composition(f, a, has) -> str:
     size = f['sizes']
     return '\n'.join(['## Composition\n', table(['stage', 'pairs', 'winner', 'loser', 'prompts without a pair'], pairs), '\nWhat was left out, and why. A photo takes its prompt with it; an image only itself.\n', table(['stage or fold', 'reason', 'times'], why),
         f'\nTest fold: {f["prompts"]["test"]} prompts, {f["leakage"]["prompts_in_both"]} of which are in training.\n', table(['images', 'fold', 'how many'], [[i['domain'], i['fold'], i['images']] for i in f['images']]),
-        f'\nPhotos as they came: width {three(size["photo_width"])}, height {three(size["photo_height"])} pixels (smallest / median / largest). Sharpness {three(size["sharpness"], 1)}, share of the picture that the person\'s box fills {three(size["coverage"], 2)}. All images here: {escape(f["resolution"])} pixels.\n',
+        f'\nPhotos as they came: width {three(size["photo_width"])}, height {three(size["photo_height"])} pixels (smallest / median / largest). Sharpness {three(size["sharpness"], 1)}, share of the picture that the person\'s box fills {three(size["coverage"], 2)}. Images here, width and height in pixels: {escape(told_sizes(f["image_sizes"]))}.\n',
         *(['![Images of some prompts by role](card/pairs.png)\n', f'Shown: {", ".join(has)}. ' + ('' if 'photo' in has else 'Generated images only; no photograph and no reconstruction of one is on this card.') + '\n'] if has else ['No generated images to show.\n'])])
 
 def rights(f, a) -> str:
@@ -118,7 +121,7 @@ def rights(f, a) -> str:
 def preprocessing(f, a) -> str:
     "How images came to be."
     p = f['pool']
-    return '\n'.join(['## Preprocessing\n', f'Photos were turned upright, brought to sRGB, stripped of EXIF and fitted around the person to {escape(p["resolution"])} pixels. Per prompt about {p["size"]} images were generated (median), and reconstructions made at t = {", ".join(map(str, p["levels"]))} of 1000 (SDRecon).\n',
+    return '\n'.join(['## Preprocessing\n', f'Photos were turned upright, brought to sRGB, stripped of EXIF and fitted around the person to {escape(told_sizes(f["image_sizes"], "real"))} pixels. Per prompt about {p["size"]} images were generated (median), and reconstructions made at t = {", ".join(map(str, p["levels"]))} of 1000 (SDRecon).\n',
         table(['base model', 'hash of its weights', 'sampler', 'steps', 'guidance', 'seed'], [[code(f['base_model']) + (f', fine-tuned from {code(f["original_base"])}' if f['original_base'] != f['base_model'] else ''), ', '.join(map(code, f['base_hashes'])), escape(p['sampler']), p['steps'], p['guidance'], f['seed']]])])
 
 def annotation(f, a) -> str:
@@ -134,10 +137,10 @@ def annotation(f, a) -> str:
 def statistics(f, has_channels) -> str:
     "Scores, margins, filter, levels, latents."
     rows = [[s, m['pairs'], *(number(m[w][2] if m[w] else None) for w in ('winner', 'loser', 'margin')), f'{number(m["margin"][1])} to {number(m["margin"][3])}' if m['margin'] else 'not measured', 'not measured' if m['winner_scores_higher'] is None else f'{m["winner_scores_higher"]:.0%}'] for s, m in f['margins'].items()]
-    cut, lat = f['filter'], [[s, x['pairs'], f'{x["mean_distance"]:.4f}', f'{x["std_distance"]:.4f}'] for s, x in f['latents'].items() if x]
+    cut, lat = f['filter'], [[s, x['pairs'], f'{x["mean_distance"]:.4f}', f'{x["std_distance"]:.4f}'] if x else [s, 0, 'not measured', 'not measured'] for s, x in f['latents'].items() if f['pairs'][s]]
     return '\n'.join(['## Winners and losers\n', table(['stage', 'pairs', 'winner, median score', 'loser, median score', 'margin, median', 'margin, quartiles', 'winner scores higher'], rows), '\n![Scores of winners and losers, and margins, per stage](card/scores.png)\n',
         f'The filter of the normal stage, f(winner) ≥ f(loser), cut {cut["cut"]} of {cut["before"]} prompts; {cut["kept"]} are left.\n', '### Which level won\n', table(['stage', 'winner from', 'times'], [[s, l, n] for s, ls in f['levels'].items() for l, n in ls]),
-        '\n### Latents\n', (table(['stage', 'pairs', 'cosine distance of channel means', 'of channel deviations'], lat) + '\n\nThe paper finds .2035 and .0005 in its easy stage: means differ, deviations do not, which is what statistics matching answers.\n' if lat else 'Channel statistics of winners\' and losers\' latents: not measured, since no training cache holds them yet. Train, then write the card again.\n'),
+        '\n### Latents\n', (table(['stage', 'pairs measured', 'cosine distance of channel means', 'of channel deviations'], lat) + '\n\nMean and deviation of each image\'s channels, averaged over the images. The paper finds .2035 and .0005 in its easy stage: means differ, deviations do not, which is what statistics matching answers.\n' if any(f['latents'].values()) else 'Channel statistics of winners\' and losers\' latents: not measured, since no training cache holds them yet. Train, then write the card again.\n'),
         '![Channel means and deviations](card/channels.png)\n' if has_channels else ''])
 
 def captions(f) -> str:
@@ -150,9 +153,12 @@ def captions(f) -> str:
         'Race, gender and identity are neither stored nor inferred: not measured.\n'])
 
 def duplicates(f) -> str:
-    "Near duplicates and leakage."
-    l = f['leakage']
-    return '\n'.join(['## Duplicates and leakage\n', table(['between the folds', 'how many'], [['prompts in both', l['prompts_in_both']], ['image files in both', l['files_in_both']], ['captions in both', l['captions_in_both']], ['near duplicates across', l['near_duplicates_across']]]), f'\nPairs of photos that look alike within the split: {l["near_duplicates"]}.\n'])
+    "Exact and near duplicates, and leakage."
+    l, c = f['leakage'], f['copies']
+    old = f' Not recorded for {c["unrecorded"]} photos, which came in before this was written down.' if c['unrecorded'] else ''
+    return '\n'.join(['## Duplicates and leakage\n', table(['between the folds', 'how many'], [['prompts in both', l['prompts_in_both']], ['image files in both', l['files_in_both']], ['captions in both', l['captions_in_both']], ['near duplicates across', l['near_duplicates_across']]]), f'\nPairs of photos that look alike within the split: {l["near_duplicates"]}, {l["by_hand"]} of them marked by a person. How photos were compared on import, the last time by each method:\n',
+        table(['method', 'distance', 'alike at most at', 'photos compared', 'on'], [[escape(n), escape(m['measure']), f'{m["limit"]:g}', m['photos'], escape(m['at'][:10])] for n, m in l['compared'].items()]) if l['compared'] else '*not recorded; import the photos again*', '',
+        f'Exact duplicates: {c["photos"]} photos were offered under {c["names"]} further file names; each is here once.{old}\n'])
 
 def uses(a) -> str: return '\n'.join(['## Uses\n', said(a, 'intended_uses'), f'**Forbidden.** {FORBIDDEN}\n', said(a, 'unsuitable_uses')])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..curate.pairs import STAGES
+from .facts import told_sizes
 from ..workspace import UserError, atomic_path, file_sha256, write_json
 
 # %% ../../nbs/document/63_croissant.ipynb #record-set
@@ -33,7 +34,7 @@ def responsible_ai(facts:dict, answers:dict) -> dict: # fields of `mlcroissant.M
     said = lambda k: answers.get(k, 'missing: nobody has answered')
     k, rv = facts['agreement'].get('kappa'), facts['reviewing']
     return dict(data_collection_timeframe=period(answers.get('collection_period', '')), data_collection=said('collection'), data_collection_type=['Others: photographs of people with captions; images generated and reconstructed from them'], data_collection_missing_data=f'Consent unknown for {_count(facts, "consent")} of {facts["photos"]} photos, licence for {_count(facts, "licence")}, minors for {_count(facts, "minors")}.',
-        data_collection_raw_data='Photographs in their original size, which stay with their owner.', data_preprocessing_protocol=[f'Turned upright, converted to sRGB, stripped of EXIF, fitted to {facts["resolution"]} pixels around the person.'],
+        data_collection_raw_data='Photographs in their original size, which stay with their owner.', data_preprocessing_protocol=[f'Turned upright, converted to sRGB, stripped of EXIF, fitted to {told_sizes(facts["image_sizes"], "real")} pixels around the person.'],
         data_manipulation_protocol=f'Reconstructions by SDRecon at noise levels {", ".join(map(str, facts["pool"]["levels"]))} of 1000; pool of about {facts["pool"]["size"]} images per prompt.',
         data_annotation_protocol=[f'Winner and loser of a pair by the scores of {facts["scorer"]} (HG-DPO, CVPR 2025), confirmed faults and rejections honoured.', f'Reviewed by {rv["reviewers"]} people. {said("reviewers")}'], data_annotation_platform=['hgdpo_curate, from its FiftyOne App or from Python; which is not recorded'] if rv['reviewers'] else ['none: nobody has reviewed'],
         data_annotation_analysis=['Agreement of rules with people (Cohen\'s kappa): ' + (f'{k[0]:.2f} [{k[1]:.2f}, {k[2]:.2f}] over {facts["agreement"]["images"]} images.' if k else 'not measured.')],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .traces import REMOVED, Needles, Traces
 from ..images.captions import SUFFIXES
+from ..images.photos import offered_files
 from ..progress import progress_bar
 from ..workspace import UserError, atomic_path, file_sha256, read_json, write_json, write_text
 
@@ -159,7 +160,7 @@ PLAN, OURS = 'forget.json', {'tables', 'images', 'splits', 'runs', 'data_cards',
 def own_folders(ws, originals=()) -> set: # names of top-level folders
     "Folders of the workspace that hold the user's own photos, by where photos were imported from."
     root = ws.root.resolve()
-    found = {Path(p).resolve() for p in [*ws.table('photo_facts', history=True).original_path.dropna(), *originals]}
+    found = {Path(p).resolve() for p in [*(p for _, p in offered_files(ws.table('photo_facts', history=True))), *originals]}
     return {p.relative_to(root).parts[0] for p in found if p.is_relative_to(root) and len(p.relative_to(root).parts) > 1} - OURS
 
 def files_of(ws, originals=()) -> list: # paths, the user's own and the plan left out

@@ -28,7 +28,7 @@ def weights_of(folder) -> list: # (file, parameters, bytes, sha256)
 MEASURED = dict(vae_psnr='autoencoder PSNR, dB', right_over_wrong='scorer prefers the right to another drawing\'s prompt', sound_over_faulty='scorer prefers the sound to the faulty drawing', attribute_accuracy='evaluator names an attribute rightly',
                 keypoint_error='evaluator\'s keypoints, mean distance in pixels', sound_called_faulty='evaluator calls a sound drawing faulty', faulty_called_faulty='evaluator calls a faulty drawing faulty')
 
-DRAWN = dict(sound=300, mixed=1000)      # drawings to measure on; every second of the mixed ones is faulty
+DRAWN = dict(sound=300, mixed=4000)      # drawings to measure on; every second of the mixed ones is faulty
 SHARES = ('right_over_wrong', 'sound_over_faulty', 'sound_called_faulty', 'faulty_called_faulty')   # of half the mixed drawings each
 
 def measure_shipped() -> dict: # a key of `MEASURED` -> figure, or [figure, low, high] (95%) for a share

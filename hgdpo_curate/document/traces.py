@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..curate.pairs import STAGES
 from .pages import escape
-from ..images.photos import pixel_hash, read_photo, tombstone_of
+from ..images.photos import offered_files, pixel_hash, read_photo, tombstone_of
 from ..train.cache import prompt_key
 from ..workspace import UserError, read_json, short_id
 
@@ -24,7 +24,7 @@ class Traces:
     photo: str                                    # its image id
     subject_hash: str                             # its tombstone, see `images.photos.tombstone_of`
     at: str = ''                                  # when the photo came in
-    originals: list = field(default_factory=list) # the user's own files: named, never touched; not a path that holds another photo by now
+    originals: list = field(default_factory=list) # the user's own files, exact duplicates too: named, never touched; not a path that holds another photo by now
     prompts: list = field(default_factory=list)   # prompt ids
     captions: list = field(default_factory=list)  # their texts, but for those that another photo's caption contains
     shared: list = field(default_factory=list)    # those
@@ -63,9 +63,9 @@ def traces_of(ws, subject:str) -> Traces: # an image id, a prompt id or a photo 
     said, texts = prompts.prompt[~prompts.prompt_id.isin(mine.prompt_id)].dropna().unique(), list(dict.fromkeys(mine.prompt.dropna()))
     shared = [c for c in texts if any(c in t for t in said)]
     paths = [p for p in dict.fromkeys(own.path) if (ws.root/p).exists()]
-    facts, dup = ws.table('photo_facts', history=True), ws.table('duplicates')
+    offered, dup = offered_files(ws.table('photo_facts', history=True)), ws.table('duplicates')
     ids = sorted({photo, *own.image_id})
-    t = Traces(photo, tombstone_of(ws, photo), min(own['at'], default=''), sorted(set(facts.original_path[facts.image_id == photo].dropna()) - set(facts.original_path[facts.image_id != photo])), sorted(set(mine.prompt_id)),
+    t = Traces(photo, tombstone_of(ws, photo), min(own['at'], default=''), sorted({p for i, p in offered if i == photo} - {p for i, p in offered if i != photo}), sorted(set(mine.prompt_id)),
                [c for c in texts if c not in shared], shared, ids, [], [prompt_key(c) for c in texts if c not in set(said)],
                {s: (ws.root/p).stat().st_size for s, p in zip(own.sha256, own.path) if p in paths and s not in set(others.sha256)}, [x for x in (_piece((ws.root/p).read_bytes()) for p in paths) if len(x) == PIECE], paths)
     t.pairs = sorted({short_id('pair', s, p, *two) for p, g in own.groupby('prompt_id') for s in STAGES for two in permutations(sorted(set(g.image_id)), 2)})

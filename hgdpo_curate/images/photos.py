@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'STRICTER', 'read_photo', 'pixel_hash', 'sharpness', 'coverage', 'fit_window', 'fit_photo',
-           'ImportReport', 'barred_photos', 'tombstone_of', 'import_photos', 'perceptual_hashes',
-           'find_near_duplicates', 'assign_folds']
+           'ImportReport', 'barred_photos', 'tombstone_of', 'import_photos', 'offered_files']
 
 # %% ../../nbs/images/11_photos.ipynb #import-contextlib-hashlib-importlib-io
-import contextlib, hashlib, importlib, io
+import contextlib, hashlib, importlib, io, os
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .captions import FACTS, SUFFIXES, person_box, read_captions, stated_facts
+from .duplicates import assign_folds, find_near_duplicates
 from ..progress import bar_class
 from ..workspace import UserError, open_workspace, prompt_id_of
 
@@ -165,10 +165,10 @@ def import_photos(workspace,           # a `Workspace` or its folder
                   folder,              # photos with captions, see `read_captions`
                   skip_bad:bool=False, # leave broken photos out instead of stopping
                   everywhere:dict=None,# facts that a person states of every photo of the folder, keys of `FACTS`
-                  embed=None,          # images -> (n, d) array for near duplicates, see `find_near_duplicates`; None: a perceptual hash
+                  embed=None,          # images -> (n, d) array for near duplicates, see `images.duplicates`; None: a perceptual hash
                   progress=None        # wraps an iterable; None shows a bar
                  ) -> ImportReport:
-    "Bring a folder of photos into the workspace: images, captions, facts, folds, duplicates. May be run again; photos already there are not written twice. Raises `UserError`; nothing is imported then."
+    "Bring a folder of photos into the workspace: images, captions, facts, folds, duplicates. Of exact duplicates one stays, and the names of the others are kept as its `copies`. May be run again; photos already there are not written twice. Raises `UserError`; nothing is imported then."
     ws, folder, report, rows, restated = open_workspace(workspace), Path(folder), ImportReport(), [], []
     captions = [{k: v.tolist() if hasattr(v, 'tolist') else v for k, v in r.items() if not (isinstance(v, float) and v != v)} for r in read_captions(folder).to_dict('records')]
     for r in captions: stated_facts(r, everywhere), person_box(r)       # a wrong word anywhere is refused before anything is written
@@ -216,7 +216,7 @@ def _rows_of(ws, folder, r, im, stated, gps):
     fitted, window = fit_photo(im, ws.size, box)
     text = ' '.join(r['text'].split())
     pid = prompt_id_of(text, iid)
-    facts = dict(consent='unknown', minors='unknown') | stated | dict(exif_gps=gps, box=box, fit=window, photo_width=im.width, photo_height=im.height,
+    facts = dict(consent='unknown', minors='unknown') | stated | dict(copies=[], exif_gps=gps, box=box, fit=window, photo_width=im.width, photo_height=im.height,
                           sharpness=sharpness(im), coverage=coverage(im.size, box))
     return ws.save_image(fitted, 'real', iid, prompt_id=pid), dict(prompt_id=pid, prompt=text, real_image_id=iid), facts
 
@@ -224,72 +224,29 @@ STRICTER = dict(consent=['yes', 'unknown', 'no', 'withdrawn'], minors=['no', 'un
 
 def _restate(ws, stated) -> int: # how many photos got new facts
     "Write what the metadata says now of photos that were there already. Of several copies of a photo the strictest word counts."
-    old, new = ws.table('photo_facts').set_index('image_id', drop=False), {}
+    old, new, paths = ws.table('photo_facts').set_index('image_id', drop=False), {}, {}
     for f in stated:
+        paths.setdefault(f['image_id'], []).append(f['original_path'])
         have = new.get(f['image_id'])
         new[f['image_id']] = (have or {}) | f | ({k: max(f.get(k, 'unknown'), have.get(k, 'unknown'), key=order.index) for k, order in STRICTER.items() if k in f or k in have} if have else {})
-    changed = []
+    rows, restated = [], 0
     for iid, f in new.items():
         row = old.loc[iid].drop('at').to_dict()
         said = {k: f[k] for k in FACTS if f.get(k) is not None and k != 'attributes'}
         if f['original_path'] != row['original_path']:                      # a copy elsewhere: the strictest word counts; at the photo's own place it may be corrected
             said |= {k: max(said[k], row[k], key=order.index) for k, order in STRICTER.items() if k in said}
-        if any(row[k] != v for k, v in said.items()): changed.append(row | said)
-    ws.append('photo_facts', changed)
-    return len(changed)
+        changed, copies = any(row[k] != v for k, v in said.items()), _copies(row, paths[iid])
+        restated += changed
+        if changed or copies != row['copies']: rows.append(row | said | dict(copies=copies))
+    ws.append('photo_facts', rows)
+    return restated
 
-# %% ../../nbs/images/11_photos.ipynb #perceptual-hashes
-def perceptual_hashes(images) -> np.ndarray: # (n, 64) of 0 and 1
-    "A hash of what each picture shows at a glance; copies in another size or format differ in a few bits."
-    import imagehash
-    return np.stack([imagehash.phash(im).hash.ravel() for im in images]).astype(np.float32)
+def _copies(row, paths) -> list:
+    "The names under which a picture was offered beside its own. One place written in two ways is one name."
+    places = {os.path.abspath(p): p for p in (*paths, *(row['copies'] or ()))}
+    places.pop(os.path.abspath(row['original_path']), None)
+    return sorted(places.values())
 
-def find_near_duplicates(ws,
-                         embed=None,         # images -> (n, d), e.g. `judge.scores.ClipLike.embed`; None: `perceptual_hashes`
-                         distance:float=None # pairs at most so far apart: bits of 64 (8), or 1 - cosine of embeddings (.06)
-                        ) -> int:            # how many pairs are proposed
-    "Propose photos that look alike, as rows of `duplicates`. Nothing is left out: a person decides."
-    im = ws.table('images').query("domain == 'real'")
-    if len(im) < 2: return 0
-    load = lambda paths: [ws.open_image(p) for p in paths]
-    v = np.concatenate([(embed or perceptual_hashes)(load(im.path[i:i+64])) for i in range(0, len(im), 64)])
-    if embed is None: d = v @ (1 - v).T + (1 - v) @ v.T
-    else:
-        v = v/np.linalg.norm(v, axis=1, keepdims=True)
-        d = 1 - v @ v.T
-    a, b = np.nonzero(np.triu(d <= (distance or (8 if embed is None else .06)), 1))
-    ids = im.image_id.to_numpy()
-    known = set(ws.table('duplicates').pipe(lambda t: zip(t.image_id, t.other_id)))
-    rows = [dict(image_id=ids[i], other_id=ids[j], kind='near', distance=float(d[i, j])) for i, j in zip(a, b) if (ids[i], ids[j]) not in known]
-    ws.append('duplicates', rows)
-    return len(a)
-
-def assign_folds(ws):
-    "Give every prompt without a fold one; those that have one keep it."
-    pr, dup = ws.table('prompts'), ws.table('duplicates')
-    group = _groups(pr, dup)
-    share, n = ws.config['test_share'], len(pr)
-    want = max(round(share*n), 50 if n >= 1000 else 1) if n > 1 else 0
-    fold = dict(zip(pr.prompt_id, pr.fold))
-    by_group = {}
-    for p, g in zip(pr.prompt_id, group): by_group.setdefault(g, []).append(p)
-    count = sum(f == 'test' for f in fold.values())
-    order = sorted(by_group.values(), key=lambda ps: hashlib.sha256(min(ps).encode()).hexdigest())
-    for ps in order:                                   # a group with a fold keeps it; others fill the test fold in hash order
-        has = {fold[p] for p in ps if isinstance(fold[p], str) and fold[p]}
-        to = 'train' if 'train' in has else 'test' if has or (count + len(ps) <= want) else 'train'
-        count += sum(to == 'test' and not isinstance(fold[p], str) for p in ps)
-        for p in ps: fold[p] = to
-    changed = pr[[fold[p] != f for p, f in zip(pr.prompt_id, pr.fold)]]
-    ws.append('prompts', changed.assign(fold=[fold[p] for p in changed.prompt_id]).drop(columns='at'))
-
-def _groups(pr, dup):
-    "A group number per prompt: equal words and near-duplicate photos are joined."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    at = {i: n for n, i in enumerate(pr.real_image_id)}
-    edges = [(at[a], at[b]) for a, b in zip(dup.image_id, dup.other_id) if a in at and b in at]
-    first = {}
-    edges += [(first.setdefault(t, n), n) for n, t in enumerate(pr.prompt)]
-    a, b = np.array(edges).reshape(-1, 2).T
-    return connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(pr),)*2), directed=False)[1]
+def offered_files(facts) -> list: # rows of `photo_facts` -> (image id, path)
+    "Every file that a photo was offered as: the one that came in, and its exact duplicates."
+    return [(i, p) for i, first, copies in zip(facts.image_id, facts.original_path, facts.copies) for p in (first, *(copies or ())) if isinstance(p, str)]

@@ -127,6 +127,7 @@ class OpenClip:
     def __init__(self, path, device=None): # a folder with open_clip_config.json and weights, or an open_clip name
         import open_clip
         from hgdpo_curate.models import usable_device
+        self.name = f'open_clip {Path(path).name}'              # of a hub name or a folder its last part
         self.net, _, self.prepare = open_clip.create_model_and_transforms(f'local-dir:{path}' if Path(path).is_dir() else path)
         self.device = usable_device(device)
         self.net.eval().to(self.device)
