@@ -20,6 +20,8 @@ ARMS = {'naive': ('naive', {}),
         'base + SFT': ('sft_after_base', {}),
         'base + SFT, a tenth of the captions dropped': ('sft_after_base', {'sft.caption_dropout': .1})}
 
+PAIRS = [('naive', 'naive without statistics matching'), ('the same, three times the steps', 'naive without statistics matching'), ('base + SFT, a tenth of the captions dropped', 'base + SFT')]
+
 
 def run_name(arm): return arm.replace(' ', '-').replace(',', '').replace('+-', '')
 
@@ -34,6 +36,9 @@ def main(folder):
     arms = {'base': run_arm(ws, 'naive', 'base')} | {arm: run_arm(ws, run_name(arm), 'hard') for arm in ARMS}
     found = compare_arms(ws, arms, frozen_test_prompts(ws, 'v1'), 1, ('tiny',), chose='tiny', extractor='tiny', batch=32)
     print(to_markdown(found.table, float(found.seen_photos['sharpness'].mean()), {m: label(m) for m in SHOWN}))
+    for better, worse in PAIRS:
+        gains = {m: found.gain(m, better, worse) for m in ('score', 'anatomy_failures', 'prompt_accuracy', 'frechet', 'detail')}
+        print(f'{better} over {worse}: ' + ', '.join(f'{m.replace("_", " ")} {v:+.3g} [{low:.3g}, {high:.3g}]' for m, (v, low, high) in gains.items()))
     print('\n'.join(found.notes))
 
 
