@@ -31,7 +31,7 @@ class Reviewer:
     "A person at the browser."
     def __init__(self, page, address, shots):
         self.page, self.address, self.shots, self.actions, self.said = page, address, shots, 0, []
-        page.on('console', lambda m: self.said.append(m.text) if m.type == 'error' else None)
+        page.on('console', lambda m: self.said.append(m.text) if m.type == 'error' and 'ERR_FAILED' not in m.text else None)    # the fonts that are kept out
         page.on('pageerror', lambda e: self.said.append(str(e)))
 
     def see(self, view, name=None):
@@ -47,12 +47,16 @@ class Reviewer:
 
     def open(self, place=0): # in the grid
         self.page.locator('[data-cy="looker"]').nth(place).click()
-        self.page.locator('[data-cy="hgdpo-keys"][data-sample]').wait_for(timeout=60_000)   # it listens for keys of this sample
+        self.ready()
+
+    def ready(self): # keys act on the open sample, and wait for nothing
+        self.page.locator('[data-cy="hgdpo-keys"][data-sample]:not([data-waiting])').wait_for(timeout=60_000)
 
     def shown(self): # the id of the open sample
         return self.page.locator('[data-cy="sidebar-entry-image_id"]').first.inner_text()
 
     def press(self, key):
+        self.ready()
         self.actions += 1
         self.page.keyboard.press(key)
 
@@ -131,9 +135,10 @@ def test_a_digit_flags_and_zero_clears(world):
     ws, me = world
     me.see('pool-anatomy-failures')
     me.open()
+    first = me.shown()
     me.press('1')
     me.until(lambda: (ws.table('flags').query("source == 'human'").flag == 'extra_limb').any())
-    me.page.wait_for_timeout(1000)
+    me.until(lambda: me.shown() != first)
     me.press('0')
     me.until(lambda: (ws.table('flags').query("source == 'human'").status == 'cleared').any())
     me.page.wait_for_timeout(500)

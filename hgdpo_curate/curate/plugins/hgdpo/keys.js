@@ -15,27 +15,41 @@
     const openForm = __foo__.usePromptOperatorInput();
     const legend = React.useRef(null);
     React.useEffect(() => {
-      let busy = false;
+      if (!id) return;
+      const mark = legend.current.dataset; // says for whoever looks at the page which sample the keys act on, and whether they wait
+      let waiting = false, here = true;
+      const wait = (yes) => {
+        waiting = yes;
+        if (here) yes ? (mark.waiting = "") : delete mark.waiting;
+      };
       const press = (e) => {
         const todo = DECIDE[e.key] || STAY[e.key];
-        if (!id || !(todo || e.key === FORM) || busy || e.repeat || e.ctrlKey || e.metaKey || e.altKey || typing(document.activeElement)) return;
+        if (!(todo || e.key === FORM) || e.ctrlKey || e.metaKey || e.altKey || typing(document.activeElement)) return;
         e.preventDefault();
-        e.stopImmediatePropagation();
+        e.stopImmediatePropagation(); // a hasty second stroke neither decides again nor reaches the App's own keys
+        if (waiting || e.repeat) return;
         if (e.key === FORM) return openForm("@hgdpo/curate/flag");
-        busy = true;
+        wait(true);
+        const late = setTimeout(() => wait(false), 30000); // an operator that never answers does not hold the keys for ever
         const [name, params] = todo;
         __foo__.executeOperator(`@hgdpo/curate/${name}`, { ...params, sample_id: id, by_key: true }, {
           callback: (result) => {
+            clearTimeout(late);
             const going = DECIDE[e.key] && !(result && result.error);
             if (going) document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
             // further keys wait until the next sample is there (then this listener is gone); at the last one there is none
-            setTimeout(() => (busy = false), going ? 2000 : 0);
+            setTimeout(() => wait(false), going ? 2000 : 0);
           },
         });
       };
       window.addEventListener("keydown", press, true); // before the App's own keys
-      if (id) legend.current.dataset.sample = id; // says that keys now decide on it
-      return () => window.removeEventListener("keydown", press, true);
+      mark.sample = id;
+      return () => {
+        here = false;
+        delete mark.sample;
+        delete mark.waiting;
+        window.removeEventListener("keydown", press, true);
+      };
     }, [id]);
     return React.createElement("span", { ref: legend, title: LEGEND, "data-cy": "hgdpo-keys", style: { padding: "0 6px", cursor: "help" } }, "⌨ keys");
   }
