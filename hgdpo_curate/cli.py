@@ -26,7 +26,8 @@ def do_init(a):
     said = dict(resolution=a.resolution, steps=a.num_inference_steps, guidance=a.guidance_scale, sampler=a.sampler)
     pool = _call('train.presets.load_preset', a.preset).pool if a.preset else None
     settings = {k: v if v is not None or pool is None else getattr(pool, k) for k, v in said.items()}
-    print(create_workspace(a.workspace, base_model=a.pretrained_model_name_or_path, seed=a.seed, test_share=a.test_share, **settings).root)
+    ws = create_workspace(a.workspace, base_model=a.pretrained_model_name_or_path, seed=a.seed, test_share=a.test_share, **settings)
+    print(ws.root, *([f'next: {step}'] if (step := _call('workspace.next_step', ws, True)) else []), sep='\n')
 
 def do_photos(a):
     everywhere = {k: v for k in STATED if (v := getattr(a, k)) is not None}

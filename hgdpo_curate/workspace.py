@@ -287,6 +287,8 @@ def create_workspace(root,              # folder to make; may exist if empty or 
         if changed: raise UserError(f'{root} is a workspace with {changed[0]} = {ws.config.get(changed[0])!r}, not {config[changed[0]]!r}; use another folder for other settings.')
         return ws
     if root.exists() and (not root.is_dir() or any(root.iterdir())): raise UserError(f'{root} exists and is not a workspace; give a new or an empty folder.')
+    outer = next((p for p in root.resolve().parents if (p/'workspace.toml').exists()), None)
+    if outer: raise UserError(f'{root} lies inside the workspace {outer}, which keeps and clears its own files there; give a folder outside of it.')
     write_text(root/'workspace.toml', tomli_w.dumps(dict(name=root.name, **{**DEFAULTS, **config})))
     return Workspace(root)
 
@@ -297,15 +299,17 @@ def open_workspace(root) -> Workspace: # a path or a `Workspace`
 def workspace_status(workspace) -> str: # a few lines
     "What a workspace holds: base model, images, rows, splits, runs."
     ws = open_workspace(workspace)
-    return '\n'.join([f'{ws.root}: base model {ws.base_model or "not set"}, {ws.config["resolution"]}', ws.counts().to_string(index=False),
-                      *[f'{t:8s} {len(ws.table(t)):8d} rows' for t in ('scores', 'flags', 'reviews', 'pairs')], *[f'{kind:8s} {", ".join(ws.names(kind)) or "none yet"}' for kind in ('splits', 'runs')]])
+    return '\n'.join([f'{ws.root}: base model {ws.base_model or "not set"}, {ws.config["resolution"]}', ws.counts().to_string(index=False) if ws.parts('images') else 'no images yet',
+                      *[f'{t:8s} {len(ws.table(t)):8d} rows' for t in ('scores', 'flags', 'reviews', 'pairs')], *[f'{kind:8s} {", ".join(ws.names(kind)) or "none yet"}' for kind in ('splits', 'runs')], *([f'next     {next_step(ws, True)}'] if next_step(ws) else [])])
 
-NEXT = dict(real='import_photos(ws, folder)', generated='generate_pool(ws)', intermediate='reconstruct(ws)', scores='score_images(ws)', splits='freeze_split(ws)', runs='train_curriculum(ws)')
+NEXT = dict(real=('import_photos(ws, folder)', 'photos --folder PHOTOS'), generated=('generate_pool(ws)', 'pool'), intermediate=('reconstruct(ws)', 'recon'), scores=('score_images(ws)', 'score'),
+            splits=('freeze_split(ws)', 'pairs'), runs=('train_curriculum(ws)', 'train'))
 
-def next_step(ws) -> str: # a call, or '' when there is a run
-    "The call that brings a workspace on: the first thing of photos, pool, reconstructions, scores, split and run that is not there yet."
+def next_step(ws, terminal:bool=False) -> str: # a call, or a command for a terminal; '' when there is a run
+    "What brings a workspace on: the first thing of photos, pool, reconstructions, scores, split and run that is not there yet."
     have = set(ws.table('images').domain) | ({'scores'} if ws.parts('scores') else set()) | {k for k in ('splits', 'runs') if ws.names(k)}
-    return next((call for what, call in NEXT.items() if what not in have), '')
+    call, verb = next((step for what, step in NEXT.items() if what not in have), ('', ''))
+    return f'hgdpo {verb} --workspace {ws.root}' if terminal and verb else call
 
 def workspace_html(ws) -> str: # an HTML fragment; counts and names only, never a photograph
     "What a notebook shows of a workspace: base model, images per domain and fold, rows people and models wrote, splits, runs, and the next step."

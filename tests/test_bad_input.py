@@ -216,6 +216,12 @@ def test_a_full_disk_while_training_leaves_no_half_files(finished, copy_of, monk
     assert main(argv) == 0
 
 
+def test_a_workspace_inside_another_is_refused(empty, capsys):
+    inside = empty.root/'inside'
+    assert main(['init', '--workspace', str(inside), '--resolution', '40x56']) == 1
+    assert f'lies inside the workspace {empty.root}' in capsys.readouterr().err and not inside.exists()
+
+
 def test_doctor_names_a_database_that_does_not_answer_and_two_opencvs(monkeypatch, capsys):
     import importlib.metadata
     from types import SimpleNamespace

@@ -66,4 +66,11 @@ def test_the_app_stands_below_the_cell_that_opened_it(lab):
         assert app.locator('[data-cy="looker"]').count() == 12                 # every photo of the view
         said = page.locator('.jp-OutputArea').first.inner_text()
         assert f'http://127.0.0.1:{port}' in said and f'ssh -L {port}:127.0.0.1:{port}' in said and 'Traceback' not in said
+        assert 'Could not connect' not in said and 'Session launched' not in said and 'config option' not in said      # what FiftyOne mutters meanwhile
+
+        page.locator('.jp-Notebook .jp-CodeCell .jp-InputArea-editor').first.click()
+        page.keyboard.press('Control+Enter')                                   # a cell is often run twice
+        page.locator('.jp-InputPrompt', has_text='[2]:').wait_for(timeout=180_000)
+        app.locator('[data-cy="looker"]').first.wait_for(timeout=120_000)
+        assert 'is in use' not in page.locator('.jp-OutputArea').first.inner_text()
         browser.close()

@@ -51,6 +51,17 @@ def test_a_workspace_shows_its_state_and_the_next_step(finished, copy_of):
     assert 'import_photos(ws, folder)' in fresh and '<i>' not in fresh and 'no images yet' in fresh
 
 
+def test_a_terminal_is_told_the_next_step_too(finished, copy_of, tmp_path, capsys):
+    from hgdpo_curate.cli import main
+    assert main(['init', '--workspace', str(tmp_path/'new'), '--resolution', '40x56']) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f'next: hgdpo photos --folder PHOTOS --workspace {tmp_path/"new"}'
+    main(['status', '--workspace', str(tmp_path/'new')])
+    said = capsys.readouterr().out
+    assert 'no images yet' in said and 'hgdpo photos' in said and 'Empty DataFrame' not in said
+    main(['status', '--workspace', str(copy_of(finished).root)])
+    assert 'hgdpo train --workspace' in capsys.readouterr().out
+
+
 def test_a_split_shows_what_it_holds_and_is_a_dict_as_before(finished, copy_of):
     from hgdpo_curate import forget, load_split
     from hgdpo_curate.document.facts import read_split

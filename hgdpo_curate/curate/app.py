@@ -7,7 +7,7 @@ __all__ = ['IMAGE_DECISIONS', 'build_dataset', 'changed_prompts', 'write_prompts
            'plugins_folder', 'install_plugin', 'open_app', 'show_inline', 'elsewhere']
 
 # %% ../../nbs/curate/33_app.ipynb #import-os
-import os
+import logging, os
 from pathlib import Path
 
 from .reviews import clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, twins
@@ -200,6 +200,8 @@ def install_plugin() -> Path: # the folder that FiftyOne reads plugins from
     return Path(own)
 
 # %% ../../nbs/curate/33_app.ipynb #open-app
+_opened = set()     # ports on which this process serves the App itself; a cell that opens it may be run again
+
 def open_app(workspace,           # a `Workspace` or its folder
              view:str=None,       # name of a saved view to begin with
              port:int=5151,       # of the App, on 127.0.0.1
@@ -213,8 +215,8 @@ def open_app(workspace,           # a `Workspace` or its folder
     inline = fo.core.context.is_notebook_context() and launch.pop('auto', True)
     if view and view not in VIEWS: raise UsageError(f'There is no view {view!r}; choose one of {", ".join(VIEWS)}.')
     with socket.socket() as s:
-        if s.connect_ex(('127.0.0.1', port)) == 0: raise UserError(f'The port {port} is in use, perhaps by another App; close that one or choose another with --port.')
-    install_plugin()
+        if s.connect_ex(('127.0.0.1', port)) == 0 and port not in _opened: raise UserError(f'The port {port} is in use, perhaps by another App; close that one or choose another (port=5152, or --port 5152).')
+    install_plugin(); _hush(inline)
     ds = build_dataset(workspace, scorer)
     if ds.info.get('no_pairs'): print(f'There are no pairs to show yet: {ds.info["no_pairs"]}')
     if proxy_url: launch['config'] = fo.app_config.copy(); launch['config'].proxy_url = proxy_url
@@ -222,11 +224,24 @@ def open_app(workspace,           # a `Workspace` or its folder
     except Exception as e:
         if type(e).__name__ != 'ServiceListenTimeout': raise
         raise UserError("The App's server did not start within a minute, which is all that FiftyOne waits; the machine is busy, try again when it is less so.") from e
+    _opened.add(port)
     print(f'The App is at {session.url}')
     if inline:
         if not proxy_url: print(elsewhere(port))
         show_inline(session)
     return session
+
+class _Noise(logging.Filter):
+    "What FiftyOne says of settings nobody made, and of what comes next here anyway."
+    def filter(self, record): return not any(words in str(record.msg) for words in ('App config option has been removed', 'Session launched.'))
+
+_noise = _Noise()                                                            # one object: a logger takes it once, however often the App is opened
+
+def _hush(inline):
+    for name in ('fiftyone.core.config', 'fiftyone.core.session.session'): logging.getLogger(name).addFilter(_noise)
+    if inline:                                                               # a thread prints that it cannot connect, while the server still starts; `show_inline` waits for that and tells
+        from fiftyone.core.session import client
+        client.print = lambda *args, **kw: None
 
 def show_inline(session, seconds:float=180) -> bool: # whether it is there
     "Show the App below the cell as soon as its server answers; FiftyOne itself gives up at once where the server starts slowly."

@@ -60,7 +60,7 @@ def _draw_bars(ax, x, kind, title):
     at = np.arange(len(x[f'winner_{kind}']))
     for off, who, colour in ((-.2, 'winner', GREEN), (.2, 'loser', ORANGE)): ax.bar(at + off, x[f'{who}_{kind}'], .4, label=f'{who}s', color=colour, alpha=.8)
     ax.set_title(title, fontsize=9, loc='left'); ax.set_xticks(at, [str(i) for i in at], fontsize=7)
-    ax.tick_params(labelsize=7); ax.spines[['top', 'right']].set_visible(False); ax.legend(fontsize=7, frameon=False)
+    ax.tick_params(labelsize=7); ax.spines[['top', 'right']].set_visible(False); ax.margins(y=.2); ax.legend(fontsize=7, frameon=False, loc='upper right', ncols=2)      # above the bars
 
 def draw_pairs(ws, data, file, with_photos:bool, most:int=8) -> list: # what each row shows; empty where there is nothing to show
     "Some prompts' images by role. Only generated ones, unless `with_photos` or all is drawn."
@@ -91,7 +91,7 @@ def head(f, a) -> str:
     "Title and warnings."
     gaps, out = missing(a, f['original_base']), [f'# {escape(a.get("title") or f["workspace"])}: split {escape(f["split"])}\n']
     if gaps: out.append(f'> **Incomplete.** A person still has to fill in: {", ".join(gaps)}. Write the answers into `data_cards/answers.yaml` (`hgdpo card --ask` makes it) and run the card again.\n')
-    for b in f['broken']: out.append(f'> **Broken by removal.** On {b["at"][:10]} a photo was taken out ({", ".join(f"{k} {n}" for k, n in b["rows"].items())} rows). Nothing may be trained on this split any more; freeze anew under another name. The figures below are of what is left.\n')
+    for b in f['broken']: out.append(f'> **Broken by removal.** On {b["at"][:10]} a photo was taken out (rows of {", ".join(f"{k}: {n}" for k, n in b["rows"].items())}). Nothing may be trained on this split any more; freeze anew under another name. The figures below are of what is left.\n')
     gone = _n(f, 'consent', 'no') + _n(f, 'consent', 'withdrawn') + _n(f, 'minors', 'yes')
     if gone: out.append(f'> **Not to be used any more.** Of {gone} photos somebody has said, since this split was frozen, that consent is refused or taken back, or that they show minors. Training refuses it; freeze anew under another name.\n')
     unknown, nc = _n(f, 'consent', 'unknown'), [v for v, _, _ in f['stated']['licence'] if non_commercial(v)]

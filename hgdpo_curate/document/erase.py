@@ -77,7 +77,9 @@ def _erase_rows(file, needles):
     if not len(kept) and file.parent.parent.name == 'tables': file.unlink()
     else:
         with atomic_path(file) as tmp: pq.write_table(kept.replace_schema_metadata(meta or None), tmp)
-    return ', '.join(x for x in (f'{gone.sum()} rows out' if gone.any() else '', f'{redacted} texts blacked out' if redacted else '') if x)
+    return ', '.join(x for x in (_counted(gone.sum(), 'row') + ' out' if gone.any() else '', _counted(redacted, 'text') + ' blacked out' if redacted else '') if x)
+
+def _counted(n, thing): return f'{n} {thing}' if n == 1 else f'{n} {thing}s'
 
 def _names(value, needles) -> bool:
     "Whether a cell says that its row is of the photo: it is an id, a hash or the caption, or a list or struct that holds one."
@@ -129,7 +131,7 @@ def _erase_tensors(file, needles):
     except (SafetensorError, OSError) as e: raise UserError(f'{file} cannot be read ({e}), so nobody can say whether the photo is in it; delete it if it is a cache, or restore it, and run the same command again.') from e
     if not kept: return _delete(file, 'all its tensors are of it')
     with atomic_path(file) as tmp: save_file(kept, tmp, metadata=clean or None)
-    return f'{len(out)} tensors out'
+    return f'{_counted(len(out), "tensor")} out'
 
 def _erase_json(file, needles):
     try: old = read_json(file)

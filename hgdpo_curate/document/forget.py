@@ -152,7 +152,7 @@ class Removal:
         groups = {}
         for f, what in self.done.items(): groups.setdefault(('/'.join(Path(f).parts[:2]), what), []).append(f)
         out += [f'  {files[0] if len(files) == 1 else f"{where}: {len(files)} files"}: {what}' for (where, what), files in groups.items()]
-        out += [f'The split {s} {"would be" if self.dry_run else "is"} broken by removal ({", ".join(f"{k} {n}" for k, n in rows.items())} rows); freeze anew under another name.' for s, rows in t.splits.items()]
+        out += [f'The split {s} {"would be" if self.dry_run else "is"} broken by removal (rows of {", ".join(f"{k}: {n}" for k, n in rows.items())}); freeze anew under another name.' for s, rows in t.splits.items()]
         out += [f'The run {r} was {how}. A model cannot forget; train it again on a new {"base" if how.startswith("based") else "split"}.' for r, how in t.runs.items()]
         out += [f'Your own file {p} {"would not be" if self.dry_run else "was not"} touched; delete it yourself, with its caption.' for p in t.originals if Path(p).exists()]
         out += [f'The photo {p} looks alike and stays; is it the same person, run: hgdpo forget {p}' for p in t.alike]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .answers import missing, read_answers
 from .facts import judges, prompts_of, read_split, sft_of, stated
-from .pages import FORBIDDEN, Card, code, escape, hub_licence, non_commercial, sheet, shown_base, table
+from .pages import FORBIDDEN, Card, code, escape, commercial_use, hub_licence, sheet, shown_base, table
 from ..adapters import KOHYA_FILE, LORA_FILE
 from ..evaluate.metrics import ARMS, run_arm
 from ..images.photos import barred_photos
@@ -75,12 +75,12 @@ def licences_of(ws, prompts) -> list: # prompt ids -> dicts as of `components`
     "The licences of the prompts' photos."
     pr = ws.table('prompts').set_index('prompt_id').real_image_id
     facts = ws.table('photo_facts').set_index('image_id').reindex([pr.get(p) for p in prompts])
-    return [dict(part='photos', name=v, what=f'{n} photo{"s"*(n > 1)}', licence=v, commercial='no' if non_commercial(v) else 'unknown' if v == 'unknown' else 'as its text says') for v, n, _ in stated(facts)['licence']]
+    return [dict(part='photos', name=v, what=f'{n} photo{"s"*(n > 1)}', licence=v, commercial=commercial_use(v), stated='' if v == 'unknown' else 'whoever imported them') for v, n, _ in stated(facts)['licence']]
 
 def _base(ws, base, answers):
-    if base == MANNEQUIN: return dict(part='base', name=base, what='tiny base of the package', licence='Apache-2.0', commercial='yes')
+    if base == MANNEQUIN: return dict(part='base', name=base, what='tiny base of the package', licence='Apache-2.0', commercial='yes', stated='this package')
     said = answers.get('base_commercial', 'unknown').lower()
-    return dict(part='base', name=shown_base(base), what='base model', licence=answers.get('base_licence', 'missing: nobody has answered'), commercial=said if said in ('yes', 'no') else 'unknown')
+    return dict(part='base', name=shown_base(base), what='base model', licence=answers.get('base_licence', 'missing: nobody has answered'), commercial=said if said in ('yes', 'no') else 'unknown', stated='whoever answered the questions' if answers.get('base_licence') else '')
 
 def conflicts(parts) -> list: # sentences
     "What stands against commercial use, which part it is, how it reaches into the model, and the way out."

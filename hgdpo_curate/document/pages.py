@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'ALIVE', 'FORBIDDEN', 'HUB_LICENCES', 'STYLE', 'escape', 'code', 'table', 'counted', 'shown_base',
-           'non_commercial', 'hub_licence', 'to_html', 'in_frame', 'Card', 'inline', 'save_figure', 'sheet']
+           'non_commercial', 'commercial_use', 'hub_licence', 'to_html', 'in_frame', 'Card', 'inline', 'save_figure',
+           'sheet']
 
 # %% ../../nbs/document/60_pages.ipynb #imports
 import base64, html, re
@@ -51,6 +52,14 @@ def non_commercial(licence:str) -> bool:
     "Whether a licence, as it is named, forbids commercial use."
     words = str(licence).lower().replace('_', '-').replace(' ', '-')
     return '-nc' in words or 'noncommercial' in words.replace('-', '') or 'research-only' in words
+
+def commercial_use(licence:str) -> str: # 'yes', 'yes, naming the author', 'no', 'unknown', or 'as its text says'
+    "What a photograph's licence, as it is named, says of commercial use; only names that everybody reads the same way are read."
+    words = str(licence).lower().replace('_', '-').replace(' ', '-')
+    if non_commercial(licence): return 'no'
+    if re.fullmatch(r'cc0(-1\.0)?|public-domain', words): return 'yes'
+    if re.fullmatch(r'cc-by(-sa)?(-\d\.\d)?', words): return 'yes, naming the author'
+    return 'unknown' if words in ('unknown', '') else 'as its text says'
 
 HUB_LICENCES = {'apache-2.0', 'mit', 'cc0-1.0', 'cc-by-4.0', 'cc-by-sa-4.0', 'cc-by-nc-4.0', 'cc-by-nc-sa-4.0', 'cc-by-nd-4.0', 'cc-by-nc-nd-4.0', 'cc-by-2.0', 'cc-by-3.0', 'cc-by-sa-3.0', 'openrail', 'creativeml-openrail-m', 'openrail++', 'bigscience-openrail-m'}
 

@@ -116,7 +116,7 @@ def changes(stats:dict, groups) -> str: # Markdown table
         if f is None or g is None: return '*not measured*'
         gain, low, high = paired_gain(f, g, m, groups)
         word = ('more' if low > 0 else 'less' if high < 0 else 'no difference shown') if HIGHER[m] is None else 'better' if low > 0 else '**worse**' if high < 0 else 'no improvement shown'
-        return f'{word} ({gain:+.3g} [{low:.3g}, {high:.3g}])'
+        return f'{word} ({gain:+z.3g} [{low:z.3g}, {high:z.3g}])'
     lines = ['| against the model before | ' + ' | '.join(m.replace('_', ' ') for m in metrics) + ' |', '|---'*(len(metrics) + 1) + '|']
     return '\n'.join(lines + [f'| {a} against {b} | ' + ' | '.join(cell(m, a, b) for m in metrics) + ' |' for b, a in zip(arms, arms[1:])])
 

@@ -33,7 +33,7 @@ def read_captions(folder) -> pd.DataFrame: # file_name, text, and whatever else 
     if len(twice): raise UserError(f'{meta} names {twice.iloc[0]} twice; keep one row per photo.')
     for n, r in enumerate(df.itertuples(), 1):
         if not isinstance(r.file_name, str) or not r.file_name: raise UserError(f'Row {n} of {meta} names no file; give it a file_name or delete it.')
-        if not isinstance(r.text, str) or not r.text.strip(): raise UserError(f'{folder/r.file_name} has no caption; write one into {meta.name if meta else Path(r.file_name).with_suffix(".txt")}.')
+        if not isinstance(r.text, str) or not r.text.strip(): raise UserError(f'{folder/r.file_name} has no caption; write one into {meta.name if meta else str(Path(r.file_name).with_suffix(".txt")) + " beside it, or all of them into a metadata.jsonl with file_name and text"}.')
     return df
 
 def _read_jsonl(path):

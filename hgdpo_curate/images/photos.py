@@ -139,7 +139,7 @@ class ImportReport:
         said = [f'{self.imported} photos imported', f'{self.already} were there already' if self.already else '', f'{self.restated} of them with changed facts' if self.restated else '', f'{len(self.refused)} refused' if self.refused else '',
                 f'{len(self.exact_duplicates)} exact duplicates left out' if self.exact_duplicates else '', f'{self.near_duplicates} near-duplicate pairs proposed',
                 f'{self.with_position} carried a GPS position, which the copies do not' if self.with_position else '']
-        if self.unnamed: said.append(f'{len(self.unnamed)} photos are not named in the metadata and were left out (the first: {self.unnamed[0]})')
+        if self.unnamed: said.append(f'{len(self.unnamed)} {"photo is" if len(self.unnamed) == 1 else "photos are"} not named in the metadata and left out (the first: {self.unnamed[0]})')
         if self.other_captions: said.append(f'{len(self.other_captions)} were there under another caption, which stays (the first: {self.other_captions[0]}); use a new workspace to change captions')
         if any(self.unstated.values()): said.append('nobody stated ' + ', '.join(f'{k} of {n}' for k, n in self.unstated.items() if n) + ' (say it in the metadata, or for the whole folder with --licence, --consent ...)')
         return '\n'.join([', '.join(s for s in said if s) + '.', *self.refused])

@@ -29,6 +29,7 @@ def draw_curves(log, name:str): # log as `Watch.table` -> matplotlib Figure
     for ax in axes[len(panels):]: ax.set_axis_off()
     for ax, (title, cols) in zip(axes, panels.items()):
         for c in cols: ax.plot(log.step, log[c].rolling(max(1, len(log)//20), min_periods=1).mean(), label=c.replace('_error', ''))
+        if title in ('margin', 'error minus reference'): ax.axhline(0, color='.7', lw=.8, zorder=0)      # where the model is its reference
         ax.set_title(f'{name}: {title}', fontsize=9); ax.set_xlabel('step', fontsize=8); ax.tick_params(labelsize=7)
         if len(cols) > 1: ax.legend(fontsize=7)
     return fig
@@ -169,5 +170,5 @@ class Run(type(Path())):
             d = read_json(done)
             parts.append(f'<p>{html.escape(done.parent.name)}: {d["steps"]} steps on {d["pairs"]} pairs{", kept step " + str(d["best"]["step"]) if d.get("best") else ""}</p>')
             for f in (done.parent/'curves.png', *sorted((done.parent/'grids').glob('*.png'))[-1:]):
-                if f.exists(): parts.append(f'<img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}">')
+                if f.exists(): parts.append(f'<img style="max-width:100%;min-height:9em" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}">')
         return ''.join(parts) if parts[1:] else parts[0] + ': nothing is finished yet'
