@@ -98,7 +98,7 @@ def test_the_failures_on_a_model_card_are_drawn_by_that_run(lived_in, copy_of):
 def test_the_diffusers_lines_of_the_model_card_run(lived_in):
     text = (lived_in.root/'runs'/'r'/'README.md').read_text()
     code = next(b for b in re.findall(r'```python\n(.*?)```', text, re.S) if 'load_lora_weights' in b)
-    base = re.search(r"from_pretrained\('([^']+)'\)", code)[1]
+    base = re.search(r"from_pretrained\(\s*'([^']+)'\)", code)[1]
     room = {}
     exec(code.replace(base, lived_in.base_model).replace('"FOLDER"', repr(str(lived_in.root/'runs'/'r'/'final'))).replace('num_inference_steps=10', 'num_inference_steps=2'), room)
     assert room['image'].size == lived_in.size and room['pipe'].get_active_adapters() == ['hgdpo']

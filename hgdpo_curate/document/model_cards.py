@@ -152,7 +152,7 @@ With every rule of the method:
 
 ```python
 from hgdpo_curate import load_for_inference
-pipe = load_for_inference({base!r}, "FOLDER")       # the folder of this card's LoRA
+pipe = load_for_inference({base!r}, "FOLDER")    # of this card's LoRA
 image = pipe("a photo of a person", width={w}, height={h}).images[0]
 ```
 
@@ -160,11 +160,14 @@ In plain diffusers:
 
 ```python
 from diffusers import {", ".join(sorted(["DPMSolverMultistepScheduler", kind]))}
-{"import torch" + chr(10) + "from hgdpo_curate.models import pipeline_folder" + chr(10) if base == MANNEQUIN else ""}pipe = {kind}.from_pretrained({folder})
+{"import torch" + chr(10) + "from hgdpo_curate.models import pipeline_folder" + chr(10) if base == MANNEQUIN else ""}pipe = {kind}.from_pretrained(
+    {folder})
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-pipe.load_lora_weights("FOLDER", weight_name="{LORA_FILE}", adapter_name="hgdpo")
+pipe.load_lora_weights("FOLDER", adapter_name="hgdpo",
+                       weight_name="{LORA_FILE}")
 pipe.set_adapters(["hgdpo"], [{r["lora_weight"]}])
-image = pipe("a photo of a person", num_inference_steps={r["steps"]}, guidance_scale={r["guidance"]}, width={w}, height={h}).images[0]
+image = pipe("a photo of a person", width={w}, height={h},
+             num_inference_steps={r["steps"]}, guidance_scale={r["guidance"]}).images[0]
 ```
 
 In ComfyUI put `{KOHYA_FILE}` into `models/loras` and use *Load LoRA* with strength_model {r["lora_weight"]} and strength_clip {r["lora_weight"] if text else 0} (0 without the text encoder); in A1111 into `models/Lora` and write `<lora:{Path(KOHYA_FILE).stem}:{r["lora_weight"]}>`.
