@@ -215,7 +215,8 @@ def main(argv=None) -> int: # exit code
     argv = sys.argv[1:] if argv is None else list(argv)
     argv = ['--' + a[2:].split('=')[0].replace('-', '_') + a[len(a.split('=')[0]):] if a.startswith('--') else a for a in argv]   # - and _ are the same
     try:
-        args = make_parser().parse_args(argv)
+        args, rest = make_parser().parse_known_args(argv)
+        if rest: _usage(f'unrecognized arguments: {" ".join(rest)}; see what is allowed with: hgdpo {args.verb} --help')
         return args.do(args) or 0
     except UserError as e: return _say(f'hgdpo: {e}', 2 if isinstance(e, UsageError) else 1)
     except KeyboardInterrupt: return _say('\nhgdpo: interrupted; what was finished is kept, run the same command again to go on.', 130)
