@@ -78,6 +78,8 @@ def test_a_split_is_broken_too_when_only_its_test_prompts_held_the_photo(lived_i
     gone = forget(ws, photo, app=False, progress=quiet)
     assert gone.traces.splits == {'v1': {'test_prompts': 1}} and gone.traces.runs == {'r': 'tested on it'}
     with pytest.raises(UserError, match='BROKEN_BY_REMOVAL'): load_split(ws)
+    card = (ws.root/'runs'/'r'/'README.md').read_text()                       # a model that never saw it need not be trained again
+    assert '**Tested on something' in card and '**Trained on something' not in card and 'hgdpo evaluate --run r' in str(gone) and 'cannot forget' not in str(gone)
 
 
 def test_a_split_that_only_lists_the_photo_among_what_was_left_out_stays_whole(lived_in, copy_of):

@@ -54,7 +54,9 @@ def _read_yaml(file):
     Words.yaml_implicit_resolvers = {}
     try: said = yaml.load(file.read_text(encoding='utf-8'), Words)
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise UserError(f'{file} cannot be read ({" ".join(str(e).split())}); mend that line, text with a colon goes into quotes.') from e
-    if said is not None and (not isinstance(said, dict) or any(isinstance(v, (dict, list)) for v in said.values())): raise UserError(f'{file} must hold one line "field: answer" per field; write it anew with: hgdpo card --ask')
+    if said is not None and not isinstance(said, dict): raise UserError(f'{file} holds no lines "field: answer"; move it away and write it anew with: hgdpo card --ask')
+    nested = next((k for k, v in (said or {}).items() if isinstance(v, (dict, list))), None)
+    if nested: raise UserError(f'The answer to {nested!r} in {file} is a list or has parts of its own; write it as one text between quotes.')
     return said or {}
 
 def _read_toml(file):

@@ -20,7 +20,7 @@ from .croissant import write_croissant
 from .facts import read_split, split_facts, told_sizes
 from .model_cards import write_model_card
 from .pages import FORBIDDEN, Card, code, escape, hub_licence, non_commercial, save_figure, sheet, table, to_html
-from ..images.mannequins import is_drawn
+from ..images.mannequins import DRAWN, is_drawn
 from ..workspace import open_workspace, read_json, write_text
 
 # %% ../../nbs/document/65_cards.ipynb #pictures
@@ -97,7 +97,8 @@ def head(f, a) -> str:
     unknown, nc = _n(f, 'consent', 'unknown'), [v for v, _, _ in f['stated']['licence'] if non_commercial(v)]
     if unknown: out.append(f'> **Consent is unknown for {unknown} of {f["photos"]} photos.** Nobody stated it on import.\n')
     if nc: out.append(f'> **Not for commercial use:** some photos are under {", ".join(map(escape, nc))}.\n')
-    out.append(f'{sum(f["pairs"].values())} pairs of images for HG-DPO (Na, Kim, Lee, CVPR 2025), chosen from {f["photos"]} photographs of people with captions, images generated from the captions, and reconstructions of the photographs. Frozen {f["frozen"][:10]}.\n')
+    what = 'drawings' if [v for v, *_ in f['stated']['source']] == [DRAWN] else 'photographs'
+    out.append(f'{sum(f["pairs"].values())} pairs of images for HG-DPO (Na, Kim, Lee, CVPR 2025), chosen from {f["photos"]} {what} of people with captions, images generated from the captions, and reconstructions of the {what}. Frozen {f["frozen"][:10]}.\n')
     return '\n'.join(out)
 
 def composition(f, a, has) -> str:
@@ -122,7 +123,7 @@ def preprocessing(f, a) -> str:
     "How images came to be."
     p = f['pool']
     return '\n'.join(['## Preprocessing\n', f'Photos were turned upright, brought to sRGB, stripped of EXIF and fitted around the person to {escape(told_sizes(f["image_sizes"], "real"))} pixels. Per prompt about {p["size"]} images were generated (median), and reconstructions made at t = {", ".join(map(str, p["levels"]))} of 1000 (SDRecon).\n',
-        table(['base model', 'hash of its weights', 'sampler', 'steps', 'guidance', 'seed'], [[code(f['base_model']) + (f', fine-tuned from {code(f["original_base"])}' if f['original_base'] != f['base_model'] else ''), ', '.join(map(code, f['base_hashes'])), escape(p['sampler']), p['steps'], p['guidance'], f['seed']]])])
+        table(['base model', 'hash of its weights', 'sampler', 'steps', 'guidance', 'seed'], [[code(f['base_model']) + (f', fine-tuned from {code(f["original_base"])}' if f['original_base'] != f['base_model'] else ''), ', '.join(map(code, f['base_hashes'])), escape(p['sampler']), p['steps'], p['guidance'], f['seed']]]), ''])
 
 def annotation(f, a) -> str:
     "Who judged: scorers, detectors, rules, people."

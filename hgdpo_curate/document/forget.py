@@ -153,11 +153,14 @@ class Removal:
         for f, what in self.done.items(): groups.setdefault(('/'.join(Path(f).parts[:2]), what), []).append(f)
         out += [f'  {files[0] if len(files) == 1 else f"{where}: {len(files)} files"}: {what}' for (where, what), files in groups.items()]
         out += [f'The split {s} {"would be" if self.dry_run else "is"} broken by removal (rows of {", ".join(f"{k}: {n}" for k, n in rows.items())}); freeze anew under another name.' for s, rows in t.splits.items()]
-        out += [f'The run {r} was {how}. A model cannot forget; train it again on a new {"base" if how.startswith("based") else "split"}.' for r, how in t.runs.items()]
+        out += [f'The run {r} was {how}. {self._then(r, how)}' for r, how in t.runs.items()]
         out += [f'Your own file {p} {"would not be" if self.dry_run else "was not"} touched; delete it yourself, with its caption.' for p in t.originals if Path(p).exists()]
         out += [f'The photo {p} looks alike and stays; is it the same person, run: hgdpo forget {p}' for p in t.alike]
         out += [f'Other photos have the caption {c!r} or one that contains it, so it stays there and was not searched for.' for c in t.shared]
         return '\n'.join(out + self.said + ([str(self.proof)] if self.proof else []))
+    def _then(self, run, how): # what follows for a run
+        if how == 'tested on it': return f'Nothing of it is in the weights; for figures without it: hgdpo evaluate --run {run}'
+        return f'A model cannot forget; train it again on a new {"base" if how.startswith("based") else "split"}.'
     def _repr_html_(self): return ''.join(f'<div{" style=margin-left:2em" if line[:1] == " " else ""}>{escape(line)}</div>' for line in str(self).splitlines())
 
 def read_plan(ws): # `Traces`, or None

@@ -16,6 +16,7 @@ from .answers import missing, read_answers
 from .facts import judges, prompts_of, read_split, sft_of, stated
 from .pages import FORBIDDEN, Card, code, escape, commercial_use, hub_licence, sheet, shown_base, table
 from ..adapters import KOHYA_FILE, LORA_FILE
+from ..evaluate.measures import label
 from ..evaluate.metrics import ARMS, run_arm
 from ..images.photos import barred_photos
 from ..judge.anatomy import open_flags
@@ -38,7 +39,7 @@ def about(name:str, version:str='') -> dict: # as the tables have them, see `nam
     if _taught(name, version): what, licence, free = TAUGHT
     elif name in WEIGHTS or name in WHAT: what, licence, free = WHAT.get(name, name), licence_of(name)['licence'], {True: 'yes', False: 'no', None: 'unknown'}[licence_of(name)['commercial']]
     else: what, licence, free = COMPONENTS.get(name, (name, 'not known to hgdpo_curate', 'unknown'))
-    return dict(what=what, licence=licence, commercial=free, stated='' if _taught(name, version) else licence_of(name)['stated'])
+    return dict(what=what, licence=licence, commercial=free, stated='' if _taught(name, version) else licence_of(name)['stated'] or 'this package'*('of the package' in what))
 
 def _taught(name, version): # whether a tiny network is not the package's own
     file = dict(tiny='scorer', tiny_faults='scorer', tiny_evaluator='evaluator').get(name)
@@ -104,10 +105,11 @@ def results(folder) -> str:
     file = folder/'evaluation'/'table.parquet'
     if not file.is_file(): return '## Evaluation\n\nNot measured yet: `hgdpo evaluate` has not run.\n'
     t = pd.read_parquet(file)
-    cell = lambda r: 'not measured' if r.value != r.value else f'{r.value:.3g} [{r.low:.3g}, {r.high:.3g}]'
+    figure = lambda x: f'{x:.3g}' if abs(x) < 1000 else f'{x:.0f}'
+    cell = lambda r: 'not measured' if r.value != r.value else f'{figure(r.value)} [{figure(r.low)}, {figure(r.high)}]'
     metrics, by = list(dict.fromkeys(t.metric)), {(r.arm, r.metric): cell(r) for r in t.itertuples()}
     size = f'{int(t.images.max())} images per model over {int(t.prompts.max())} test prompts; ' if {'images', 'prompts'} <= set(t) else ''
-    return '\n'.join(['## Evaluation\n', f'{size}95% intervals by bootstrap over prompts, in brackets.\n', table(['model', *(escape(m.replace('_', ' ')) for m in metrics)], [[escape(a), *(by.get((a, m), 'not measured') for m in metrics)] for a in dict.fromkeys(t.arm)]) + '\n'])
+    return '\n'.join(['## Evaluation\n', f'{size}95% intervals by bootstrap over prompts, in brackets.\n', table(['model', *(escape(label(m).split(' (photo')[0]) for m in metrics)], [[escape(a), *(by.get((a, m), 'not measured') for m in metrics)] for a in dict.fromkeys(t.arm)]) + '\n'])
 
 def own_arms(ws, run:str) -> set: # as the column `model` of `images` names them
     "What the stages of a run drew its images as; base, which all runs share, is not among them."
@@ -117,11 +119,17 @@ def own_arms(ws, run:str) -> set: # as the column `model` of `images` names them
         except UserError: pass                                               # a stage that this run does not have
     return keys
 
+def _called_faulty(file):
+    found = pd.read_parquet(file).query("metric == 'anatomy_failures' and value == value") if file.is_file() else ()
+    if not len(found): return ''
+    r = found.iloc[-1]
+    return f' Of the images that *{escape(r.arm)}* drew for the evaluation, {r.value:.0%} [{r.low:.0%}, {r.high:.0%}] were called anatomically faulty, by a network that errs too.'
+
 def failures(ws, config, file, most:int=8) -> str: # Markdown; a picture at `file` where there is something to show
     "Images drawn from test prompts that a person or a rule flagged, or that score lowest. Generated images only."
     im = ws.table('images')
     drawn = im[(im.domain == 'evaluation') & im.model.isin(own_arms(ws, config['run']))]
-    known = '## Known failures\n\nHands and fingers remain the method\'s known weakness. Anatomy is not checked by the model.\n'
+    known = '## Known failures\n\nHands and fingers remain the method\'s known weakness. Anatomy is not checked by the model.' + _called_faulty(ws.root/'runs'/config['run']/'evaluation'/'table.parquet') + '\n'
     if not len(drawn): return known + '\nNo evaluation images to show.\n'
     flags = open_flags(ws, drawn.image_id)
     bad = set(flags.image_id[~flags.flag.isin(HARMLESS_FLAGS)])
@@ -189,6 +197,10 @@ def unanswered(answers, base:str) -> list: # fields
     "What a model card needs and nobody has answered."
     return [k for k in missing(answers, base) if k in ('base_licence', 'base_commercial', 'model_licence', 'intended_uses', 'contact')]
 
+def _removed(broken, run): # an entry of split.json
+    if set(broken['rows']) == {'test_prompts'}: return f'> **Tested on something that was taken out.** On {broken["at"][:10]} a photo was removed from the test fold of its split. Nothing of it is in the weights; measure again (hgdpo evaluate --run {escape(run)}) for figures without it.\n'
+    return f'> **Trained on something that was taken out.** On {broken["at"][:10]} a photo was removed from its split. A model cannot forget; train again on a new split.\n'
+
 def model_card_text(ws, config, data, answers, failing:str) -> str:
     "The whole card as Markdown."
     folder, parts = ws.root/'runs'/config['run'], components(ws, config, data, answers)
@@ -197,7 +209,7 @@ def model_card_text(ws, config, data, answers, failing:str) -> str:
     said = lambda k: escape(answers[k], begins=True) if k in answers else '*missing*'
     weights = [f for f in (folder/'final'/LORA_FILE, folder/'final'/KOHYA_FILE) if f.exists()]
     out = [f'# {escape(config["run"])}: a LoRA by HG-DPO\n', f'> **Incomplete.** A person still has to fill in: {", ".join(gaps)}. Write the answers into `data_cards/answers.yaml` (`hgdpo card --ask` makes it) and run the card again.\n' if gaps else '']
-    out += [f'> **Trained on something that was taken out.** On {b["at"][:10]} a photo was removed from its split. A model cannot forget; train again on a new split.\n' for b in data['info'].get('broken', [])]
+    out += [_removed(b, config['run']) for b in data['info'].get('broken', [])]
     out += [f'> **Based on a model that was trained on something that was taken out.** On {r["at"][:10]} a photo was removed from the training photos of its base. A model cannot forget; make the base anew and train again.\n' for r in read_json(ws.root/'data_cards'/'removals.json', []) if r['runs'].get(config['run'], '').startswith('based')]
     out += ['> **Licence conflicts** stand against commercial use; see below.\n' if any(p['commercial'] == 'no' for p in parts) else '']
     was = data['info'].get('broken', [{}])[0].get('content', data['info']['content'])
