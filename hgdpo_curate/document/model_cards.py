@@ -120,7 +120,7 @@ def own_arms(ws, run:str) -> set: # as the column `model` of `images` names them
     return keys
 
 def _called_faulty(file):
-    found = pd.read_parquet(file).query("metric == 'anatomy_failures' and value == value") if file.is_file() else ()
+    found = pd.read_parquet(file).query("metric == 'anatomy_failures' and value == value and arm != 'base'") if file.is_file() else ()
     if not len(found): return ''
     r = found.iloc[-1]
     return f' Of the images that *{escape(r.arm)}* drew for the evaluation, {r.value:.0%} [{r.low:.0%}, {r.high:.0%}] were called anatomically faulty, by a network that errs too.'
