@@ -9,7 +9,7 @@ __all__ = ['FLAGS_OF', 'RECIPE_FLAGS', 'STATED', 'VERBS', 'NO_WORKSPACE', 'do_in
            'Help', 'Parser', 'make_parser', 'main']
 
 # %% ../nbs/71_cli.ipynb #import-argparse-importlib-os-sys
-import argparse, getpass, importlib, os, sys
+import argparse, getpass, importlib, os, sys, warnings
 from pathlib import Path
 
 from .workspace import UsageError, UserError, create_workspace
@@ -209,9 +209,14 @@ def make_parser():
         v.set_defaults(do=do)
     return p
 
+def _one_sentence(message, category, filename, lineno, line=None, _else=warnings.formatwarning):
+    "The package's own warnings are sentences for whoever reads the terminal; others keep their place in the code."
+    return f'hgdpo: {message}\n' if 'hgdpo_curate' in Path(filename).parts[-3:-1] else _else(message, category, filename, lineno, line)
+
 def main(argv=None) -> int: # exit code
     "Run one verb. 0 done, 1 failed, 2 wrong use, 130 interrupted."
     for k, v in dict(FIFTYONE_DO_NOT_TRACK='true', HF_HUB_DISABLE_TELEMETRY='1', DO_NOT_TRACK='1').items(): os.environ.setdefault(k, v)
+    warnings.formatwarning = _one_sentence
     argv = sys.argv[1:] if argv is None else list(argv)
     argv = ['--' + a[2:].split('=')[0].replace('-', '_') + a[len(a.split('=')[0]):] if a.startswith('--') else a for a in argv]   # - and _ are the same
     try:

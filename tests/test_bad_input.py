@@ -68,6 +68,17 @@ def test_a_photo_without_its_text_file_and_photos_that_nobody_names_are_told(emp
     assert said(capsys, importing(fresh, photos), '00002.png has no caption', '00002.txt') == 1 and untouched(fresh)
 
 
+def test_a_base_that_knows_drawings_only_says_so_of_photographs_in_one_sentence(tmp_path, photos):
+    import warnings
+    ws = create_workspace(tmp_path/'ws', base_model='mannequin', resolution='40x56', steps=1)
+    rewrite(photos, lambda r: [x.update(source='my camera') for x in r])
+    assert importing(ws, photos) == 0
+    with pytest.warns(UserWarning, match='draws drawn people only') as seen: assert main(['pool', '--workspace', str(ws.root), '--n', '2', '--limit', '1']) == 0
+    w = next(w for w in seen if 'drawn people' in str(w.message))
+    assert warnings.formatwarning(w.message, w.category, w.filename, w.lineno) == f'hgdpo: {w.message}\n'
+    assert 'elsewhere.py:3' in warnings.formatwarning('x', UserWarning, '/some/elsewhere.py', 3)
+
+
 def test_what_was_stated_once_is_not_forgotten_and_other_captions_are_told(empty, photos, capsys):
     rewrite(photos, lambda r: [x.pop('consent') for x in r])
     assert importing(empty, photos, '--consent', 'withdrawn') == 0

@@ -6,8 +6,11 @@
 __all__ = ['JOB', 'seed_of', 'image_job', 'choose_prompts', 'run_jobs', 'check_base', 'open_base', 'generate_pool']
 
 # %% ../../nbs/images/12_pool.ipynb #import-pandas-as-pd
+import warnings
+
 import pandas as pd
 
+from .mannequins import is_drawn
 from .photos import barred_photos
 from ..progress import progress_bar
 from ..workspace import UsageError, UserError, open_workspace, set_base_model, short_id
@@ -101,9 +104,12 @@ def generate_pool(workspace,             # a `Workspace` or its folder
                  ) -> int:               # how many images were made now
     "Fill the image pool (X_gen, PAPER section 2). Stop it and run it again; nothing is made twice. Raises `UserError` for fewer than two images per prompt."
     if n < 2: raise UsageError(f'A pool needs at least two images per prompt to have a winner and a loser, not {n}; give --n 20 as in the paper.')
+    from hgdpo_curate.models import MANNEQUIN
     ws = open_workspace(workspace)
     pr = choose_prompts(ws, fold, limit)
     pipe, model, sampler = open_base(ws, base, device, mixed_precision)
+    if ws.base_model == MANNEQUIN and not is_drawn(ws):
+        warnings.warn('The base model of the package draws drawn people only, whatever a caption says; for photographs give your own, or train one on them with: hgdpo tiny', stacklevel=2)
     steps, guidance = steps or ws.config['steps'], ws.config['guidance'] if guidance is None else guidance
     jobs = [image_job(r.prompt_id, r.prompt, seed_of(r.prompt_id, k, ws.config['seed']), model, ws.size, sampler, steps, guidance) for r in pr.itertuples() for k in range(n)]
     return run_jobs(ws, pipe, jobs, 'generated', batch, 'image pool', progress=progress)
