@@ -118,7 +118,7 @@ def _ran(page, file, start, seconds): # the notebook as saved when nothing runs 
         except ValueError: continue                                           # Lab writes the file in place, and a large one was half written
         code = [c for c in nb['cells'] if c['cell_type'] == 'code' and ''.join(c['source']).strip()]
         busy = page.locator('.jp-InputPrompt').filter(has_text='[*]').count()
-        failed = any(o['output_type'] == 'error' for c in code for o in c['outputs'])
+        failed = any(c['execution_count'] and o['output_type'] == 'error' for c in code for o in c['outputs'])     # an error is there a moment before its cell has its number
         if not busy and (failed or all(c['execution_count'] for c in code)): return nb
     raise TimeoutError(f'{file.name} was still running after {seconds} s; {_standing(page)}')
 

@@ -72,7 +72,7 @@ class Reviewer:
         end = time.time() + seconds
         while time.time() < end:
             if true(): return
-            time.sleep(.2)
+            self.page.wait_for_timeout(200)                                    # not a sleep: the page's requests pass through `route` here, and would wait for it
         self.shoot('waited-in-vain')
         raise AssertionError(f'it did not happen; the browser said: {self.said[-5:]}')
 
