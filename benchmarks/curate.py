@@ -33,15 +33,76 @@ def fill(ws, n):
             path = ws.image_file(domain, iid)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture)
-            images.append(dict(image_id=iid, prompt_id=f'{p:016x}', domain=domain, path=str(path.relative_to(ws.root)), sha256='0'*64, width=40, height=56, seed=k, timestep={21: 100, 22: 400, 23: 600}.get(k), model='m', guidance=5., steps=10))
+            images.append(
+                dict(
+                    image_id=iid,
+                    prompt_id=f'{p:016x}',
+                    domain=domain,
+                    path=str(path.relative_to(ws.root)),
+                    sha256='0' * 64,
+                    width=40,
+                    height=56,
+                    seed=k,
+                    timestep={21: 100, 22: 400, 23: 600}.get(k),
+                    model='m',
+                    guidance=5.0,
+                    steps=10,
+                )
+            )
     im = pd.DataFrame(images)
     im['timestep'] = im.timestep.astype('Int64')
     ws.append('images', im)
-    ws.append('prompts', [dict(prompt_id=f'{p:016x}', prompt=f'a photo of person {p}', real_image_id=f'{p:08x}{0:08x}', fold='train') for p in range(prompts)])
-    ws.append('photo_facts', [dict(image_id=f'{p:08x}{0:08x}', consent='yes', minors='no', licence='CC0-1.0') for p in range(prompts)])
-    ws.append('scores', pd.DataFrame(dict(image_id=im.image_id, scorer='tiny', scorer_version='x', score=rng.normal(size=len(im)))))
+    ws.append(
+        'prompts',
+        [
+            dict(
+                prompt_id=f'{p:016x}',
+                prompt=f'a photo of person {p}',
+                real_image_id=f'{p:08x}{0:08x}',
+                fold='train',
+            )
+            for p in range(prompts)
+        ],
+    )
+    ws.append(
+        'photo_facts',
+        [
+            dict(
+                image_id=f'{p:08x}{0:08x}',
+                consent='yes',
+                minors='no',
+                licence='CC0-1.0',
+            )
+            for p in range(prompts)
+        ],
+    )
+    ws.append(
+        'scores',
+        pd.DataFrame(
+            dict(
+                image_id=im.image_id,
+                scorer='tiny',
+                scorer_version='x',
+                score=rng.normal(size=len(im)),
+            )
+        ),
+    )
     bad = im[(im.domain == 'generated') & (rng.random(len(im)) < .2)]
-    ws.append('flags', pd.DataFrame(dict(image_id=bad.image_id, flag=rng.choice(['extra_limb', 'bad_hand', 'bad_proportion'], len(bad)), status='proposed', source='rule', part='', side='', confidence=.8, reason='a benchmark')))
+    ws.append(
+        'flags',
+        pd.DataFrame(
+            dict(
+                image_id=bad.image_id,
+                flag=rng.choice(['extra_limb', 'bad_hand', 'bad_proportion'], len(bad)),
+                status='proposed',
+                source='rule',
+                part='',
+                side='',
+                confidence=0.8,
+                reason='a benchmark',
+            )
+        ),
+    )
     return im
 
 
@@ -50,13 +111,38 @@ def add_keypoints(ws, im):
     points = np.random.default_rng(1).uniform(5, 40, (len(im), 17, 3)).round(1)
     for i in range(0, len(im), 2048):                                        # as a detector writes them
         some, at = im.image_id[i:i+2048], points[i:i+2048]
-        ws.append('detections', pd.DataFrame(dict(image_id=some, detector='vitpose', detector_version='x', kind='person', index=0, box=[[4., 4., 30., 48.]]*len(some), keypoints=list(at.tolist()), confidence=.9)))
+        ws.append(
+            'detections',
+            pd.DataFrame(
+                dict(
+                    image_id=some,
+                    detector='vitpose',
+                    detector_version='x',
+                    kind='person',
+                    index=0,
+                    box=[[4.0, 4.0, 30.0, 48.0]] * len(some),
+                    keypoints=list(at.tolist()),
+                    confidence=0.9,
+                )
+            ),
+        )
 
 
 def change(ws, im, every):
     "New scores for every n-th prompt; how many images those are."
     few = im[im.prompt_id.isin(im.prompt_id.unique()[::every])].image_id
-    ws.append('scores', [dict(image_id=i, scorer='tiny', scorer_version='x', score=9. + every) for i in few])
+    ws.append(
+        'scores',
+        [
+            dict(
+                image_id=i,
+                scorer='tiny',
+                scorer_version='x',
+                score=9.0 + every,
+            )
+            for i in few
+        ],
+    )
     return len(few)
 
 
@@ -73,11 +159,38 @@ def plain_way(ws, keypoints):
     rows = sample_rows(ws)
     ds = fo.Dataset(f'plain-{time.time_ns()}')
     points = {d.image_id: d.keypoints for d in ws.table('detections').itertuples()} if keypoints else {}
-    fields = [c for c in ('image_id', 'prompt_id', 'prompt', 'domain', 'fold', 'score', 'flags', 'anatomy_failure', 'easy', 'normal', 'hard', 'consent', 'licence') if c in rows]
+    fields = [
+        c
+        for c in (
+            'image_id',
+            'prompt_id',
+            'prompt',
+            'domain',
+            'fold',
+            'score',
+            'flags',
+            'anatomy_failure',
+            'easy',
+            'normal',
+            'hard',
+            'consent',
+            'licence',
+        )
+        if c in rows
+    ]
     empty = lambda v: None if v is None or (isinstance(v, float) and v != v) else v
     def sample(r):
         s = fo.Sample(filepath=str(ws.root/r['path']), **{f: empty(r[f]) for f in fields})
-        if r['image_id'] in points: s['people'] = fo.Keypoints(keypoints=[fo.Keypoint(label='person', points=[(x/40, y/56) for x, y, _ in points[r['image_id']]], confidence=[c for *_, c in points[r['image_id']]])])
+        if r['image_id'] in points:
+            s['people'] = fo.Keypoints(
+                keypoints=[
+                    fo.Keypoint(
+                        label='person',
+                        points=[(x / 40, y / 56) for x, y, _ in points[r['image_id']]],
+                        confidence=[c for *_, c in points[r['image_id']]],
+                    )
+                ]
+            )
         return s
     seconds, _ = timed(lambda: ds.add_samples([sample(r) for r in rows.to_dict('records')], progress=False))
     ds.delete()
@@ -112,7 +225,9 @@ def measure_rows(ws, im, out):
     out['1% tagged, shown'], ds = timed(lambda: build_dataset(ws))
     assert read == len(tagged)
     reals = ds.match({'domain': 'real'}).limit(20).values('id')
-    out['a review (ms)'] = 1000*statistics.median(timed(lambda r=r: decide_samples(ds, [r], 'approve', 'anna'))[0] for r in reals)
+    out['a review (ms)'] = 1000 * statistics.median(
+        timed(lambda r=r: decide_samples(ds, [r], 'approve', 'anna'))[0] for r in reals
+    )
     return ds, views_of(ds)
 
 
@@ -149,8 +264,20 @@ def shown(name, value):
 def main():
     import psutil
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('sizes', nargs='*', type=int, default=[1000, 10_000], help='how many images')
-    p.add_argument('--parts', nargs='+', default=['rows', 'keypoints'], choices=['rows', 'keypoints'], help='what to measure; at 100,000 images keypoints take most of the time')
+    p.add_argument(
+        'sizes',
+        nargs='*',
+        type=int,
+        default=[1000, 10_000],
+        help='how many images',
+    )
+    p.add_argument(
+        '--parts',
+        nargs='+',
+        default=['rows', 'keypoints'],
+        choices=['rows', 'keypoints'],
+        help='what to measure; at 100,000 images keypoints take most of the time',
+    )
     sizes, parts = (a := p.parse_args()).sizes, a.parts
     from hgdpo_curate.curate.samples import start_database
     with tempfile.TemporaryDirectory() as d:
@@ -163,7 +290,12 @@ def main():
         for k in keys[1:]: print(f'| {k} | ' + ' | '.join(f'{shown(k, o[k])}' for o, _ in found) + ' |')
         for a, b in (('plain add_samples', 'build'), ('plain with keypoints', 'build with keypoints')):
             if b in keys: print(f'| {a} : {b} | ' + ' | '.join(f'{o[a]/o[b]:.1f} times' for o, _ in found) + ' |')
-        for v in found[0][1]: print(f'| `{v}`: count, first 50 (ms) | ' + ' | '.join(f'{views[v][0]:.0f}, {views[v][1]:.0f}' for _, views in found) + ' |')
+        for v in found[0][1]:
+            print(
+                f'| `{v}`: count, first 50 (ms) | '
+                + ' | '.join(f'{views[v][0]:.0f}, {views[v][1]:.0f}' for _, views in found)
+                + ' |'
+            )
         process.terminate()
 
 

@@ -6,10 +6,10 @@ The recipe of the tables stays as it is; what differs per arm stands beside it."
 import argparse
 
 from hgdpo_curate.evaluate.measures import label
-from hgdpo_curate.evaluate.metrics import compare_arms, run_arm
-from hgdpo_curate.evaluate.reproduce import SIZES, make_world
+from hgdpo_curate.evaluate.compare import compare_arms, run_arm
+from hgdpo_curate.evaluate.reproduce import make_world, SIZES
 from hgdpo_curate.evaluate.results import frozen_test_prompts, to_markdown
-from hgdpo_curate.progress import Steps
+from hgdpo_curate.show import Steps
 from hgdpo_curate.train.curriculum import train_curriculum
 
 SEED = 101                                    # drawings 7101, far from those of the tables
@@ -20,25 +20,58 @@ ARMS = {'naive': ('naive', {}),
         'base + SFT': ('sft_after_base', {}),
         'base + SFT, a tenth of the captions dropped': ('sft_after_base', {'sft.caption_dropout': .1})}
 
-PAIRS = [('naive', 'naive without statistics matching'), ('the same, three times the steps', 'naive without statistics matching'), ('base + SFT, a tenth of the captions dropped', 'base + SFT')]
+PAIRS = [
+    ('naive', 'naive without statistics matching'),
+    ('the same, three times the steps', 'naive without statistics matching'),
+    ('base + SFT, a tenth of the captions dropped', 'base + SFT'),
+]
 
 
 def run_name(arm): return arm.replace(' ', '-').replace(',', '').replace('+-', '')
 
 
 def main(folder):
-    say = Steps(dict.fromkeys(['photos', 'base', 'image pool', 'reconstructions', 'scores', *ARMS, 'evaluation'], 1), 'guesses')
+    say = Steps(
+        dict.fromkeys(['photos', 'base', 'image pool', 'reconstructions', 'scores', *ARMS, 'evaluation'], 1), 'guesses'
+    )
     ws = make_world(folder, SEED, SIZES['full'], say)
     for arm, (control, fields) in ARMS.items():
         say(arm)
-        train_curriculum(ws, 'v1', 'mannequin', run_name(arm), control=control, seed=SEED, reuse=True, report_to='none', **fields)
+        train_curriculum(
+            ws,
+            'v1',
+            'mannequin',
+            run_name(arm),
+            control=control,
+            seed=SEED,
+            reuse=True,
+            report_to='none',
+            **fields,
+        )
     say('evaluation')
     arms = {'base': run_arm(ws, 'naive', 'base')} | {arm: run_arm(ws, run_name(arm), 'hard') for arm in ARMS}
-    found = compare_arms(ws, arms, frozen_test_prompts(ws, 'v1'), 1, ('tiny',), chose='tiny', extractor='tiny', batch=32)
+    found = compare_arms(
+        ws,
+        arms,
+        frozen_test_prompts(ws, 'v1'),
+        1,
+        ('tiny',),
+        chose='tiny',
+        extractor='tiny',
+        batch=32,
+    )
     print(to_markdown(found.table, float(found.seen_photos['sharpness'].mean()), {m: label(m) for m in SHOWN}))
     for better, worse in PAIRS:
-        gains = {m: found.gain(m, better, worse) for m in ('score', 'anatomy_failures', 'prompt_accuracy', 'frechet', 'detail')}
-        print(f'{better} over {worse}: ' + ', '.join(f'{m.replace("_", " ")} {v:+.3g} [{low:.3g}, {high:.3g}]' for m, (v, low, high) in gains.items()))
+        gains = {
+            m: found.gain(m, better, worse)
+            for m in ('score', 'anatomy_failures', 'prompt_accuracy', 'frechet', 'detail')
+        }
+        print(
+            f'{better} over {worse}: '
+            + ', '.join(
+                f'{m.replace("_", " ")} {v:+.3g} [{low:.3g}, {high:.3g}]' for m, (v, low, high) in gains.items()
+            )
+        )
     print('\n'.join(found.notes))
 
 

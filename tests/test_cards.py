@@ -1,4 +1,7 @@
-"""Cards say what is: computed from the files, asked from people, never invented, never a way in for text from outside."""
+"""Cards say what is.
+
+Computed from the files, asked from people, never invented, never a way in for text from outside.
+"""
 import json
 import re
 import shutil
@@ -13,13 +16,13 @@ from hypothesis import given, settings, strategies as st
 
 from hgdpo_curate import UserError, forget, load_split, make_card, write_model_card
 from hgdpo_curate.cli import main
-from hgdpo_curate.document.answers import QUESTIONS, answers_file, read_answers, write_questions
-from hgdpo_curate.document.cards import card_text, draw_pairs
+from hgdpo_curate.document.answers import answers_file, QUESTIONS, read_answers, write_questions
+from hgdpo_curate.document.data_card import card_text, draw_pairs
 from hgdpo_curate.document.croissant import check_croissant, read_pairs
 from hgdpo_curate.document.facts import agreement, cohen_kappa, leakage, split_facts
 from hgdpo_curate.document.latents import channel_statistics, latent_files, read_latents
 from hgdpo_curate.document.pages import escape, to_html
-from hgdpo_curate.workspace import read_json
+from hgdpo_curate.files import read_json
 
 
 def answer(ws, **said):
@@ -27,7 +30,8 @@ def answer(ws, **said):
     write_questions(ws)
     file = answers_file(ws)
     text = file.read_text()
-    for k, v in (said or dict.fromkeys(QUESTIONS, 'something')).items(): text = re.sub(rf'^{k}: .*$', lambda m, k=k, v=v: yaml.safe_dump({k: v}, width=10**6).strip(), text, flags=re.M)
+    for k, v in (said or dict.fromkeys(QUESTIONS, 'something')).items():
+        text = re.sub(rf'^{k}: .*$', lambda m, k=k, v=v: yaml.safe_dump({k: v}, width=10**6).strip(), text, flags=re.M)
     file.write_text(text)
 
 
@@ -39,19 +43,47 @@ def test_the_readme_is_a_hub_card_with_every_section_and_says_what_is_missing(li
     from huggingface_hub import DatasetCard
     ws = copy_of(lived_in)
     card = DatasetCard.load(ws.root/'splits'/'v1'/'README.md')
-    assert card.data.task_categories == ['text-to-image'] and card.data.license == 'unknown' and [c['config_name'] for c in card.data.to_dict()['configs']] == ['easy', 'normal', 'hard']
-    for s in ('Motivation', 'Composition', 'Collection', 'Consent and licences', 'Preprocessing', 'Annotation', 'Winners and losers', 'Captions', 'Duplicates and leakage', 'Uses', 'Biases and limits', 'Distribution', 'Maintenance and takedown', 'Provenance'): assert f'\n## {s}\n' in card.text, s
+    assert (
+        card.data.task_categories == ['text-to-image']
+        and card.data.license == 'unknown'
+        and [c['config_name'] for c in card.data.to_dict()['configs']] == ['easy', 'normal', 'hard']
+    )
+    for s in (
+        'Motivation',
+        'Composition',
+        'Collection',
+        'Consent and licences',
+        'Preprocessing',
+        'Annotation',
+        'Winners and losers',
+        'Captions',
+        'Duplicates and leakage',
+        'Uses',
+        'Biases and limits',
+        'Distribution',
+        'Maintenance and takedown',
+        'Provenance',
+    ):
+        assert f'\n## {s}\n' in card.text, s
     assert card.text.index('**Incomplete.**') < card.text.index('## Motivation') and card.text.count('*missing*') >= 15
     go = ['card', '--workspace', str(ws.root)]
     assert main(go) == 0 and main([*go, '--strict']) == 1
     answer(ws)
     assert main([*go, '--strict']) == 0
-    assert 'Incomplete' not in (ws.root/'splits'/'v1'/'README.md').read_text() and 'Incomplete' not in capsys.readouterr().out.splitlines()[-1]
+    assert (
+        'Incomplete' not in (ws.root / 'splits' / 'v1' / 'README.md').read_text()
+        and 'Incomplete' not in capsys.readouterr().out.splitlines()[-1]
+    )
 
 
 def test_copies_lie_in_data_cards_and_find_their_pictures(lived_in):
     for name in ('v1.md', 'v1.html', 'v1.croissant.json'): assert (lived_in.root/'data_cards'/name).exists()
-    for md in (lived_in.root/'data_cards'/'v1.md', lived_in.root/'splits'/'v1'/'README.md', lived_in.root/'runs'/'r'/'README.md', lived_in.root/'runs'/'r'/'final'/'README.md'):
+    for md in (
+        lived_in.root / 'data_cards' / 'v1.md',
+        lived_in.root / 'splits' / 'v1' / 'README.md',
+        lived_in.root / 'runs' / 'r' / 'README.md',
+        lived_in.root / 'runs' / 'r' / 'final' / 'README.md',
+    ):
         pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', md.read_text())
         assert pictures and all((md.parent/p).exists() for p in pictures), md
 
@@ -65,7 +97,14 @@ def test_croissant_is_valid_and_its_record_sets_are_the_pairs(lived_in):
             if len(data[s]): pd.testing.assert_frame_equal(read_pairs(file, s), data[s], check_dtype=False)
         assert read_pairs(file, 'test_prompts').prompt.tolist() == data['test'].prompt.tolist()
         rai = {k for k in json.loads(file.read_text()) if k.startswith('rai:')}
-        assert {'rai:dataCollection', 'rai:dataBiases', 'rai:personalSensitiveInformation', 'rai:dataAnnotationAnalysis', 'rai:dataUseCases', 'rai:dataReleaseMaintenancePlan'} <= rai and len(rai) >= 15
+        assert {
+            'rai:dataCollection',
+            'rai:dataBiases',
+            'rai:personalSensitiveInformation',
+            'rai:dataAnnotationAnalysis',
+            'rai:dataUseCases',
+            'rai:dataReleaseMaintenancePlan',
+        } <= rai and len(rai) >= 15
     spoilt = json.loads(file.read_text())
     spoilt['recordSet'][0]['field'][0]['source']['fileObject']['@id'] = 'nowhere'
     bad = file.with_name('bad.json')
@@ -78,25 +117,49 @@ def test_croissant_types_no_review_and_no_period_that_nobody_gave(lived_in, copy
     from datetime import datetime
     from hgdpo_curate.document.croissant import responsible_ai
     none = responsible_ai(facts | dict(reviewing=facts['reviewing'] | dict(reviewers=0, items=0, words=0)), {})
-    assert none['annotations_per_item'].startswith('0') and 'FiftyOne' not in str(none['data_annotation_platform']) and none['data_collection_timeframe'] is None
-    one = responsible_ai(facts | dict(reviewing=facts['reviewing'] | dict(reviewers=2, items=4, words=6)), dict(collection_period='2024-05-01 to 2025-02-28'))
-    assert one['annotations_per_item'].startswith('1.50 people') and one['data_collection_timeframe'] == [datetime(2024, 5, 1), datetime(2025, 2, 28)]
-    assert responsible_ai(facts, dict(collection_period='some years ago, 2024-99-01'))['data_collection_timeframe'] is None
+    assert (
+        none['annotations_per_item'].startswith('0')
+        and 'FiftyOne' not in str(none['data_annotation_platform'])
+        and none['data_collection_timeframe'] is None
+    )
+    one = responsible_ai(
+        facts | dict(reviewing=facts['reviewing'] | dict(reviewers=2, items=4, words=6)),
+        dict(collection_period='2024-05-01 to 2025-02-28'),
+    )
+    assert one['annotations_per_item'].startswith('1.50 people') and one['data_collection_timeframe'] == [
+        datetime(2024, 5, 1),
+        datetime(2025, 2, 28),
+    ]
+    assert (
+        responsible_ai(facts, dict(collection_period='some years ago, 2024-99-01'))['data_collection_timeframe'] is None
+    )
     ws = copy_of(lived_in)
     answer(ws, collection_period='2024-05-01 to 2025-02-28')
-    assert [str(d)[:10] for d in read_json(make_card(ws).path.with_name('croissant.json'))['rai:dataCollectionTimeFrame']] == ['2024-05-01', '2025-02-28']
+    assert [
+        str(d)[:10] for d in read_json(make_card(ws).path.with_name('croissant.json'))['rai:dataCollectionTimeFrame']
+    ] == ['2024-05-01', '2025-02-28']
 
 
 # --- what is computed
 
 def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
     data, im = load_split(lived_in), lived_in.table('images').set_index('image_id')
-    assert facts['pairs'] == {s: len(data[s]) for s in ('easy', 'normal', 'hard')} and facts['sha256'] == {k: v for k, v in data['info']['sha256'].items()}
-    assert sum(n for _, n in facts['levels']['normal']) == len(data['normal']) and dict(facts['levels']['normal']) == {f't = {t}': n for t, n in im.timestep[data['normal'].winner_id].value_counts().items()}
+    assert facts['pairs'] == {s: len(data[s]) for s in ('easy', 'normal', 'hard')} and facts['sha256'] == {
+        k: v for k, v in data['info']['sha256'].items()
+    }
+    assert sum(n for _, n in facts['levels']['normal']) == len(data['normal']) and dict(facts['levels']['normal']) == {
+        f't = {t}': n for t, n in im.timestep[data['normal'].winner_id].value_counts().items()
+    }
     assert dict(facts['levels']['hard']) == ({'t = 100': len(data['hard'])} if len(data['hard']) else {})
-    assert facts['margins']['easy']['margin'][2] == pytest.approx((data['easy'].winner_score - data['easy'].loser_score).median())
+    assert facts['margins']['easy']['margin'][2] == pytest.approx(
+        (data['easy'].winner_score - data['easy'].loser_score).median()
+    )
     assert facts['filter']['cut'] == sum(d['reason'].startswith('filter') for d in data['info']['dropped']['normal'])
-    assert facts['versions']['torch'] != 'not installed' and facts['reviewing']['reviewers'] == 1 and facts['stated']['licence'][0][0] == 'CC0-1.0'
+    assert (
+        facts['versions']['torch'] != 'not installed'
+        and facts['reviewing']['reviewers'] == 1
+        and facts['stated']['licence'][0][0] == 'CC0-1.0'
+    )
     json.dumps(facts)
 
 
@@ -111,21 +174,56 @@ def test_sizes_of_images_are_those_of_the_table_whatever_the_settings_say(lived_
     (ws.root/'workspace.toml').write_text((ws.root/'workspace.toml').read_text().replace('40x56', '512'))
     card = make_card(ws).path
     text = card.read_text()
-    assert f'in pixels: 40x56 ({n - 2}), 48x56 (1), 64x64 (1).' in text or f'in pixels: 40x56 ({n - 2}), 64x64 (1), 48x56 (1).' in text
+    assert (
+        f'in pixels: 40x56 ({n - 2}), 48x56 (1), 64x64 (1).' in text
+        or f'in pixels: 40x56 ({n - 2}), 64x64 (1), 48x56 (1).' in text
+    )
     real = f'40x56 ({split_facts(ws)["photos"] - 1}), 64x64 (1) pixels'
-    assert f'fitted around the person to {real}' in text and f'fitted to {real}' in card.with_name('croissant.json').read_text()
+    assert (
+        f'fitted around the person to {real}' in text
+        and f'fitted to {real}' in card.with_name('croissant.json').read_text()
+    )
 
 
 def test_leakage_between_folds_is_found_when_planted(lived_in, copy_of):
     ws = copy_of(lived_in)
     data = load_split(ws)
     clean = leakage(ws, data)
-    assert clean['near_duplicates_across'] == clean['captions_in_both'] == clean['files_in_both'] == clean['prompts_in_both'] == 0
+    assert (
+        clean['near_duplicates_across']
+        == clean['captions_in_both']
+        == clean['files_in_both']
+        == clean['prompts_in_both']
+        == 0
+    )
     pr = ws.table('prompts').set_index('prompt_id')
     train, test = data['easy'].prompt_id[0], data['test'].prompt_id[0]
-    ws.append('duplicates', [dict(image_id=pr.real_image_id[train], other_id=pr.real_image_id[test], kind='near', distance=0.)])
-    ws.append('prompts', [dict(prompt_id=test, prompt=pr.prompt[train], real_image_id=pr.real_image_id[test], fold='test')])
-    dirty = leakage(ws, data | dict(test=data['test'].assign(sha256=[data['easy'].winner_sha256[0]] + list(data['test'].sha256[1:]))))
+    ws.append(
+        'duplicates',
+        [
+            dict(
+                image_id=pr.real_image_id[train],
+                other_id=pr.real_image_id[test],
+                kind='near',
+                distance=0.0,
+            )
+        ],
+    )
+    ws.append(
+        'prompts',
+        [
+            dict(
+                prompt_id=test,
+                prompt=pr.prompt[train],
+                real_image_id=pr.real_image_id[test],
+                fold='test',
+            )
+        ],
+    )
+    dirty = leakage(
+        ws,
+        data | dict(test=data['test'].assign(sha256=[data['easy'].winner_sha256[0]] + list(data['test'].sha256[1:]))),
+    )
     assert (dirty['near_duplicates_across'], dirty['captions_in_both'], dirty['files_in_both']) == (1, 1, 1)
 
 
@@ -138,10 +236,42 @@ def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
         assert cohen_kappa(a, b) == pytest.approx(cohen_kappa_score(a, b))
     ws = copy_of(lived_in)
     assert agreement(ws)['kappa'] is None                                       # too few were judged by both
-    ids = [i for i in ws.table('images').query("domain == 'generated'").image_id if i not in set(ws.table('flags').image_id)][:20]
-    flag = lambda i, source, status: dict(image_id=i, flag='extra_limb', status=status, confidence=1., source=source, part='', side='', reason='', rule_version='', reviewer='b' if source == 'human' else '')
-    ws.append('detections', [dict(image_id=i, detector='x', detector_version='1', kind='none', index=0, confidence=0.) for i in ids])
-    ws.append('flags', [flag(i, 'rule', 'proposed') for i in ids[:8]] + [flag(i, 'human', 'confirmed' if n in (0, 1, 2, 3, 4, 5, 15) else 'cleared') for n, i in enumerate(ids)])
+    ids = [
+        i
+        for i in ws.table('images').query("domain == 'generated'").image_id
+        if i not in set(ws.table('flags').image_id)
+    ][:20]
+    flag = lambda i, source, status: dict(
+        image_id=i,
+        flag='extra_limb',
+        status=status,
+        confidence=1.0,
+        source=source,
+        part='',
+        side='',
+        reason='',
+        rule_version='',
+        reviewer='b' if source == 'human' else '',
+    )
+    ws.append(
+        'detections',
+        [
+            dict(
+                image_id=i,
+                detector='x',
+                detector_version='1',
+                kind='none',
+                index=0,
+                confidence=0.0,
+            )
+            for i in ids
+        ],
+    )
+    ws.append(
+        'flags',
+        [flag(i, 'rule', 'proposed') for i in ids[:8]]
+        + [flag(i, 'human', 'confirmed' if n in (0, 1, 2, 3, 4, 5, 15) else 'cleared') for n, i in enumerate(ids)],
+    )
     got = agreement(ws)
     assert (got['both_faulty'], got['only_rule'], got['only_human'], got['neither']) == (6, 2, 1, 11)
     k, low, high = got['kappa']
@@ -153,7 +283,7 @@ def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
 def drawn(tmp_path):
     "A workspace of a few drawn photos and nothing else: enough for what tables tell."
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.toy.drawings import export_photos
     ws = create_workspace(tmp_path/'drawn', resolution='40x56')
     import_photos(ws, export_photos(tmp_path/'photos', 4, seed=5), progress=lambda x, **k: x)
     return ws
@@ -163,7 +293,20 @@ def test_of_a_persons_words_the_last_counts_against_the_rules(drawn):
     from hgdpo_curate.curate.reviews import clear_flags, flag_images_by_hand
     from hgdpo_curate.document.facts import judged
     taken_back, cleared, faulty, unsure = drawn.table('images').image_id
-    drawn.append('detections', [dict(image_id=i, detector='x', detector_version='1', kind='none', index=0, confidence=0.) for i in drawn.table('images').image_id])
+    drawn.append(
+        'detections',
+        [
+            dict(
+                image_id=i,
+                detector='x',
+                detector_version='1',
+                kind='none',
+                index=0,
+                confidence=0.0,
+            )
+            for i in drawn.table('images').image_id
+        ],
+    )
     flag_images_by_hand(drawn, [taken_back, cleared, faulty], 'bad_hand', reviewer='a')
     flag_images_by_hand(drawn, [taken_back], 'ok', reviewer='a')
     clear_flags(drawn, [cleared], reviewer='b')
@@ -172,12 +315,16 @@ def test_of_a_persons_words_the_last_counts_against_the_rules(drawn):
 
 
 def test_a_card_tells_the_versions_that_froze_the_split_from_its_own(lived_in, facts):
-    from hgdpo_curate.document.cards import provenance
+    from hgdpo_curate.document.data_card import provenance
     info = read_json(lived_in.root/'splits'/'v1'/'split.json')
     assert facts['versions'] == info['versions'] and {'python', 'torch', 'accelerate'} <= set(info['versions'])
     told = lambda **v: provenance(facts | v)
-    assert '| torch | 1.0 | 2.0 |' in told(versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1')) and '| numpy | 1 |  |' in told(versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1'))
-    assert 'wrote this card' not in told(versions=dict(torch='1.0'), card_versions=dict(torch='1.0')) and '| torch | not recorded | 2.0 |' in told(versions={}, card_versions=dict(torch='2.0'))
+    assert '| torch | 1.0 | 2.0 |' in told(
+        versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1')
+    ) and '| numpy | 1 |  |' in told(versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1'))
+    assert 'wrote this card' not in told(
+        versions=dict(torch='1.0'), card_versions=dict(torch='1.0')
+    ) and '| torch | not recorded | 2.0 |' in told(versions={}, card_versions=dict(torch='2.0'))
 
 
 def test_tags_of_the_metadata_are_not_told_as_what_people_declared(drawn):
@@ -185,7 +332,11 @@ def test_tags_of_the_metadata_are_not_told_as_what_people_declared(drawn):
     photo = drawn.table('photo_facts').drop(columns='at')
     drawn.append('photo_facts', [dict(r, attributes=['1girl', 'tall']) for r in photo[:1].to_dict('records')])
     said = stated(drawn.table('photo_facts'))
-    assert sorted(said['tags']) == [('1girl', 1), ('tall', 1)] and said['attributes'] and not any('tall' in k or 'tag' in k for k, _ in said['attributes'])
+    assert (
+        sorted(said['tags']) == [('1girl', 1), ('tall', 1)]
+        and said['attributes']
+        and not any('tall' in k or 'tag' in k for k, _ in said['attributes'])
+    )
 
 
 def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tmp_path):
@@ -195,30 +346,54 @@ def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tm
     assert split_facts(ws)['copies'] == dict(photos=0, names=0, unrecorded=0)
     file = winner(ws)['original']
     (tmp_path/'more').mkdir()
-    for n in range(2): shutil.copy(file, tmp_path/'more'/f'again{n}.png'); (tmp_path/'more'/f'again{n}.txt').write_text('the same')
+    for n in range(2):
+        shutil.copy(file, tmp_path/'more'/f'again{n}.png')
+        (tmp_path/'more'/f'again{n}.txt').write_text('the same')
     import_photos(ws, tmp_path/'more', progress=plain)
-    assert '1 photos were offered under 2 further file names' in (text := make_card(ws).path.read_text()) and 'Not recorded' not in text and 'again0' not in text
-    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(copies=None))         # as an older import left them
+    assert (
+        '1 photos were offered under 2 further file names' in (text := make_card(ws).path.read_text())
+        and 'Not recorded' not in text
+        and 'again0' not in text
+    )
+    # as an older import left them
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(copies=None))
     assert f'Not recorded for {split_facts(ws)["photos"]} photos' in make_card(ws).path.read_text()
 
 
 def test_the_card_says_by_which_method_and_at_which_distance_near_duplicates_were_found(lived_in, copy_of, monkeypatch):
-    from hgdpo_curate.document import cards
-    from hgdpo_curate.images import duplicates
+    from hgdpo_curate.document import data_card as cards
+    from hgdpo_curate.document.data_card import duplicates
     ws = copy_of(lived_in)
     told = lambda: cards.duplicates(split_facts(ws))
-    assert f'| perceptual hash | differing bits of {duplicates.HASH_BITS} | {duplicates.HASH_LIMIT} | 8 |' in told() and 'embedding' not in told()
+    assert (
+        f'| perceptual hash | differing bits of {duplicates.HASH_BITS} | {duplicates.HASH_LIMIT} | 8 |' in told()
+        and 'embedding' not in told()
+    )
     monkeypatch.setattr(duplicates, 'HASH_LIMIT', 3)
     class Model:
         name, version = 'colours', '7'
         def embed(self, images): return np.stack([np.asarray(i, float).mean((0, 1)) for i in images])
     for embed in (None, Model().embed): duplicates.find_near_duplicates(ws, embed)
-    assert '| differing bits of 64 | 3 | 8 |' in told() and f'| embedding colours 7 | 1 - cosine | {duplicates.COSINE_LIMIT} | 8 |' in told()
+    assert (
+        '| differing bits of 64 | 3 | 8 |' in told()
+        and f'| embedding colours 7 | 1 - cosine | {duplicates.COSINE_LIMIT} | 8 |' in told()
+    )
     everyone = len(ws.table('photo_facts'))
-    assert duplicates.find_near_duplicates(ws, Model().embed, distance=0) < everyone*(everyone - 1)//2       # 0 is a distance too
+    # 0 is a distance too
+    assert duplicates.find_near_duplicates(ws, Model().embed, distance=0) < everyone*(everyone - 1)//2
     easy = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[:2]]
     before = split_facts(ws)['leakage']['by_hand']
-    ws.append('duplicates', [dict(image_id=easy.iloc[0], other_id=easy.iloc[1], kind='near', distance=None)])
+    ws.append(
+        'duplicates',
+        [
+            dict(
+                image_id=easy.iloc[0],
+                other_id=easy.iloc[1],
+                kind='near',
+                distance=None,
+            )
+        ],
+    )
     assert split_facts(ws)['leakage']['by_hand'] == before + 1 and f'{before + 1} of them marked by a person' in told()
     (ws.root/duplicates.COMPARED).unlink()
     assert '*not recorded' in told()
@@ -230,25 +405,74 @@ def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_versi
     other = ws.table('images').query("domain == 'evaluation'").image_id.iloc[0]
     photos = list(ws.table('images').query("domain == 'real'").image_id)
     before = reviewing(ws, data, photos)
-    ws.append('reviews', [dict(subject_id=s, decision=d, reviewer=r, note='') for s in ('no-pair-of-this-split', other) for d, r in (('approve', 'x'), ('reject', 'y'))])
+    ws.append(
+        'reviews',
+        [
+            dict(
+                subject_id=s,
+                decision=d,
+                reviewer=r,
+                note='',
+            )
+            for s in ('no-pair-of-this-split', other)
+            for d, r in (('approve', 'x'), ('reject', 'y'))
+        ],
+    )
     assert reviewing(ws, data, photos) == before and before['reviewers'] == 1 and before['contested'] == 0
     pair = data['easy'].pair_id[0]
-    ws.append('reviews', [dict(subject_id=pair, decision=d, reviewer=r, note='') for d, r in (('approve', 'x'), ('reject', 'y'))])
+    ws.append(
+        'reviews',
+        [
+            dict(
+                subject_id=pair,
+                decision=d,
+                reviewer=r,
+                note='',
+            )
+            for d, r in (('approve', 'x'), ('reject', 'y'))
+        ],
+    )
     assert reviewing(ws, data, photos)['contested'] == 1 and reviewing(ws, data, photos)['reviewers'] == 3
     winner = data['easy'].winner_id[1]
-    ws.append('flags', [dict(image_id=winner, flag='extra_limb', status='proposed', confidence=1., source='rule', part='', side='', reason='', rule_version='rule_fault_head/2', reviewer='')])
-    assert dict(flag='extra_limb', source='rule', rule='rule_fault_head/2', status='proposed', images=1) in flags_by_kind(ws, prompts_of(data))
+    ws.append(
+        'flags',
+        [
+            dict(
+                image_id=winner,
+                flag='extra_limb',
+                status='proposed',
+                confidence=1.0,
+                source='rule',
+                part='',
+                side='',
+                reason='',
+                rule_version='rule_fault_head/2',
+                reviewer='',
+            )
+        ],
+    )
+    assert dict(
+        flag='extra_limb',
+        source='rule',
+        rule='rule_fault_head/2',
+        status='proposed',
+        images=1,
+    ) in flags_by_kind(ws, prompts_of(data))
 
 
 def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(lived_in, copy_of):
     data = load_split(lived_in)
-    latents = dict(read_latents(latent_files(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))))
+    latents = dict(
+        read_latents(latent_files(lived_in, set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256)))
+    )
     assert len(latents) == len(set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
     s = channel_statistics(lived_in, data)['easy']
     w, l = (np.stack([latents[h] for h in data['easy'][f'{x}_sha256']]) for x in ('winner', 'loser'))
     assert s['winner_mean'] == pytest.approx(w.mean((0, 2, 3)), rel=1e-4) and 0 <= s['mean_distance'] <= 2
     a, b = w.mean((0, 2, 3)), l.mean((0, 2, 3))
-    assert s['mean_distance'] == pytest.approx(1 - a @ b/np.sqrt((a @ a)*(b @ b)), abs=1e-4) and s['loser_std'] == pytest.approx(l.std((2, 3)).mean(0), rel=1e-6)
+    assert s['mean_distance'] == pytest.approx(1 - a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-4) and s[
+        'loser_std'
+    ] == pytest.approx(l.std((2, 3)).mean(0), rel=1e-6)
     ws = copy_of(lived_in)
     shutil.rmtree(ws.root/'cache')
     assert 'not measured, since no training cache' in make_card(ws).path.read_text()
@@ -267,8 +491,10 @@ def test_channel_statistics_hold_no_more_than_a_latent_or_two_at_a_time(tmp_path
     names = [f'{i:064x}' for i in range(40)]
     x = {n: torch.from_numpy(rng.normal(200, .5 + i/40, (2, 4, 9, 7))).half() for i, n in enumerate(names)}
     (ws.root/'cache'/'latents-m-fp16').mkdir(parents=True)
-    for i in range(0, 40, 8): save_file({n: x[n] for n in names[i:i+8]}, ws.root/'cache'/'latents-m-fp16'/f'{i}.safetensors')
-    pairs = pd.DataFrame(dict(winner_sha256=names[:20], loser_sha256=[*names[20:38], names[38], names[38]]))       # one loses twice
+    for i in range(0, 40, 8):
+        save_file({n: x[n] for n in names[i:i+8]}, ws.root/'cache'/'latents-m-fp16'/f'{i}.safetensors')
+    # one loses twice
+    pairs = pd.DataFrame(dict(winner_sha256=names[:20], loser_sha256=[*names[20:38], names[38], names[38]]))
     alive, most, real = weakref.WeakSet(), [0], latents.read_latents
     class Watched(np.ndarray): __hash__ = object.__hash__
     def watch(files):
@@ -282,15 +508,39 @@ def test_channel_statistics_hold_no_more_than_a_latent_or_two_at_a_time(tmp_path
     assert most[0] <= 2 and got['hard'] is None and got['normal']['pairs'] == 5
     for who in ('winner', 'loser'):
         a = np.stack([x[n][0].double().numpy() for n in pairs[f'{who}_sha256']])
-        assert got['easy'][f'{who}_mean'] == pytest.approx(a.mean((0, 2, 3)), rel=1e-12) and got['easy'][f'{who}_std'] == pytest.approx(a.std((2, 3)).mean(0), rel=1e-9)
+        assert got['easy'][f'{who}_mean'] == pytest.approx(a.mean((0, 2, 3)), rel=1e-12) and got['easy'][
+            f'{who}_std'
+        ] == pytest.approx(a.std((2, 3)).mean(0), rel=1e-9)
 
 
 def test_every_stage_that_was_measured_is_drawn(tmp_path, monkeypatch):
-    from hgdpo_curate.document import cards
-    one, figures = dict(pairs=3, winner_mean=[1., 2.], loser_mean=[2., 1.], winner_std=[1., 1.], loser_std=[1., 2.], mean_distance=.25, std_distance=.125), []
-    monkeypatch.setattr(cards, 'save_figure', lambda fig, file: figures.append([ax.get_title(loc='left') for ax in fig.axes]))
-    assert cards.draw_channels(dict(easy=one, normal=None, hard=one | dict(mean_distance=.5)), tmp_path/'x.png') and not cards.draw_channels(dict(easy=None, normal=None, hard=None), tmp_path/'x.png')
-    assert figures == [['easy: means per channel (cosine distance 0.2500)', 'easy: deviations per channel (cosine distance 0.1250)', 'hard: means per channel (cosine distance 0.5000)', 'hard: deviations per channel (cosine distance 0.1250)']]
+    from hgdpo_curate.document import data_card as cards
+    one, figures = (
+        dict(
+            pairs=3,
+            winner_mean=[1.0, 2.0],
+            loser_mean=[2.0, 1.0],
+            winner_std=[1.0, 1.0],
+            loser_std=[1.0, 2.0],
+            mean_distance=0.25,
+            std_distance=0.125,
+        ),
+        [],
+    )
+    monkeypatch.setattr(
+        cards, 'save_figure', lambda fig, file: figures.append([ax.get_title(loc='left') for ax in fig.axes])
+    )
+    assert cards.draw_channels(
+        dict(easy=one, normal=None, hard=one | dict(mean_distance=0.5)), tmp_path / 'x.png'
+    ) and not cards.draw_channels(dict(easy=None, normal=None, hard=None), tmp_path / 'x.png')
+    assert figures == [
+        [
+            'easy: means per channel (cosine distance 0.2500)',
+            'easy: deviations per channel (cosine distance 0.1250)',
+            'hard: means per channel (cosine distance 0.5000)',
+            'hard: deviations per channel (cosine distance 0.1250)',
+        ]
+    ]
 
 
 # --- text from outside
@@ -301,17 +551,85 @@ class Tags(HTMLParser):
         super().__init__()
         self.seen, self.attrs = [], []
         self.feed(text)
-    def handle_starttag(self, tag, attrs): self.seen.append(tag); self.attrs += attrs
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.attrs += attrs
 
 
-HOSTILE = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(['<script>alert(1)</script>', '<img src=x onerror=y>', '![x](http://evil/x.png)', '[a](javascript:b)', '|', '\n', '\n\n# ', '\n---\n', '```', '`', '**', '_a_', '&lt;b&gt;', '&#60;b', '-->', '</code>', '<http://evil>', '"', "'", '\\', '$x$', '1. ', '- ', '> ', '===', '\u2028', '\x00']), max_size=6).map(''.join))
+HOSTILE = st.one_of(
+    st.text(max_size=60),
+    st.lists(
+        st.sampled_from(
+            [
+                '<script>alert(1)</script>',
+                '<img src=x onerror=y>',
+                '![x](http://evil/x.png)',
+                '[a](javascript:b)',
+                '|',
+                '\n',
+                '\n\n# ',
+                '\n---\n',
+                '```',
+                '`',
+                '**',
+                '_a_',
+                '&lt;b&gt;',
+                '&#60;b',
+                '-->',
+                '</code>',
+                '<http://evil>',
+                '"',
+                "'",
+                '\\',
+                '$x$',
+                '1. ',
+                '- ',
+                '> ',
+                '===',
+                '\u2028',
+                '\x00',
+            ]
+        ),
+        max_size=6,
+    ).map(''.join),
+)
 
 
 def page_of(facts, text, folder):
     "The tags of a card in which every text from outside is `text`."
-    told = facts | dict(workspace=text, split=text, base_model=text, original_base=f'of {text}', versions={text: text}, card_versions={text: f'{text}2'}, judges=dict(detectors=[[text, text, 1]], scorers=[]), left_out={s: [(text, 1, 1.)] for s in ('easy', 'normal', 'hard')},
-                        stated=facts['stated'] | {k: [(text, 1, 1.)] for k in ('licence', 'consent', 'minors', 'release', 'source')} | dict(attributes=[(text, 1)], tags=[(text, 1)]), flags=[dict(flag=text, source=text, rule=text, status=text, images=1)],
-                        leakage=facts['leakage'] | dict(compared={text: dict(measure=text, limit=8, photos=1, at=text)}))
+    told = facts | dict(
+        workspace=text,
+        split=text,
+        base_model=text,
+        original_base=f'of {text}',
+        versions={text: text},
+        card_versions={text: f'{text}2'},
+        judges=dict(detectors=[[text, text, 1]], scorers=[]),
+        left_out={s: [(text, 1, 1.0)] for s in ('easy', 'normal', 'hard')},
+        stated=facts['stated']
+        | {k: [(text, 1, 1.0)] for k in ('licence', 'consent', 'minors', 'release', 'source')}
+        | dict(attributes=[(text, 1)], tags=[(text, 1)]),
+        flags=[
+            dict(
+                flag=text,
+                source=text,
+                rule=text,
+                status=text,
+                images=1,
+            )
+        ],
+        leakage=facts['leakage']
+        | dict(
+            compared={
+                text: dict(
+                    measure=text,
+                    limit=8,
+                    photos=1,
+                    at=text,
+                )
+            }
+        ),
+    )
     return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
 
 
@@ -320,8 +638,13 @@ def page_of(facts, text, folder):
 def test_text_from_captions_and_metadata_stays_text(lived_in, facts, text):
     folder = lived_in.root/'splits'/'v1'
     page, calm = (page_of(facts, t, folder) for t in (text, 'word'))
-    assert page.seen == calm.seen, text                                         # no tag more or less than with a harmless word
-    assert not [a for a in page.attrs if a[0].startswith('on') or (a[0] in ('src', 'href') and not a[1].startswith(('#', 'data:image/png')))], text
+    # no tag more or less than with a harmless word
+    assert page.seen == calm.seen, text
+    assert not [
+        a
+        for a in page.attrs
+        if a[0].startswith('on') or (a[0] in ('src', 'href') and not a[1].startswith(('#', 'data:image/png')))
+    ], text
 
 
 @settings(max_examples=100, deadline=None)
@@ -357,14 +680,18 @@ def test_a_card_shows_no_photograph_and_no_reconstruction_unless_told(lived_in, 
     opened = []
     real = type(ws).open_image
     monkeypatch.setattr(type(ws), 'open_image', lambda self, p: opened.append(im[p]) or real(self, p))
-    assert draw_pairs(ws, data, tmp_path/'x.png', False) == ['easy loser', 'easy winner'] and set(opened) == {'generated'}
+    assert draw_pairs(ws, data, tmp_path / 'x.png', False) == ['easy loser', 'easy winner'] and set(opened) == {
+        'generated'
+    }
     assert 'photo' in draw_pairs(ws, data, tmp_path/'x.png', True) and {'real', 'generated'} <= set(opened)
     facts = ws.table('photo_facts')
-    ws.append('photo_facts', facts.assign(source='my camera').drop(columns='at'))              # no longer known to be drawings
+    # no longer known to be drawings
+    ws.append('photo_facts', facts.assign(source='my camera').drop(columns='at'))
     for with_photos, want in ((False, {'generated'}), (True, {'real', 'generated'})):
         opened.clear()
         make_card(ws, with_photos=with_photos)
-        assert want <= set(opened) and (with_photos or set(opened) == want | {'evaluation'})     # the model card is written again; its pictures are generated too
+        # the model card is written again; its pictures are generated too
+        assert want <= set(opened) and (with_photos or set(opened) == want | {'evaluation'})
     opened.clear()
     write_model_card(ws, 'r')
     assert set(opened) <= {'evaluation'}
@@ -373,15 +700,23 @@ def test_a_card_shows_no_photograph_and_no_reconstruction_unless_told(lived_in, 
 def test_the_page_asks_nothing_of_the_network(lived_in):
     page = lived_in.root/'splits'/'v1'/'card.html'
     tags = Tags(page.read_text())
-    assert all(v.startswith(('data:image/png;base64,', '#')) for k, v in tags.attrs if k in ('src', 'href')) and 'script' not in tags.seen and "default-src 'none'" in page.read_text()
-    seen_alone(page, (400, 850, 1300))                                         # a telephone, a notebook's output, a desk
+    assert (
+        all(v.startswith(('data:image/png;base64,', '#')) for k, v in tags.attrs if k in ('src', 'href'))
+        and 'script' not in tags.seen
+        and "default-src 'none'" in page.read_text()
+    )
+    # a telephone, a notebook's output, a desk
+    seen_alone(page, (400, 850, 1300))
 
 
 def test_cards_of_a_broken_split_and_of_its_run_say_so(lived_in, copy_of):
     ws = copy_of(lived_in)
     one = winner(ws)
     forget(ws, one['photo'], app=False, progress=quiet)
-    assert '**Broken by removal.**' in (ws.root/'splits'/'v1'/'README.md').read_text() and 'Broken by removal' in (ws.root/'data_cards'/'v1.html').read_text()
+    assert (
+        '**Broken by removal.**' in (ws.root / 'splits' / 'v1' / 'README.md').read_text()
+        and 'Broken by removal' in (ws.root / 'data_cards' / 'v1.html').read_text()
+    )
     assert '**Trained on something that was taken out.**' in (ws.root/'runs'/'r'/'final'/'README.md').read_text()
     assert one['pair'] not in read_pairs(ws.root/'splits'/'v1'/'croissant.json').pair_id.tolist()
 
@@ -391,7 +726,10 @@ def test_a_card_says_when_consent_was_taken_back_after_the_split_was_frozen(live
     ws = copy_of(lived_in)
     assert 'Not to be used any more' not in make_card(ws).path.read_text()
     photo = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[0]]
-    ws.append('photo_facts', ws.table('photo_facts', only=('image_id', [photo])).drop(columns='at').assign(consent='withdrawn'))
+    ws.append(
+        'photo_facts',
+        ws.table('photo_facts', only=('image_id', [photo])).drop(columns='at').assign(consent='withdrawn'),
+    )
     with pytest.raises(UserError, match='may no longer be used'): load_split(ws)
     assert 'Not to be used any more.** Of 1 photos' in make_card(ws).path.read_text()
 
@@ -408,7 +746,23 @@ def test_the_cards_of_the_package_are_what_its_files_and_code_say(tmp_path):
     from huggingface_hub import DatasetCard, ModelCard
     from hgdpo_curate.document.shipped import write_shipped_cards
     shutil.copy(ROOT/'data_cards'/'measured.json', tmp_path)
-    for f in write_shipped_cards(tmp_path): assert f.read_text() == (ROOT/'data_cards'/f.name).read_text(), f'{f.name} is stale; run: hgdpo card --package'
-    for words in ('Motivation', 'Composition', 'Collection', 'Consent, licences, takedown', 'Preprocessing', 'Annotation', 'Uses', 'Biases', 'Distribution', 'Maintenance'): assert f'\n## {words}\n' in (tmp_path/'mannequins.md').read_text(), words
+    for f in write_shipped_cards(tmp_path):
+        assert f.read_text() == (ROOT/'data_cards'/f.name).read_text(), f'{f.name} is stale; run: hgdpo card --package'
+    for words in (
+        'Motivation',
+        'Composition',
+        'Collection',
+        'Consent, licences, takedown',
+        'Preprocessing',
+        'Annotation',
+        'Uses',
+        'Biases',
+        'Distribution',
+        'Maintenance',
+    ):
+        assert f'\n## {words}\n' in (tmp_path/'mannequins.md').read_text(), words
     assert '**Forbidden.** Identifying people' in (tmp_path/'mannequins.md').read_text()
-    assert DatasetCard.load(tmp_path/'mannequins.md').data.license == 'cc0-1.0' and ModelCard.load(tmp_path/'base.md').data.to_dict()['library_name'] == 'diffusers'
+    assert (
+        DatasetCard.load(tmp_path / 'mannequins.md').data.license == 'cc0-1.0'
+        and ModelCard.load(tmp_path / 'base.md').data.to_dict()['library_name'] == 'diffusers'
+    )

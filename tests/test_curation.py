@@ -1,4 +1,7 @@
-"""Curation across rooms: reviews reach the pairs, several people share a database, and neither a crash nor a careless hand loses a decision."""
+"""Curation across rooms.
+
+Reviews reach the pairs, several people share a database, and neither a crash nor a careless hand loses a decision.
+"""
 import os
 import subprocess
 import sys
@@ -19,7 +22,8 @@ def ws(finished, copy_of): return copy_of(finished)
 
 @pytest.fixture
 def built(ws, mongo):
-    from hgdpo_curate.curate.app import build_dataset, dataset_name
+    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.samples import dataset_name
     import fiftyone as fo
     yield build_dataset(ws)
     if fo.dataset_exists(dataset_name(ws)): fo.delete_dataset(dataset_name(ws))
@@ -28,19 +32,33 @@ def built(ws, mongo):
 def test_reviews_change_the_pairs_and_the_off_switches_give_the_papers_rule(ws):
     plainly = pairs_of(ws, 'chance')
     rows = list(plainly['easy'].itertuples(index=False, name=None))
-    flag_images_by_hand(ws, [rows[0][1]], 'extra_limb', 'arm', 'left', 'anna')
+    flag_images_by_hand(
+        ws,
+        [rows[0][1]],
+        'extra_limb',
+        'arm',
+        'left',
+        'anna',
+    )
     photo = ws.table('prompts').set_index('prompt_id').real_image_id
     decide(ws, [photo[rows[1][0]]], 'reject', 'anna')
     reviewed = pairs_of(ws, 'chance')
     assert reviewed['easy'].winner_id[0] != rows[0][1] and rows[1][0] not in set(reviewed['easy'].prompt_id)
     reasons = [d['reason'] for d in reviewed['easy'].attrs['dropped']]
-    assert any('must not win: confirmed extra_limb' in r for r in reasons) and 'photo rejected or a duplicate' in reasons
+    assert (
+        any('must not win: confirmed extra_limb' in r for r in reasons) and 'photo rejected or a duplicate' in reasons
+    )
     off = pairs_of(ws, 'chance', use_flags=False, use_reviews=False)
     for s in plainly: assert off[s].equals(plainly[s])
 
 
 def test_a_confirmed_fault_can_be_the_preferred_loser(ws):
-    pool = ws.table('images').query("domain == 'generated'").merge(ws.table('scores').query("scorer == 'chance'")[['image_id', 'score']], on='image_id').sort_values('score')
+    pool = (
+        ws.table('images')
+        .query("domain == 'generated'")
+        .merge(ws.table('scores').query("scorer == 'chance'")[['image_id', 'score']], on='image_id')
+        .sort_values('score')
+    )
     middle = pool.groupby('prompt_id').image_id.nth(1)
     flag_images_by_hand(ws, middle, 'bad_hand', reviewer='anna')
     assert not set(pairs_of(ws, 'chance')['easy'].loser_id) & set(middle)
@@ -66,7 +84,9 @@ def test_only_what_changed_is_written_again(ws, built, monkeypatch):
     ds = app.build_dataset(ws)
     after = dict(zip(*ds.values(['image_id', 'last_modified_at'])))
     touched = {i for i in before if after[i] != before[i]}
-    assert photo.image_id in touched and touched == set(ws.table('images').query('prompt_id == @photo.prompt_id').image_id)
+    assert photo.image_id in touched and touched == set(
+        ws.table('images').query('prompt_id == @photo.prompt_id').image_id
+    )
     assert set(ds[photo.id].tags) == {'approve', 'my own tag'}                  # tags of one's own survive
     whole = app.build_dataset(ws, fresh=True)
     assert set(whole[photo.id].tags) == {'approve', 'my own tag'}
@@ -76,12 +96,14 @@ def test_only_what_changed_is_written_again(ws, built, monkeypatch):
 def test_a_dataset_edited_by_hand_is_built_anew_and_nothing_is_lost(ws, built):
     from hgdpo_curate.curate import app
     n, photo = len(built), built.load_saved_view('real: to review').first()
-    photo.tags = ['reject']; photo.save()
+    photo.tags = ['reject']
+    photo.save()
     built.delete_samples(built.match({'domain': 'generated'}).limit(3))
     again = app.build_dataset(ws)
     assert len(again) == n and again[photo.id].decision == 'reject'
     again.rename_sample_field('decision', 'verdict')
-    assert app.read_reviews(ws) == (0, {})                                      # the tables say what the lost field said
+    # the tables say what the lost field said
+    assert app.read_reviews(ws) == (0, {})
     assert len(app.build_dataset(ws)) == n and app.build_dataset(ws)[photo.id].decision == 'reject'
 
 
@@ -103,7 +125,12 @@ def test_two_people_review_one_workspace_from_two_processes(ws, built):
     photo = built.load_saved_view('real: to review').first()
     code = ('import sys, fiftyone as fo\nfrom hgdpo_curate.curate.operators import decide_samples\n'
             'decide_samples(fo.load_dataset(sys.argv[1]), [sys.argv[2]], sys.argv[3])')
-    both = [subprocess.Popen([sys.executable, '-c', code, built.name, photo.id, d], env=os.environ | dict(HGDPO_REVIEWER=who)) for who, d in (('anna', 'approve'), ('ben', 'reject'))]
+    both = [
+        subprocess.Popen(
+            [sys.executable, '-c', code, built.name, photo.id, d], env=os.environ | dict(HGDPO_REVIEWER=who)
+        )
+        for who, d in (('anna', 'approve'), ('ben', 'reject'))
+    ]
     assert [p.wait() for p in both] == [0, 0]
     words = last_words(ws, [photo.image_id])
     assert words.contested[photo.image_id] and sorted(words.said[photo.image_id]) == ['anna: approve', 'ben: reject']
@@ -112,21 +139,43 @@ def test_two_people_review_one_workspace_from_two_processes(ws, built):
 
 
 def test_a_crash_of_mongod_loses_nothing_that_was_confirmed(ws, tmp_path):
-    "In a process of its own, with a database of its own that is killed between two decisions, and while the samples of a dataset are written."
-    code = ('import sys\nfrom hgdpo_curate.curate import samples\nmongod = samples.start_database(sys.argv[2])\n'      # before the operators, which import fiftyone
-            'from hgdpo_curate.curate import app, operators\nfrom hgdpo_curate import open_workspace, UserError\n'
-            'ws = open_workspace(sys.argv[1])\nds = app.build_dataset(ws)\n'
-            'photos = ds.load_saved_view("real: to review").values("id")\noperators.decide_samples(ds, photos[:2], "approve", "anna")\nds.select(photos[2]).tag_samples("reject")\n'
-            'def dying(*a):\n    mongod.kill(); mongod.wait()\n    insert(*a)\n'
-            'insert, app.insert_samples = app.insert_samples, dying\n'
-            'try: app.build_dataset(ws)\nexcept UserError as e: print(e, flush=True)\n')
+    """In a process of its own, with a database of its own that is killed between two decisions, and while the samples
+    of a dataset are written."""
+    # before the operators, which import fiftyone
+    code = (
+        'import sys\nfrom hgdpo_curate.curate import samples\nmongod = samples.start_database(sys.argv[2])\n'
+        'from hgdpo_curate.curate import app, operators\nfrom hgdpo_curate import open_workspace, UserError\n'
+        'ws = open_workspace(sys.argv[1])\nds = app.build_dataset(ws)\n'
+        'photos = ds.load_saved_view("real: to review").values("id")\noperators.decide_samples(ds, photos[:2], '
+        '"approve", "anna")\nds.select(photos[2]).tag_samples("reject")\n'
+        'def dying(*a):\n    mongod.kill(); mongod.wait()\n    insert(*a)\n'
+        'insert, app.insert_samples = app.insert_samples, dying\n'
+        'try: app.build_dataset(ws)\nexcept UserError as e: print(e, flush=True)\n'
+    )
     env = {k: v for k, v in os.environ.items() if k != 'FIFTYONE_DATABASE_URI'}
-    done = subprocess.run([sys.executable, '-c', code, str(ws.root), str(tmp_path/'db')], capture_output=True, text=True, timeout=240, env=env)
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(ws.root), str(tmp_path / 'db')],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=env,
+    )
     assert 'no longer answers' in done.stdout, done.stderr[-2000:]
-    assert sorted(ws.table('reviews').decision) == ['approve', 'approve', 'reject']     # the tables never depended on the database; the tag was read before its sample was touched
-    again = ('import sys\nfrom hgdpo_curate.curate import app, samples\nfrom hgdpo_curate import open_workspace\nmongod = samples.start_database(sys.argv[2])\n'
-             'ds = app.build_dataset(open_workspace(sys.argv[1]))\nprint(len(ds), ds.count_values("decision")["approve"], ds.count_values("decision")["reject"])\nmongod.terminate()\n')
-    done = subprocess.run([sys.executable, '-c', again, str(ws.root), str(tmp_path/'db')], capture_output=True, text=True, timeout=180, env=env)
+    # the tables never depended on the database; the tag was read before its sample was touched
+    assert sorted(ws.table('reviews').decision) == ['approve', 'approve', 'reject']
+    again = (
+        'import sys\nfrom hgdpo_curate.curate import app, samples\nfrom hgdpo_curate import '
+        'open_workspace\nmongod = samples.start_database(sys.argv[2])\n'
+        'ds = app.build_dataset(open_workspace(sys.argv[1]))\nprint(len(ds), '
+        'ds.count_values("decision")["approve"], ds.count_values("decision")["reject"])\nmongod.terminate()\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', again, str(ws.root), str(tmp_path / 'db')],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=env,
+    )
     assert done.stdout.strip().splitlines()[-1:] == [f'{len(ws.table("images"))} 2 1'], done.stderr[-2000:]
 
 
@@ -135,13 +184,15 @@ def test_a_taken_port_and_a_plugin_folder_that_cannot_be_written_are_named(ws, t
     import socket
     from hgdpo_curate.curate import app
     with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)); s.listen()
+        s.bind(('127.0.0.1', 0))
+        s.listen()
         with pytest.raises(UserError, match='in use'): app.open_app(ws, port=s.getsockname()[1])
     (tmp_path/'file').write_text('')
     monkeypatch.setenv('FIFTYONE_PLUGINS_DIR', str(tmp_path/'file'/'plugins'))
     with pytest.raises(UserError, match='cannot be written'): app.install_plugin()
     monkeypatch.setenv('FIFTYONE_PLUGINS_DIR', str(tmp_path/'mine'))
-    assert app.install_plugin() == tmp_path/'mine' and (tmp_path/'mine'/'hgdpo'/'fiftyone.yml').exists()   # beside the user's own plugins
+    # beside the user's own plugins
+    assert app.install_plugin() == tmp_path/'mine' and (tmp_path/'mine'/'hgdpo'/'fiftyone.yml').exists()
     assert app.install_plugin() == tmp_path/'mine'
 
 
@@ -159,13 +210,20 @@ def test_photos_of_a_datasets_folder_come_in_with_their_captions(tmp_path):
     import json
     import pyarrow as pa
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.toy.drawings import export_photos
     photos = export_photos(tmp_path/'photos', 4, seed=9)
     rows = [json.loads(x) for x in (photos/'metadata.jsonl').read_text().splitlines()]
-    table = pa.table(dict(image=[dict(bytes=(photos/r['file_name']).read_bytes(), path=r['file_name']) for r in rows], text=[r['text'] for r in rows], consent=['yes']*4))
+    table = pa.table(
+        dict(
+            image=[dict(bytes=(photos / r['file_name']).read_bytes(), path=r['file_name']) for r in rows],
+            text=[r['text'] for r in rows],
+            consent=['yes'] * 4,
+        )
+    )
     part = tmp_path/'saved'/'train'
     part.mkdir(parents=True)
-    with pa.OSFile(str(part/'data-00000-of-00001.arrow'), 'wb') as f, pa.ipc.new_stream(f, table.schema) as out: out.write_table(table)
+    with pa.OSFile(str(part/'data-00000-of-00001.arrow'), 'wb') as f, pa.ipc.new_stream(f, table.schema) as out:
+        out.write_table(table)
     (part/'state.json').write_text(json.dumps(dict(_data_files=[dict(filename='data-00000-of-00001.arrow')])))
     (tmp_path/'saved'/'dataset_dict.json').write_text(json.dumps(dict(splits=['train'])))
     ws = create_workspace(tmp_path/'ws', resolution='40x56')
@@ -183,16 +241,28 @@ def test_a_licence_that_nobody_stated_reads_unknown_as_consent_does(ws):
     ws.append('photo_facts', bare)
     rows = sample_rows(ws, 'chance').set_index('image_id')
     assert tuple(rows.loc[bare.image_id.iloc[0], ['licence', 'consent']]) == ('unknown', 'unknown')
-    assert rows[rows.domain != 'real'].licence.isna().all() and (rows[rows.domain == 'real'].licence == 'unknown').sum() == 1
+    assert (
+        rows[rows.domain != 'real'].licence.isna().all()
+        and (rows[rows.domain == 'real'].licence == 'unknown').sum() == 1
+    )
 
 
 def test_the_split_lists_every_exclusion_with_its_reason(ws):
     from hgdpo_curate import freeze_split
     one, held = (ws.table('prompts').query(f"fold == '{fold}'").iloc[0] for fold in ('train', 'test'))
-    ws.append('photo_facts', ws.table('photo_facts')[lambda t: t.image_id.isin([one.real_image_id, held.real_image_id])].drop(columns='at').assign(consent='withdrawn'))
+    ws.append(
+        'photo_facts',
+        ws.table('photo_facts')[lambda t: t.image_id.isin([one.real_image_id, held.real_image_id])]
+        .drop(columns='at')
+        .assign(consent='withdrawn'),
+    )
     freeze_split(ws, 'v2', 'chance')
     dropped = load_split(ws, 'v2')['info']['dropped']
-    for fold, p in (('easy', one), ('test', held)): assert dict(prompt_id=p.prompt_id, image_id=p.real_image_id, reason='consent of the photo: withdrawn') in dropped[fold]
+    for fold, p in (('easy', one), ('test', held)):
+        assert (
+            dict(prompt_id=p.prompt_id, image_id=p.real_image_id, reason='consent of the photo: withdrawn')
+            in dropped[fold]
+        )
     assert '| test | consent of the photo: withdrawn | 1 |' in make_card(ws, 'v2').path.read_text()
 
 
@@ -201,23 +271,57 @@ def test_views_stay_when_every_prompt_changed(ws, built):
     from hgdpo_curate.curate.app import build_dataset
     from hgdpo_curate.curate.samples import VIEWS
     from hgdpo_curate.curate.operators import decide_samples
-    ws.append('flags', [dict(image_id=i, flag='bad_hand', status='proposed', source='rule', part='', side='', confidence=.9, reason='a test') for i in ws.table('images').image_id])
+    ws.append(
+        'flags',
+        [
+            dict(
+                image_id=i,
+                flag='bad_hand',
+                status='proposed',
+                source='rule',
+                part='',
+                side='',
+                confidence=0.9,
+                reason='a test',
+            )
+            for i in ws.table('images').image_id
+        ],
+    )
     ds = build_dataset(ws)
-    assert set(ds.list_saved_views()) == set(VIEWS) and len(ds.load_saved_view('pool: anatomy failures')) == (ws.table('images').domain == 'generated').sum()
+    assert (
+        set(ds.list_saved_views()) == set(VIEWS)
+        and len(ds.load_saved_view('pool: anatomy failures')) == (ws.table('images').domain == 'generated').sum()
+    )
     decide_samples(ds, [ds.first().id], 'approve', 'anna')
     fresh = build_dataset(ws, fresh=True)
     fields = ['image_id', 'disagreement', 'flags', 'decision', 'easy', 'rank', 'tags']
-    assert sorted(zip(*fresh.values(fields)), key=str) == sorted(zip(*build_dataset(ws).values(fields)), key=str)      # brought up to date = built anew
+    # brought up to date = built anew
+    assert sorted(zip(*fresh.values(fields)), key=str) == sorted(zip(*build_dataset(ws).values(fields)), key=str)
 
 
 def test_a_swap_cannot_make_a_confirmed_fault_win(ws):
-    from hgdpo_curate.workspace import short_id
+    from hgdpo_curate.files import short_id
     first = pairs_of(ws, 'chance')['easy'].iloc[0]
-    decide(ws, [short_id('pair', 'easy', first.prompt_id, first.winner_id, first.loser_id)], 'swap', 'anna')
+    decide(
+        ws,
+        [
+            short_id(
+                'pair',
+                'easy',
+                first.prompt_id,
+                first.winner_id,
+                first.loser_id,
+            )
+        ],
+        'swap',
+        'anna',
+    )
     assert pairs_of(ws, 'chance')['easy'].winner_id[0] == first.loser_id
     flag_images_by_hand(ws, [first.loser_id], 'extra_limb', reviewer='ben')
     easy = pairs_of(ws, 'chance')['easy']
-    assert first.loser_id not in set(easy.winner_id) and any(d['image_id'] == first.loser_id for d in easy.attrs['dropped'])
+    assert first.loser_id not in set(easy.winner_id) and any(
+        d['image_id'] == first.loser_id for d in easy.attrs['dropped']
+    )
 
 
 def test_of_several_words_on_a_fault_the_last_counts_and_none_is_lost(ws):
@@ -225,15 +329,39 @@ def test_of_several_words_on_a_fault_the_last_counts_and_none_is_lost(ws):
     from hgdpo_curate.judge.anatomy import open_flags
     one = ws.table('images').image_id[0]
     def stands(): return set(open_flags(ws, [one]).flag)
-    flag_images_by_hand(ws, [one], 'bad_hand', 'hand', 'left', 'anna')
+    flag_images_by_hand(
+        ws,
+        [one],
+        'bad_hand',
+        'hand',
+        'left',
+        'anna',
+    )
     clear_flags(ws, [one], reviewer='ben')
     assert not stands() and set(ws.table('flags', only=('image_id', [one])).reviewer) == {'anna', 'ben'}
     ws.compact('flags')
-    assert set(ws.table('flags', only=('image_id', [one])).status) == {'confirmed', 'cleared'}    # both words are still there
-    flag_images_by_hand(ws, [one], 'bad_hand', 'hand', 'left', 'anna'); flag_images_by_hand(ws, [one], 'bad_hand', 'hand', 'right', 'anna')
+    # both words are still there
+    assert set(ws.table('flags', only=('image_id', [one])).status) == {'confirmed', 'cleared'}
+    flag_images_by_hand(
+        ws,
+        [one],
+        'bad_hand',
+        'hand',
+        'left',
+        'anna',
+    )
+    flag_images_by_hand(
+        ws,
+        [one],
+        'bad_hand',
+        'hand',
+        'right',
+        'anna',
+    )
     assert stands() == {'bad_hand'}
     flag_images_by_hand(ws, [one], 'ok', reviewer='ben')
-    assert stands() == {'ok'}                                                            # answers what was said before it
+    # answers what was said before it
+    assert stands() == {'ok'}
     flag_images_by_hand(ws, [one], 'bad_foot', reviewer='anna')
     assert stands() == {'bad_foot'}
     clear_flags(ws, [one], reviewer='ben')
@@ -242,25 +370,82 @@ def test_of_several_words_on_a_fault_the_last_counts_and_none_is_lost(ws):
 
 @mongo
 def test_two_processes_that_build_at_once_leave_one_whole_dataset(ws, built):
-    code = 'import sys\nfrom hgdpo_curate.curate.app import build_dataset\nprint(len(build_dataset(sys.argv[1], fresh=True)))'
-    both = [subprocess.Popen([sys.executable, '-c', code, str(ws.root)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    code = ('import sys\nfrom hgdpo_curate.curate.app import build_dataset\nprint(len(build_dataset(sys.argv[1], '
+            'fresh=True)))')
+    both = [
+        subprocess.Popen([sys.executable, '-c', code, str(ws.root)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert [p.communicate()[0].strip().splitlines()[-1] for p in both] == [str(len(ws.table('images')))]*2
 
 
-FIELDS = ['image_id', 'disagreement', 'flags', 'decision', 'easy', 'rank', 'tags', 'twins', 'duplicate', 'score', 'confirmed']
+FIELDS = [
+    'image_id',
+    'disagreement',
+    'flags',
+    'decision',
+    'easy',
+    'rank',
+    'tags',
+    'twins',
+    'duplicate',
+    'score',
+    'confirmed',
+]
 def shown(ds): return sorted(zip(*ds.values(FIELDS)), key=lambda r: r[0])
 
 
 @mongo
 def test_what_is_brought_up_to_date_is_what_would_be_built_anew(ws, built):
     from hgdpo_curate.curate.app import build_dataset
-    real, one = ws.table('images').query("domain == 'real'").image_id.tolist(), ws.table('images').query("domain == 'generated'").image_id.iloc[0]
-    ws.append('duplicates', [dict(image_id=real[1], other_id=real[2], kind='near', distance=1.)])
+    real, one = (
+        ws.table('images').query("domain == 'real'").image_id.tolist(),
+        ws.table('images').query("domain == 'generated'").image_id.iloc[0],
+    )
+    ws.append(
+        'duplicates',
+        [
+            dict(
+                image_id=real[1],
+                other_id=real[2],
+                kind='near',
+                distance=1.0,
+            )
+        ],
+    )
     build_dataset(ws)
-    ws.append('duplicates', [dict(image_id=real[0], other_id=real[1], kind='near', distance=1.)])            # joins the third, which no new row names
-    ws.append('flags', [dict(image_id=one, flag='bad_hand', status='proposed', source='rule', part='', side='', confidence=.9, reason='a test')])   # the first: now every loser without one is clean
+    # joins the third, which no new row names
+    ws.append(
+        'duplicates',
+        [
+            dict(
+                image_id=real[0],
+                other_id=real[1],
+                kind='near',
+                distance=1.0,
+            )
+        ],
+    )
+    # the first: now every loser without one is clean
+    ws.append(
+        'flags',
+        [
+            dict(
+                image_id=one,
+                flag='bad_hand',
+                status='proposed',
+                source='rule',
+                part='',
+                side='',
+                confidence=0.9,
+                reason='a test',
+            )
+        ],
+    )
     ds = build_dataset(ws)
-    assert set(ds.match({'twins': min(real[:3])}).values('image_id')) == set(real[:3]) and any(ds.values('disagreement'))
+    assert set(ds.match({'twins': min(real[:3])}).values('image_id')) == set(real[:3]) and any(
+        ds.values('disagreement')
+    )
     updated = shown(ds)
     assert updated == shown(build_dataset(ws, fresh=True))
 
@@ -269,7 +454,8 @@ def test_what_is_brought_up_to_date_is_what_would_be_built_anew(ws, built):
 def test_a_tag_is_read_whatever_the_clock_of_its_machine_says(ws, built):
     from hgdpo_curate.curate import app
     photo = built.load_saved_view('real: to review').first()
-    built._sample_collection.update_one({'_id': photo._id}, {'$set': {'tags': ['approve']}})                # as a machine writes it whose clock is far behind
+    # as a machine writes it whose clock is far behind
+    built._sample_collection.update_one({'_id': photo._id}, {'$set': {'tags': ['approve']}})
     app.build_dataset(ws)
     assert last_words(ws).decision.to_dict() == {photo.image_id: 'approve'}
 
@@ -282,11 +468,18 @@ def test_what_people_say_while_the_dataset_is_built_anew_is_kept(ws, built, monk
     def slowly(*a):
         insert(*a)
         if len(ws.table('reviews')): return
-        photo.tags = ['reject', 'blurred']; photo.save()                      # in the App, which still shows the old one
+        # in the App, which still shows the old one
+        photo.tags = ['reject', 'blurred']
+        photo.save()
         decide(ws, [other.image_id], 'approve', 'ben')                          # by an operator
     monkeypatch.setattr(app, 'insert_samples', slowly)
     ds = app.build_dataset(ws, fresh=True)
-    assert (ds[photo.id].decision, set(ds[photo.id].tags), ds[other.id].decision, ds[third.id].decision) == ('reject', {'reject', 'blurred'}, 'approve', None)
+    assert (ds[photo.id].decision, set(ds[photo.id].tags), ds[other.id].decision, ds[third.id].decision) == (
+        'reject',
+        {'reject', 'blurred'},
+        'approve',
+        None,
+    )
 
 
 @mongo
@@ -296,14 +489,21 @@ def test_a_table_compacted_or_thinned_between_two_openings_is_shown_as_it_is(ws,
     real = ws.table('images').query("domain == 'real'").image_id.tolist()
     for d in ('approve', 'reject'): decide(ws, real[:2], d, 'anna')
     build_dataset(ws)
-    decide(ws, real[2:3], 'approve', 'ben')                                     # in the part that the compaction swallows
+    # in the part that the compaction swallows
+    decide(ws, real[2:3], 'approve', 'ben')
     ws.compact('reviews')
     ds = build_dataset(ws)
-    assert sorted(ds.load_saved_view('real: approved').values('image_id')) == real[2:3] and len(ds.match({'decision': 'reject'})) == 2
+    assert (
+        sorted(ds.load_saved_view('real: approved').values('image_id')) == real[2:3]
+        and len(ds.match({'decision': 'reject'})) == 2
+    )
     for part in ws.parts('images'):                                           # somebody is taken out of the tables
         rows = pq.read_table(part)
         part.rename(part.with_name(part.name.replace('part-0', 'gone-0')))
-        pq.write_table(rows.filter(__import__('pyarrow.compute').compute.not_equal(rows['image_id'], real[0])), part.with_name(part.stem + '-without.parquet'))
+        pq.write_table(
+            rows.filter(__import__('pyarrow.compute').compute.not_equal(rows['image_id'], real[0])),
+            part.with_name(part.stem + '-without.parquet'),
+        )
     assert real[0] not in build_dataset(ws).values('image_id')
 
 
@@ -315,11 +515,13 @@ def test_hundreds_of_decisions_are_compacted_and_none_is_forgotten(ws, built, mo
     write = app.write_prompts
     def meanwhile(*a):
         write(*a)
-        if len(ws.parts('reviews')) == 210: decide(ws, photos[1:2], 'approve', 'ben')    # written by another process while this one writes samples
+        # written by another process while this one writes samples
+        if len(ws.parts('reviews')) == 210: decide(ws, photos[1:2], 'approve', 'ben')
     monkeypatch.setattr(app, 'write_prompts', meanwhile)
     ds = app.build_dataset(ws)
     assert len(ws.parts('reviews')) == 2 and ds.match({'image_id': photos[0]}).values('decision') == ['reject']
     before = ds.match({'image_id': photos[0]}).values('last_modified_at')
     ds = app.build_dataset(ws)
     assert ds.load_saved_view('real: approved').values('image_id') == photos[1:2]
-    assert ds.match({'image_id': photos[0]}).values('last_modified_at') == before                 # what was compacted is not written again
+    # what was compacted is not written again
+    assert ds.match({'image_id': photos[0]}).values('last_modified_at') == before

@@ -1,4 +1,7 @@
-"""Evaluation says what it measured, and says *not measured* of the rest; compares like with like; refuses what would mislead."""
+"""Evaluation says what it measured, and says *not measured* of the rest; compares like with like.
+
+Refuses what would mislead.
+"""
 import re
 
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from PIL import Image
 from conftest import Chance, quiet, seen_alone
 
-from hgdpo_curate import Arm, UserError, compare_arms
+from hgdpo_curate import Candidate, UserError, compare_arms
 from hgdpo_curate.cli import main
 
 
@@ -15,17 +18,47 @@ def test_photographs_without_an_evaluator_of_their_own_get_no_anatomy_rate(finis
     from hgdpo_curate import evaluate_runs, train_curriculum
     ws = copy_of(finished)
     ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))
-    run = train_curriculum(ws, preset='mannequin', run='r', progress=quiet, max_train_steps=1, train_batch_size=2)
-    table = evaluate_runs(ws, 'r', ('easy', 'base'), per_prompt=2, scorer=Chance(), progress=quiet).set_index(['arm', 'metric']).value
-    for metric in ('anatomy_failures', 'prompt_accuracy', 'frechet', 'detail'): assert table['base', metric] != table['base', metric]
+    run = train_curriculum(
+        ws,
+        preset='mannequin',
+        run='r',
+        progress=quiet,
+        max_train_steps=1,
+        train_batch_size=2,
+    )
+    table = (
+        evaluate_runs(
+            ws,
+            'r',
+            ('easy', 'base'),
+            per_prompt=2,
+            scorer=Chance(),
+            progress=quiet,
+        )
+        .set_index(['arm', 'metric'])
+        .value
+    )
+    for metric in ('anatomy_failures', 'prompt_accuracy', 'frechet', 'detail'):
+        assert table['base', metric] != table['base', metric]
     for metric in ('score', 'sharpness', 'hue_distance'): assert table['easy', metric] == table['easy', metric]
     assert table['base', 'hue_distance'] == 0
     text = (run/'evaluation'/'table.md').read_text()
-    assert 'not measured' in text and text.index('| base') < text.index('| easy')              # base first, whatever the order asked for
+    # base first, whatever the order asked for
+    assert 'not measured' in text and text.index('| base') < text.index('| easy')
     tall = Image.open(run/'evaluation'/'grid.png').height
-    evaluate_runs(ws, 'r', ('easy', 'base'), per_prompt=2, scorer=Chance(), with_photos=True, progress=quiet)
-    assert Image.open(run/'evaluation'/'grid.png').height == tall*3//2                           # a row of photographs only where somebody asks for it
-    assert 'too few for a verdict' in text and 'shown' not in text and 'reversed' not in text  # one prompt shows nothing
+    evaluate_runs(
+        ws,
+        'r',
+        ('easy', 'base'),
+        per_prompt=2,
+        scorer=Chance(),
+        with_photos=True,
+        progress=quiet,
+    )
+    # a row of photographs only where somebody asks for it
+    assert Image.open(run/'evaluation'/'grid.png').height == tall*3//2
+    # one prompt shows nothing
+    assert 'too few for a verdict' in text and 'shown' not in text and 'reversed' not in text
 
 
 class Green:
@@ -52,52 +85,138 @@ def everything(ws): return ws.table('prompts').head(6)
 
 def test_an_interrupted_evaluation_draws_nothing_twice(finished, copy_of):
     ws, calls = copy_of(finished), []
-    with pytest.raises(KeyboardInterrupt): compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g'), easy=Arm(painter((30, 200, 30), calls, 1), 'e')), everything(ws), scorers=[Green()], batch=4, progress=quiet)
-    assert len(ws.table('images').query("domain == 'evaluation'")) == 12 + 4            # base, and the first batch of easy
+    with pytest.raises(KeyboardInterrupt):
+        compare_arms(
+            ws,
+            dict(base=Candidate(painter((60, 60, 60)), 'g'), easy=Candidate(painter((30, 200, 30), calls, 1), 'e')),
+            everything(ws),
+            scorers=[Green()],
+            batch=4,
+            progress=quiet,
+        )
+    # base, and the first batch of easy
+    assert len(ws.table('images').query("domain == 'evaluation'")) == 12 + 4
     calls.clear()
-    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60), calls, 0), 'g'), easy=Arm(painter((30, 200, 30), calls), 'e')), everything(ws), scorers=[Green()], batch=4, progress=quiet)
+    found = compare_arms(
+        ws,
+        dict(base=Candidate(painter((60, 60, 60), calls, 0), 'g'), easy=Candidate(painter((30, 200, 30), calls), 'e')),
+        everything(ws),
+        scorers=[Green()],
+        batch=4,
+        progress=quiet,
+    )
     assert calls == [4, 4] and found.table.set_index(['arm', 'metric']).images['easy', 'score'] == 12
 
 
 def test_every_model_gets_the_same_prompts_and_seeds_or_is_refused(finished, copy_of):
     ws = copy_of(finished)
-    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g', 'one base'), easy=Arm(painter((30, 200, 30)), 'e', 'one base')), everything(ws), scorers=[Green()], progress=quiet)
+    found = compare_arms(
+        ws,
+        dict(
+            base=Candidate(painter((60, 60, 60)), 'g', 'one base'),
+            easy=Candidate(painter((30, 200, 30)), 'e', 'one base'),
+        ),
+        everything(ws),
+        scorers=[Green()],
+        progress=quiet,
+    )
     assert list(found.rows['base'].seed) == list(found.rows['easy'].seed)
-    assert found.gain('score', 'easy', 'base')[0] > 0 and found.verdict('score', 'easy', 'base') == found.verdict('score', 'base', 'easy') == 'not shown'      # six prompts show nothing, whatever they say
+    # six prompts show nothing, whatever they say
+    assert (
+        found.gain('score', 'easy', 'base')[0] > 0
+        and found.verdict('score', 'easy', 'base') == found.verdict('score', 'base', 'easy') == 'not shown'
+    )
     assert found.verdict('anatomy_failures', 'no such', 'base') == 'not measured'
     assert found.wins()[['arm', 'against', 'rate']].values.tolist() == [['easy', 'base', 1.]]
-    for arms, word in ((dict(a=found.rows['base'], b=found.rows['easy'].iloc[:-1]), 'same prompts and seeds'), (dict(a=found.rows['base'], b=found.rows['easy'].assign(seed=lambda d: d.seed + 1)), 'same prompts and seeds'),
-                       (dict(a=Arm(painter((60, 60, 60)), 'g', 'base 1'), b=Arm(painter((30, 200, 30)), 'e', 'base 2')), 'different base models')):
-        with pytest.raises(UserError, match=word): compare_arms(ws, arms, everything(ws), scorers=[Green()], progress=quiet)
+    for arms, word in (
+        (dict(a=found.rows['base'], b=found.rows['easy'].iloc[:-1]), 'same prompts and seeds'),
+        (dict(a=found.rows['base'], b=found.rows['easy'].assign(seed=lambda d: d.seed + 1)), 'same prompts and seeds'),
+        (
+            dict(a=Candidate(painter((60, 60, 60)), 'g', 'base 1'), b=Candidate(painter((30, 200, 30)), 'e', 'base 2')),
+            'different base models',
+        ),
+    ):
+        with pytest.raises(UserError, match=word):
+            compare_arms(
+                ws,
+                arms,
+                everything(ws),
+                scorers=[Green()],
+                progress=quiet,
+            )
 
 
 def test_few_images_get_a_warning_with_the_number_needed_and_kid_beside(finished, copy_of):
     ws = copy_of(finished)
-    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g')), everything(ws), scorers=[Green()], chose='green', progress=quiet)
-    assert any('640' in n and '12 images' in n and 'KID' in n for n in found.notes) and any('green also chose' in n for n in found.notes)
+    found = compare_arms(
+        ws,
+        dict(base=Candidate(painter((60, 60, 60)), 'g')),
+        everything(ws),
+        scorers=[Green()],
+        chose='green',
+        progress=quiet,
+    )
+    assert any('640' in n and '12 images' in n and 'KID' in n for n in found.notes) and any(
+        'green also chose' in n for n in found.notes
+    )
     value = found.table.set_index('metric').value
-    assert np.isfinite(value[['frechet', 'kid', 'diversity', 'diversity_prompt', 'rgb_distance']].astype(float)).all() and value['flagged'] != value['flagged']
+    assert (
+        np.isfinite(value[['frechet', 'kid', 'diversity', 'diversity_prompt', 'rgb_distance']].astype(float)).all()
+        and value['flagged'] != value['flagged']
+    )
 
 
 def test_prompts_without_photos_are_measured_and_said(finished, copy_of):
     ws = copy_of(finished)
-    bare = dict(prompt_id='f'*16, prompt='a photo of nobody yet', real_image_id='', fold='test')
+    bare = dict(
+        prompt_id='f' * 16,
+        prompt='a photo of nobody yet',
+        real_image_id='',
+        fold='test',
+    )
     ws.append('prompts', [bare])
     prompts = pd.concat([everything(ws), pd.DataFrame([bare])])
-    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g')), prompts, scorers=[Green()], progress=quiet)
+    found = compare_arms(
+        ws,
+        dict(base=Candidate(painter((60, 60, 60)), 'g')),
+        prompts,
+        scorers=[Green()],
+        progress=quiet,
+    )
     assert any('1 of 7 prompts have no photo' in n for n in found.notes) and len(found.groups) == 14
     from hgdpo_curate.evaluate.report import write_report
     from hgdpo_curate.evaluate.results import model_grid
     assert model_grid(ws, found).width > 0 and 'no photo' in write_report(ws, found, ws.root/'r.html').read_text()
-    ws.append('photo_facts', [dict(image_id=i, consent='withdrawn') for i in ws.table('images').query("domain == 'real'").image_id])
-    none = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g')), prompts, scorers=[Green()], progress=quiet)
-    assert not len(none.photos) and any('no photos to compare' in n for n in none.notes) and np.isnan(none.table.set_index('metric').value['frechet'])
+    ws.append(
+        'photo_facts',
+        [dict(image_id=i, consent='withdrawn') for i in ws.table('images').query("domain == 'real'").image_id],
+    )
+    none = compare_arms(
+        ws,
+        dict(base=Candidate(painter((60, 60, 60)), 'g')),
+        prompts,
+        scorers=[Green()],
+        progress=quiet,
+    )
+    assert (
+        not len(none.photos)
+        and any('no photos to compare' in n for n in none.notes)
+        and np.isnan(none.table.set_index('metric').value['frechet'])
+    )
     assert 'Not measured' in write_report(ws, none, ws.root/'r.html').read_text()
 
 
 def test_features_without_weights_are_asked_for_by_file(finished, copy_of):
     ws = copy_of(finished)
-    with pytest.raises(UserError, match='weights-inception-2015-12-05-6726825d.pth.*--extractor_path'): compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g')), everything(ws), scorers=[Green()], extractor='inception', progress=quiet)
+    with pytest.raises(UserError, match='weights-inception-2015-12-05-6726825d.pth.*--extractor_path'):
+        compare_arms(
+            ws,
+            dict(base=Candidate(painter((60, 60, 60)), 'g')),
+            everything(ws),
+            scorers=[Green()],
+            extractor='inception',
+            progress=quiet,
+        )
 
 
 def test_a_nan_score_ends_the_evaluation_with_the_image(finished, copy_of):
@@ -105,19 +224,78 @@ def test_a_nan_score_ends_the_evaluation_with_the_image(finished, copy_of):
         name = 'broken'
         def score(self, images, prompts): return np.full(len(images), np.nan)
     ws = copy_of(finished)
-    with pytest.raises(UserError, match=r'broken gave nan for .*evaluation.*png'): compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g')), everything(ws), scorers=[Broken()], progress=quiet)
+    with pytest.raises(UserError, match=r'broken gave nan for .*evaluation.*png'):
+        compare_arms(
+            ws,
+            dict(base=Candidate(painter((60, 60, 60)), 'g')),
+            everything(ws),
+            scorers=[Broken()],
+            progress=quiet,
+        )
 
 
 def test_rules_flags_are_a_rate_only_when_every_image_was_looked_at(finished, copy_of):
     ws = copy_of(finished)
-    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g')), everything(ws), scorers=[Green()], progress=quiet)
-    rows, rate = found.rows['base'], lambda: compare_arms(ws, dict(base=found.rows['base']), everything(ws), scorers=[Green()], progress=quiet).table.set_index('metric').value['flagged']
-    ws.append('flags', [dict(image_id=i, flag='extra_limb', status='confirmed', source='human', part='', side='', reviewer='ann') for i in rows.image_id[:3]])
+    found = compare_arms(
+        ws,
+        dict(base=Candidate(painter((60, 60, 60)), 'g')),
+        everything(ws),
+        scorers=[Green()],
+        progress=quiet,
+    )
+    rows, rate = (
+        found.rows['base'],
+        lambda: (
+            compare_arms(
+                ws,
+                dict(base=found.rows['base']),
+                everything(ws),
+                scorers=[Green()],
+                progress=quiet,
+            )
+            .table.set_index('metric')
+            .value['flagged']
+        ),
+    )
+    ws.append(
+        'flags',
+        [
+            dict(
+                image_id=i,
+                flag='extra_limb',
+                status='confirmed',
+                source='human',
+                part='',
+                side='',
+                reviewer='ann',
+            )
+            for i in rows.image_id[:3]
+        ],
+    )
     assert np.isnan(rate())
-    ws.append('detections', [dict(image_id=i, detector='x', detector_version='1', kind='none', index=0, confidence=0.) for i in rows.image_id])
+    ws.append(
+        'detections',
+        [
+            dict(
+                image_id=i,
+                detector='x',
+                detector_version='1',
+                kind='none',
+                index=0,
+                confidence=0.0,
+            )
+            for i in rows.image_id
+        ],
+    )
     assert rate() == 3/12
     from hgdpo_curate.evaluate.report import faults_section
-    again = compare_arms(ws, dict(base=rows), everything(ws), scorers=[Green()], progress=quiet)
+    again = compare_arms(
+        ws,
+        dict(base=rows),
+        everything(ws),
+        scorers=[Green()],
+        progress=quiet,
+    )
     assert faults_section(ws, again).count('extra limb') == 3
 
 
@@ -130,49 +308,147 @@ def test_identity_is_a_distance_to_the_photo_of_the_same_prompt(finished, copy_o
         def embed(self, images): return np.full((len(images), 1), np.nan)
     ws = copy_of(finished)
     photo = ws.table('images').query("domain == 'real'").set_index('prompt_id').path
-    def copied(prompts, seeds): return [ws.open_image(photo[ws.table('prompts').set_index('prompt').prompt_id[p]]) for p in prompts]
-    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g'), memory=Arm(copied, 'm')), everything(ws), scorers=[Green()], recognisers=[Eye(), Blind()], progress=quiet)
+    def copied(prompts, seeds):
+        return [ws.open_image(photo[ws.table('prompts').set_index('prompt').prompt_id[p]]) for p in prompts]
+    found = compare_arms(
+        ws,
+        dict(base=Candidate(painter((60, 60, 60)), 'g'), memory=Candidate(copied, 'm')),
+        everything(ws),
+        scorers=[Green()],
+        recognisers=[Eye(), Blind()],
+        progress=quiet,
+    )
     value = found.table.set_index(['arm', 'metric']).value
-    assert abs(value['memory', 'identity, eye']) < 1e-9 < value['base', 'identity, eye'] and np.isnan(value['memory', 'identity, blind'])
+    assert abs(value['memory', 'identity, eye']) < 1e-9 < value['base', 'identity, eye'] and np.isnan(
+        value['memory', 'identity, blind']
+    )
     from hgdpo_curate.evaluate.report import figures_section, nearest_section, provenance_section
-    assert 'face distance to the photo, eye' in figures_section(found) and 'blind' not in figures_section(found)    # who saw no face has no figure
+    # who saw no face has no figure
+    assert 'face distance to the photo, eye' in figures_section(found) and 'blind' not in figures_section(found)
     made = provenance_section(ws, found, 'hgdpo evaluate')
-    assert all(f'<td>recogniser</td><td>{n}</td>' in made for n in ('eye', 'blind')) and '<td>scorer</td><td>green</td>' in made
-    page = nearest_section(ws, found, True)                                   # the report's memorisation check finds the copies too, and of which model they are
-    assert 'The nearest of <b>memory</b>: look at these; they may be memories' in page and re.search(r'<td>base</td><td>12</td><td>[^<]+</td><td><b class=good>0</b>', page)
+    assert (
+        all(f'<td>recogniser</td><td>{n}</td>' in made for n in ('eye', 'blind'))
+        and '<td>scorer</td><td>green</td>' in made
+    )
+    # the report's memorisation check finds the copies too, and of which model they are
+    page = nearest_section(ws, found, True)
+    assert 'The nearest of <b>memory</b>: look at these; they may be memories' in page and re.search(
+        r'<td>base</td><td>12</td><td>[^<]+</td><td><b class=good>0</b>', page
+    )
 
 
 def test_the_report_embeds_no_photograph_of_a_person_unasked_and_no_address(finished, copy_of):
     from hgdpo_curate.evaluate.report import write_report
     ws = copy_of(finished)
-    ws.append('prompts', ws.table('prompts').drop(columns='at').assign(prompt=lambda d: d.prompt + ' <script>alert(1)</script>'))
-    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))                # real people from now on
+    ws.append(
+        'prompts',
+        ws.table('prompts').drop(columns='at').assign(prompt=lambda d: d.prompt + ' <script>alert(1)</script>'),
+    )
+    # real people from now on
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))
     class Colours:
         name, version = 'colours', '1'
         def extract(self, images): return np.stack([np.asarray(i.resize((2, 2)), float).ravel() for i in images])
-    found = compare_arms(ws, dict(base=Arm(painter((60, 60, 60)), 'g'), easy=Arm(painter((30, 200, 30)), 'e')), everything(ws), scorers=[Green()], extractor=Colours(), progress=quiet)
-    plain, shown = (write_report(ws, found, ws.root/f'{n}.html', with_photos=n, command='hgdpo evaluate').read_text() for n in (False, True))
+    found = compare_arms(
+        ws,
+        dict(base=Candidate(painter((60, 60, 60)), 'g'), easy=Candidate(painter((30, 200, 30)), 'e')),
+        everything(ws),
+        scorers=[Green()],
+        extractor=Colours(),
+        progress=quiet,
+    )
+    plain, shown = (
+        write_report(
+            ws,
+            found,
+            ws.root / f'{n}.html',
+            with_photos=n,
+            command='hgdpo evaluate',
+        ).read_text()
+        for n in (False, True)
+    )
     assert '<script' not in plain and not re.findall(r'(?:src|href)="(?!data:)|https?://(?!www.w3.org)', plain)
-    assert shown.count('data:image') > plain.count('data:image') and 'without --with_photos' in plain and 'distance' in plain
+    assert (
+        shown.count('data:image') > plain.count('data:image')
+        and 'without --with_photos' in plain
+        and 'distance' in plain
+    )
     for n in (False, True): seen_alone(ws.root/f'{n}.html', (1300,))
 
 
 def test_runs_of_one_workspace_are_compared_and_reported_from_the_command_line(finished, copy_of, capsys):
     from hgdpo_curate import train_curriculum
     ws = copy_of(finished)
-    assert main(['evaluate', '--workspace', str(ws.root), '--runs', 'base,easy']) == 1 and 'hgdpo train' in capsys.readouterr().err
-    for run, rate in (('one', 1e-3), ('two', 1e-2)): train_curriculum(ws, preset='mannequin', run=run, progress=quiet, max_train_steps=1, train_batch_size=2, learning_rate=rate)
-    assert main(['evaluate', '--workspace', str(ws.root), '--run', 'one', '--runs', 'base,easy,two/easy,two', '--limit', '1']) == 0
+    assert (
+        main(['evaluate', '--workspace', str(ws.root), '--runs', 'base,easy']) == 1
+        and 'hgdpo train' in capsys.readouterr().err
+    )
+    for run, rate in (('one', 1e-3), ('two', 1e-2)):
+        train_curriculum(
+            ws,
+            preset='mannequin',
+            run=run,
+            progress=quiet,
+            max_train_steps=1,
+            train_batch_size=2,
+            learning_rate=rate,
+        )
+    assert (
+        main(
+            [
+                'evaluate',
+                '--workspace',
+                str(ws.root),
+                '--run',
+                'one',
+                '--runs',
+                'base,easy,two/easy,two',
+                '--limit',
+                '1',
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    assert 'win rate against base' in said and '| two/easy |' in said and (ws.root/'runs'/'one'/'evaluation'/'report.html').exists()
+    assert (
+        'win rate against base' in said
+        and '| two/easy |' in said
+        and (ws.root / 'runs' / 'one' / 'evaluation' / 'report.html').exists()
+    )
     from hgdpo_curate import open_study
-    server = open_study(ws, ('base', 'two/easy'), 'ann', run='one', port=0, progress=quiet)      # the same images, shown blind
+    # the same images, shown blind
+    server = open_study(
+        ws,
+        ('base', 'two/easy'),
+        'ann',
+        run='one',
+        port=0,
+        progress=quiet,
+    )
     assert server.url.startswith('http://127.0.0.1:')
     server.server_close()
-    for runs, words, code in (('nonsense', 'neither a run', 2), ('one/nonsense', 'choose among', 2), ('three/easy', 'no run', 1)):
-        assert main(['evaluate', '--workspace', str(ws.root), '--runs', runs]) == code and words in capsys.readouterr().err
+    for runs, words, code in (
+        ('nonsense', 'neither a run', 2),
+        ('one/nonsense', 'choose among', 2),
+        ('three/easy', 'no run', 1),
+    ):
+        assert (
+            main(['evaluate', '--workspace', str(ws.root), '--runs', runs]) == code and words in capsys.readouterr().err
+        )
     config = ws.root/'runs'/'two'/'config.json'
     config.write_text(config.read_text().replace('"split": "v1"', '"split": "v2"'))
-    assert main(['evaluate', '--workspace', str(ws.root), '--runs', 'one,two']) == 1 and 'different splits' in capsys.readouterr().err
-    config.write_text(re.sub('"base_hash": "[0-9a-f]+"', '"base_hash": "0123456789abcdef"', config.read_text().replace('"split": "v2"', '"split": "v1"')))
-    assert main(['evaluate', '--workspace', str(ws.root), '--runs', 'one,two']) == 1 and 'different base models' in capsys.readouterr().err
+    assert (
+        main(['evaluate', '--workspace', str(ws.root), '--runs', 'one,two']) == 1
+        and 'different splits' in capsys.readouterr().err
+    )
+    config.write_text(
+        re.sub(
+            '"base_hash": "[0-9a-f]+"',
+            '"base_hash": "0123456789abcdef"',
+            config.read_text().replace('"split": "v2"', '"split": "v1"'),
+        )
+    )
+    assert (
+        main(['evaluate', '--workspace', str(ws.root), '--runs', 'one,two']) == 1
+        and 'different base models' in capsys.readouterr().err
+    )

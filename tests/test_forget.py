@@ -1,4 +1,5 @@
-"""A person who asks to be taken out is taken out of everything, however often the work is interrupted, and the search at the end can be trusted."""
+"""A person who asks to be taken out is taken out of everything, however often the work is interrupted, and the search
+at the end can be trusted."""
 import base64
 import json
 import os
@@ -16,11 +17,11 @@ from conftest import ROOT, plain, quiet, winner
 
 from hgdpo_curate import UserError, forget, import_photos, load_split
 from hgdpo_curate.cli import main
-from hgdpo_curate.document.cards import card_files
-from hgdpo_curate.document.erase import PLAN, erase, search
+from hgdpo_curate.document.data_card import card_files
+from hgdpo_curate.document.erase import erase, PLAN, search
 from hgdpo_curate.document.forget import REGISTER
-from hgdpo_curate.document.traces import Needles, traces_of
-from hgdpo_curate.workspace import read_json, write_json
+from hgdpo_curate.document.footprint import Matcher, traces_of
+from hgdpo_curate.files import read_json, write_json
 
 
 def grep(root, *needles):
@@ -28,7 +29,9 @@ def grep(root, *needles):
     out = []
     for f in Path(root).rglob('*'):
         if not f.is_file(): continue
-        text = f.read_bytes() + (str(pq.read_table(f, partitioning=None).to_pydict()).encode() if f.suffix == '.parquet' else b'')
+        text = f.read_bytes() + (
+            str(pq.read_table(f, partitioning=None).to_pydict()).encode() if f.suffix == '.parquet' else b''
+        )
         if any(n.encode() in text or n in str(f) for n in needles): out.append(str(f.relative_to(root)))
     return out
 
@@ -41,12 +44,29 @@ def test_nothing_is_left_and_everything_else_is(lived_in, copy_of):
     assert len(grep(ws.root, *needles)) > 10
     gone = forget(ws, one['winner'], app=False, progress=quiet)               # any image of the photo leads to it
     assert grep(ws.root, *needles) == [] and not gone.proof.found and gone.proof.cells > 100
-    assert len(ws.table('images')) == before['images'] - len(gone.traces.images) and len(ws.table('scores')) == before['scores'] - len(gone.traces.images)
+    assert len(ws.table('images')) == before['images'] - len(gone.traces.images) and len(ws.table('scores')) == before[
+        'scores'
+    ] - len(gone.traces.images)
     assert all((ws.root/p).exists() for p in ws.table('images').path) and Path(one['original']).exists()
-    assert ws.table('reviews').note.tolist() == ['a duplicate of [removed]'] and not len(ws.table('duplicates')) and not ws.table('flags', history=True).image_id.isin(gone.traces.images).any()
+    assert (
+        ws.table('reviews').note.tolist() == ['a duplicate of [removed]']
+        and not len(ws.table('duplicates'))
+        and not ws.table('flags', history=True).image_id.isin(gone.traces.images).any()
+    )
     said = str(gone)
-    for words in ('broken by removal', 'run r was trained on it', one['original'], 'looks alike and stays', 'nothing of it is left'): assert words in said
-    assert not list((ws.root/'runs'/'r').rglob('grid.png')) and list((ws.root/'runs'/'r').rglob('curves.png')) and not list((ws.root/'samples').glob('*'))
+    for words in (
+        'broken by removal',
+        'run r was trained on it',
+        one['original'],
+        'looks alike and stays',
+        'nothing of it is left',
+    ):
+        assert words in said
+    assert (
+        not list((ws.root / 'runs' / 'r').rglob('grid.png'))
+        and list((ws.root / 'runs' / 'r').rglob('curves.png'))
+        and not list((ws.root / 'samples').glob('*'))
+    )
     kept = json.loads((ws.root/REGISTER).read_text())
     assert [r['runs'] for r in kept] == [{'r': 'trained on it'}] and one['photo'] not in str(kept)
 
@@ -62,13 +82,28 @@ def test_a_split_that_held_the_photo_is_refused_by_training_and_one_frozen_anew_
     assert 'hgdpo pairs' in (ws.root/'splits'/'v1'/'BROKEN_BY_REMOVAL.md').read_text()
     with pytest.raises(UserError, match='--split'): freeze_split(ws, 'v1', 'chance')          # the old name is taken
     freeze_split(ws, 'v2', 'chance')
-    train_curriculum(ws, 'v2', 'mannequin', 'again', train_batch_size=2, max_train_steps=1, progress=quiet)
+    train_curriculum(
+        ws,
+        'v2',
+        'mannequin',
+        'again',
+        train_batch_size=2,
+        max_train_steps=1,
+        progress=quiet,
+    )
     assert not search(ws, traces_like(one), quiet).found
 
 
 def traces_like(one):
-    from hgdpo_curate.document.traces import Traces
-    return Traces(one['photo'], '', captions=[one['prompt']], images=[one['photo'], one['winner']], pairs=[one['pair']], files={one['sha']: 1})
+    from hgdpo_curate.document.footprint import Footprint
+    return Footprint(
+        one['photo'],
+        '',
+        captions=[one['prompt']],
+        images=[one['photo'], one['winner']],
+        pairs=[one['pair']],
+        files={one['sha']: 1},
+    )
 
 
 def test_a_split_is_broken_too_when_only_its_test_prompts_held_the_photo(lived_in, copy_of):
@@ -78,15 +113,31 @@ def test_a_split_is_broken_too_when_only_its_test_prompts_held_the_photo(lived_i
     gone = forget(ws, photo, app=False, progress=quiet)
     assert gone.traces.splits == {'v1': {'test_prompts': 1}} and gone.traces.runs == {'r': 'tested on it'}
     with pytest.raises(UserError, match='BROKEN_BY_REMOVAL'): load_split(ws)
-    card = (ws.root/'runs'/'r'/'README.md').read_text()                       # a model that never saw it need not be trained again
-    assert '**Tested on something' in card and '**Trained on something' not in card and 'hgdpo evaluate --run r' in str(gone) and 'cannot forget' not in str(gone)
+    # a model that never saw it need not be trained again
+    card = (ws.root/'runs'/'r'/'README.md').read_text()
+    assert (
+        '**Tested on something' in card
+        and '**Trained on something' not in card
+        and 'hgdpo evaluate --run r' in str(gone)
+        and 'cannot forget' not in str(gone)
+    )
 
 
 def test_a_split_that_only_lists_the_photo_among_what_was_left_out_stays_whole(lived_in, copy_of):
     from hgdpo_curate import freeze_split
     ws = copy_of(lived_in)
     one = winner(ws)
-    ws.append('reviews', [dict(subject_id=one['photo'], decision='reject', reviewer='a', note='')])
+    ws.append(
+        'reviews',
+        [
+            dict(
+                subject_id=one['photo'],
+                decision='reject',
+                reviewer='a',
+                note='',
+            )
+        ],
+    )
     freeze_split(ws, 'without', load_split(ws)['info']['scorer'])
     before = load_split(ws, 'without')
     assert any(d['prompt_id'] for d in before['info']['dropped']['easy'] if d['image_id'] == one['photo'])
@@ -102,9 +153,11 @@ def test_import_refuses_the_photo_under_another_name_and_takes_the_others(lived_
     forget(ws, one['original'], app=False, progress=quiet)                    # the file itself leads to the photo too
     folder = tmp_path/'again'
     folder.mkdir()
-    shutil.copy(one['original'], folder/'renamed.png'); (folder/'renamed.txt').write_text('someone else')
+    shutil.copy(one['original'], folder/'renamed.png')
+    (folder/'renamed.txt').write_text('someone else')
     from PIL import Image
-    Image.new('RGB', (60, 80), 'red').save(folder/'new.png'); (folder/'new.txt').write_text('a red wall')
+    Image.new('RGB', (60, 80), 'red').save(folder/'new.png')
+    (folder/'new.txt').write_text('a red wall')
     report = import_photos(ws, folder, progress=plain)
     assert report.imported == 1 and len(report.refused) == 1
     assert 'renamed.png was taken out' in report.refused[0] and 'asked to be taken out' in report.refused[0]
@@ -115,15 +168,24 @@ def test_the_names_of_exact_duplicates_go_with_the_photo_and_their_files_are_nam
     one = winner(ws)
     without_cards(ws)
     other = ws.table('photo_facts').query("image_id != @one['photo']").iloc[0]
-    for folder in (tmp_path/'more', ws.root/'mine'):                           # outside the workspace, and a folder of the user's own within it
+    # outside the workspace, and a folder of the user's own within it
+    for folder in (tmp_path/'more', ws.root/'mine'):
         folder.mkdir()
-        for name, file in (('anna.png', one['original']), ('ben.png', other.original_path)): shutil.copy(file, folder/name); (folder/name).with_suffix('.txt').write_text('x')
+        for name, file in (('anna.png', one['original']), ('ben.png', other.original_path)):
+            shutil.copy(file, folder/name)
+            (folder/name).with_suffix('.txt').write_text('x')
         import_photos(ws, folder, progress=plain)
     files = [str(d/'anna.png') for d in (tmp_path/'more', ws.root/'mine')]
     assert len(grep(ws.root/'tables', *files)) >= 1
     gone = forget(ws, one['photo'], app=False, progress=quiet)
-    assert grep(ws.root/'tables', 'anna.png', one['photo']) == [] and all(f'Your own file {f} was not touched' in str(gone) for f in files) and all(map(os.path.exists, files))
-    assert ws.table('photo_facts').set_index('image_id').copies[other.image_id] == sorted(f.replace('anna', 'ben') for f in files)
+    assert (
+        grep(ws.root / 'tables', 'anna.png', one['photo']) == []
+        and all(f'Your own file {f} was not touched' in str(gone) for f in files)
+        and all(map(os.path.exists, files))
+    )
+    assert ws.table('photo_facts').set_index('image_id').copies[other.image_id] == sorted(
+        f.replace('anna', 'ben') for f in files
+    )
 
 
 def stop_at(label, n):
@@ -151,8 +213,21 @@ def test_interrupted_at_any_step_it_finishes_when_run_again(lived_in, copy_of, l
     assert (ws.root/PLAN).exists()
     gone = forget(ws, one['photo'], app=False, progress=quiet)
     assert not (ws.root/PLAN).exists() and not gone.proof.found
-    assert grep(ws.root, one['photo'], one['prompt'], one['winner'], one['pair'], one['sha']) == []
-    assert len(ws.table('tombstones')) == 1 and len(json.loads((ws.root/'splits'/'v1'/'split.json').read_text())['broken']) == 1
+    assert (
+        grep(
+            ws.root,
+            one['photo'],
+            one['prompt'],
+            one['winner'],
+            one['pair'],
+            one['sha'],
+        )
+        == []
+    )
+    assert (
+        len(ws.table('tombstones')) == 1
+        and len(json.loads((ws.root / 'splits' / 'v1' / 'split.json').read_text())['broken']) == 1
+    )
 
 
 @pytest.mark.parametrize('writes', [1, 4, 9, 15])
@@ -172,9 +247,22 @@ from hgdpo_curate import forget
 forget({str(ws.root)!r}, {one["photo"]!r}, app=False, progress=lambda t, l: lambda n: None)'''
     done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)))
     assert done.returncode == -signal.SIGKILL
-    if not (ws.root/PLAN).exists(): assert writes == 1; return                # killed before anything was decided: nothing happened
+    # killed before anything was decided: nothing happened
+    if not (ws.root/PLAN).exists():
+        assert writes == 1
+        return
     forget(ws, progress=quiet, app=False)                                     # no id needed to go on
-    assert grep(ws.root, one['photo'], one['prompt'], one['winner'], one['pair'], one['sha']) == []
+    assert (
+        grep(
+            ws.root,
+            one['photo'],
+            one['prompt'],
+            one['winner'],
+            one['pair'],
+            one['sha'],
+        )
+        == []
+    )
 
 
 def test_the_search_finds_what_is_planted_and_the_command_then_fails(lived_in, copy_of):
@@ -183,12 +271,22 @@ def test_the_search_finds_what_is_planted_and_the_command_then_fails(lived_in, c
     t = traces_of(ws, one['photo'])
     picture = (ws.root/t.paths[0]).read_bytes()
     forget(ws, one['photo'], app=False, progress=quiet)
-    plants = {'runs/r/note.md': f'seen: {one["prompt"]}'.encode(), 'odd/copy.bin': picture, 'odd/page.html': b'<img src="data:image/png;base64,' + base64.b64encode(picture) + b'">', 'odd/deep.json': json.dumps([{'x': {'y': [one['winner']]}}]).encode(),
-              f'odd/{one["photo"]}/x.txt': b'', 'cache/idx.npy': one['sha'].encode(), 'odd/long.bin': bytes(2**24 - 8) + one['photo'].encode() + bytes(2**20), 'odd/.hidden.tmp': one['pair'].encode()}
-    for name, data in plants.items(): (ws.root/name).parent.mkdir(parents=True, exist_ok=True); (ws.root/name).write_bytes(data)
+    plants = {
+        'runs/r/note.md': f'seen: {one["prompt"]}'.encode(),
+        'odd/copy.bin': picture,
+        'odd/page.html': b'<img src="data:image/png;base64,' + base64.b64encode(picture) + b'">',
+        'odd/deep.json': json.dumps([{'x': {'y': [one['winner']]}}]).encode(),
+        f'odd/{one["photo"]}/x.txt': b'',
+        'cache/idx.npy': one['sha'].encode(),
+        'odd/long.bin': bytes(2**24 - 8) + one['photo'].encode() + bytes(2**20),
+        'odd/.hidden.tmp': one['pair'].encode(),
+    }
+    for name, data in plants.items():
+        (ws.root/name).parent.mkdir(parents=True, exist_ok=True)
+        (ws.root/name).write_bytes(data)
     pq.write_table(pa.table(dict(who=[[{'id': one['photo']}], []], n=[1, 2])), ws.root/'odd'/'nested.parquet')
     assert set(search(ws, t, quiet).found) == {*plants, 'odd/nested.parquet'}
-    for name in [*plants, 'odd/nested.parquet']: assert erase(ws, ws.root/name, Needles(t)), name
+    for name in [*plants, 'odd/nested.parquet']: assert erase(ws, ws.root/name, Matcher(t)), name
     assert search(ws, t, quiet).found == [] and pq.read_table(ws.root/'odd'/'nested.parquet').to_pydict()['n'] == [2]
 
 
@@ -199,39 +297,62 @@ def test_a_run_whose_base_learned_from_the_photo_is_named_though_its_split_lacks
     shutil.copytree(ws.root/'splits'/'v1', ws.root/'splits'/'others')
     for f in (ws.root/'splits'/'others').glob('*.parquet'): pd.read_parquet(f).head(0).to_parquet(f)
     write_json(ws.root/'runs'/'sft'/'sft'/'done.json', {})
-    bases = dict(a='./models/sft', b=str(ws.root/'models'/'sft'), c='./tiny/base', d='some/model')
-    for run, base in bases.items(): write_json(ws.root/'runs'/run/'config.json', read_json(ws.root/'runs'/'r'/'config.json') | dict(split='others', base=base))
+    bases = dict(
+        a='./models/sft',
+        b=str(ws.root / 'models' / 'sft'),
+        c='./tiny/base',
+        d='some/model',
+    )
+    for run, base in bases.items():
+        write_json(
+            ws.root / 'runs' / run / 'config.json',
+            read_json(ws.root / 'runs' / 'r' / 'config.json') | dict(split='others', base=base),
+        )
     (ws.root/'runs'/'a'/'evaluation').mkdir()
     (ws.root/'runs'/'a'/'evaluation'/'grid.png').write_bytes(b'')
-    assert traces_of(ws, photo).runs == {'r': 'trained on it', 'sft': 'trained on all photos of the training fold', 'a': how, 'b': how}
+    assert traces_of(ws, photo).runs == {
+        'r': 'trained on it',
+        'sft': 'trained on all photos of the training fold',
+        'a': how,
+        'b': how,
+    }
     write_json(ws.root/'tiny'/'about.json', {})
     would = forget(ws, photo, dry_run=True, progress=quiet)
     assert would.traces.runs['c'] == how and 'd' not in would.traces.runs and 'runs/a/evaluation/grid.png' in would.done
     assert f'The run a was {how}. A model cannot forget; train it again on a new base.' in str(would)
     write_json(ws.root/REGISTER, [dict(at='2026-11-01', runs=dict(r=how))])
-    assert '**Based on a model that was trained on something that was taken out.** On 2026-11-01' in write_model_card(ws, 'r').path.read_text()
+    assert (
+        '**Based on a model that was trained on something that was taken out.** On 2026-11-01'
+        in write_model_card(ws, 'r').path.read_text()
+    )
 
 
-@pytest.mark.parametrize('kind', ['cards.make_card', 'model_cards.write_model_card'])
+@pytest.mark.parametrize('kind', ['data_card.make_card', 'model_card.write_model_card'])
 def test_stopped_while_cards_are_written_again_a_second_try_writes_them(lived_in, copy_of, monkeypatch, kind):
     ws = copy_of(lived_in)
     cards = [f for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')] if f.exists()]
     def stopped(*a, **k): raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(f'hgdpo_curate.document.{kind}', stopped)
-        if 'model' in kind: m.setattr('hgdpo_curate.document.cards.write_model_card', stopped)
+        if 'model' in kind: m.setattr('hgdpo_curate.document.data_card.write_model_card', stopped)
         with pytest.raises(KeyboardInterrupt): forget(ws, winner(ws)['photo'], app=False, progress=quiet)
     forget(ws, app=False, progress=quiet)
     assert len(cards) > 5 and [f for f in cards if not f.exists() and f.parent.name != 'card'] == []
-    assert '**Broken by removal.**' in (ws.root/'splits'/'v1'/'README.md').read_text() and '**Trained on something' in (ws.root/'runs'/'r'/'README.md').read_text()
+    assert (
+        '**Broken by removal.**' in (ws.root / 'splits' / 'v1' / 'README.md').read_text()
+        and '**Trained on something' in (ws.root / 'runs' / 'r' / 'README.md').read_text()
+    )
 
 
 def test_a_card_that_cannot_be_written_again_is_deleted(lived_in, copy_of, monkeypatch):
     ws = copy_of(lived_in)
     def refuses(*a, **k): raise UserError('no room for cards.')
-    for name in ('cards.make_card', 'model_cards.write_model_card'): monkeypatch.setattr(f'hgdpo_curate.document.{name}', refuses)
+    for name in ('data_card.make_card', 'model_card.write_model_card'):
+        monkeypatch.setattr(f'hgdpo_curate.document.{name}', refuses)
     gone = forget(ws, winner(ws)['photo'], app=False, progress=quiet)
-    assert gone.done['splits/v1/README.md'] == gone.done['runs/r/README.md'] == 'deleted' and 'cannot be written again (no room for cards.)' in str(gone)
+    assert gone.done['splits/v1/README.md'] == gone.done[
+        'runs/r/README.md'
+    ] == 'deleted' and 'cannot be written again (no room for cards.)' in str(gone)
     assert not [f for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')] if f.exists()]
 
 
@@ -255,7 +376,8 @@ def test_the_proof_does_not_rest_on_the_erasing(lived_in, copy_of, monkeypatch, 
     info['dropped']['easy'].append(dict(prompt_id='', image_id=winner(ws)['photo'], reason='a trace in a JSON file'))
     write_json(ws.root/'splits'/'v1'/'split.json', info)
     monkeypatch.setattr(f'hgdpo_curate.document.erase.{kind}', lambda file, needles: '')
-    with pytest.raises(UserError, match=f'still hold a trace.*{where}'): forget(ws, winner(ws)['photo'], app=False, progress=quiet)
+    with pytest.raises(UserError, match=f'still hold a trace.*{where}'):
+        forget(ws, winner(ws)['photo'], app=False, progress=quiet)
     assert (ws.root/PLAN).exists()
 
 
@@ -264,9 +386,23 @@ def test_what_two_photos_share_stays(lived_in, copy_of):
     ws = copy_of(lived_in)
     one = winner(ws)
     other = ws.table('prompts').query("real_image_id != @one['photo']").iloc[0]
-    ws.append('prompts', [dict(prompt_id=other.prompt_id, prompt=f'{one["prompt"]}', real_image_id=other.real_image_id, fold=other.fold)])
+    ws.append(
+        'prompts',
+        [
+            dict(
+                prompt_id=other.prompt_id,
+                prompt=f'{one["prompt"]}',
+                real_image_id=other.real_image_id,
+                fold=other.fold,
+            )
+        ],
+    )
     gone = forget(ws, one['photo'], app=False, progress=quiet)
-    assert gone.traces.shared == [one['prompt']] and not gone.traces.keys and 'stays there and was not searched for' in str(gone)
+    assert (
+        gone.traces.shared == [one['prompt']]
+        and not gone.traces.keys
+        and 'stays there and was not searched for' in str(gone)
+    )
     assert one['prompt'] in set(ws.table('prompts').prompt)
 
 
@@ -276,21 +412,42 @@ def test_a_broken_image_a_reused_path_and_a_path_inside_another_take_nothing_els
     without_cards(ws)
     facts = ws.table('photo_facts').drop(columns='at')
     others = facts[facts.image_id != one['photo']]
-    ws.append('photo_facts', pd.concat([facts[facts.image_id == one['photo']].assign(original_path='p/1.png'), others.iloc[[0]].assign(original_path='shop/1.png'), others.iloc[[1]].assign(original_path=one['original'])]))
-    (ws.root/ws.table('images').set_index('image_id').path[one['winner']]).write_bytes(b'')       # as a full disk leaves it
-    kept = {p for i, p in zip(ws.table('images').prompt_id, ws.table('images').path) if i != ws.table('prompts').set_index('real_image_id').prompt_id[one['photo']]}
+    ws.append(
+        'photo_facts',
+        pd.concat(
+            [
+                facts[facts.image_id == one['photo']].assign(original_path='p/1.png'),
+                others.iloc[[0]].assign(original_path='shop/1.png'),
+                others.iloc[[1]].assign(original_path=one['original']),
+            ]
+        ),
+    )
+    # as a full disk leaves it
+    (ws.root/ws.table('images').set_index('image_id').path[one['winner']]).write_bytes(b'')
+    kept = {
+        p
+        for i, p in zip(ws.table('images').prompt_id, ws.table('images').path)
+        if i != ws.table('prompts').set_index('real_image_id').prompt_id[one['photo']]
+    }
     forget(ws, one['photo'], app=False, progress=quiet)
     assert set(ws.table('images').path) == kept and all((ws.root/p).exists() for p in kept)
-    assert {'shop/1.png', one['original']} <= set(ws.table('photo_facts').original_path) and len(ws.table('photo_facts')) == len(facts) - 1
+    assert {'shop/1.png', one['original']} <= set(ws.table('photo_facts').original_path) and len(
+        ws.table('photo_facts')
+    ) == len(facts) - 1
 
 
 def test_what_a_dry_run_names_is_what_goes(lived_in, copy_of):
     ws = copy_of(lived_in)
-    before, planned = {p: p.read_bytes() for p in ws.root.rglob('*') if p.is_file()}, forget(ws, winner(ws)['photo'], dry_run=True, progress=quiet)
+    before, planned = (
+        {p: p.read_bytes() for p in ws.root.rglob('*') if p.is_file()},
+        forget(ws, winner(ws)['photo'], dry_run=True, progress=quiet),
+    )
     done = forget(ws, winner(ws)['photo'], app=False, progress=quiet)
     assert set(planned.done) == set(done.done)
     touched = {str(p.relative_to(ws.root)) for p, was in before.items() if not p.exists() or p.read_bytes() != was}
-    assert touched - {'.lock'} <= set(planned.done) | {f'splits/v1/{f}' for f in ('split.json',)}, touched - set(planned.done)
+    assert touched - {'.lock'} <= set(planned.done) | {f'splits/v1/{f}' for f in ('split.json',)}, touched - set(
+        planned.done
+    )
 
 
 def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_of, capsys):
@@ -298,9 +455,20 @@ def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_o
     files = {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()}
     assert main(['forget', winner(ws)['photo'], '--workspace', str(ws.root), '--dry-run']) == 0
     said = capsys.readouterr().out
-    assert 'would be taken out' in said and {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()} == files
-    for line in ('images/generated: 3 files: would be deleted\n', 'data_cards/v1.html: would be written again', 'runs/r: 2 files: would be written again', 'would be deleted, since it may show it'): assert line in said, said
-    assert main(['forget', 'nobody', '--workspace', str(ws.root)]) == 1 and 'no image, photo or prompt' in capsys.readouterr().err
+    assert (
+        'would be taken out' in said and {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()} == files
+    )
+    for line in (
+        'images/generated: 3 files: would be deleted\n',
+        'data_cards/v1.html: would be written again',
+        'runs/r: 2 files: would be written again',
+        'would be deleted, since it may show it',
+    ):
+        assert line in said, said
+    assert (
+        main(['forget', 'nobody', '--workspace', str(ws.root)]) == 1
+        and 'no image, photo or prompt' in capsys.readouterr().err
+    )
     assert main(['forget', '--workspace', str(ws.root)]) == 2 and 'say what to take out' in capsys.readouterr().err
 
 
@@ -316,7 +484,11 @@ def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tomb
     assert (ws.root/OUTDATED).exists()
     assert 'samples taken out of the App' in str(forget(ws, progress=quiet)) and not (ws.root/OUTDATED).exists()
     ds.reload()
-    assert not len(ds.match({'prompt': one['prompt']})) and not len(ds.match({'twins': one['photo']})) and len(ds) == len(ws.table('images'))
+    assert (
+        not len(ds.match({'prompt': one['prompt']}))
+        and not len(ds.match({'twins': one['photo']}))
+        and len(ds) == len(ws.table('images'))
+    )
     anew = build_dataset(ws, 'chance')
     assert len(anew) == len(ws.table('images'))
     anew.delete()

@@ -8,16 +8,21 @@ from conftest import ROOT
 
 
 def rooms():
+    "Module -> (wing, number): top-level wings and their notebooks are numbered as data flows."
     out = {}
-    for nb in sorted((ROOT/'nbs').rglob('[0-9]*.ipynb')):
+    for nb in sorted((ROOT/'nbs').glob('[0-9]*/[0-9]*.ipynb')):
         name = re.search(r'default_exp ([\w.]+)', nb.read_text())[1]
-        out[name] = int(nb.stem.split('_')[0])
+        out[name] = (int(nb.parent.name.split('_')[0]), int(nb.stem.split('_')[0]))
     return out
 
 
-def test_a_room_imports_only_rooms_with_a_lower_number():
+def test_every_room_has_a_number_of_its_own():
+    places = [*rooms().values()]
+    assert len(places) > 40 and len(set(places)) == len(places)
+
+
+def test_a_room_imports_only_rooms_that_sort_before_it():
     number = rooms()
-    assert len(number) > 15
     for name, n in number.items():
         file = ROOT/'hgdpo_curate'/(name.replace('.', '/') + '.py')
         depth = name.count('.')
@@ -26,17 +31,25 @@ def test_a_room_imports_only_rooms_with_a_lower_number():
             if node.level: full = '.'.join([*name.split('.')[:depth + 1 - node.level], node.module or ''])
             elif (node.module or '').startswith('hgdpo_curate.'): full = node.module.removeprefix('hgdpo_curate.')
             else: continue
-            assert number[full] < n, f'{name} ({n}) imports {full} ({number[full]})'
+            assert number[full] < n, f'{name} {n} imports {full} {number[full]}'
 
 
 def test_only_the_rooms_of_the_app_import_fiftyone():
-    users = [p.name for p in (ROOT/'hgdpo_curate').rglob('*.py') if re.search(r'^\s*(import|from) fiftyone', p.read_text(), re.M)]
+    users = [
+        p.name
+        for p in (ROOT / 'hgdpo_curate').rglob('*.py')
+        if re.search(r'^\s*(import|from) fiftyone', p.read_text(), re.M)
+    ]
     assert sorted(users) == ['app.py', 'operators.py', 'samples.py']
 
 
 def test_import_and_help_load_nothing_heavy():
-    code = ("import sys, hgdpo_curate, hgdpo_curate.cli as c\ntry: c.make_parser().parse_args(['--help'])\nexcept SystemExit: pass\n"
-            "heavy = {'torch', 'diffusers', 'fiftyone', 'transformers', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules); assert not heavy, heavy")
+    code = (
+        "import sys, hgdpo_curate, hgdpo_curate.cli as c\ntry: c.make_parser().parse_args(['--help'])\nexcept "
+        "SystemExit: pass\n"
+        "heavy = {'torch', 'diffusers', 'fiftyone', 'transformers', 'pandas', 'numpy', 'matplotlib'} & "
+        "set(sys.modules); assert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -3,29 +3,48 @@ from conftest import ROOT
 
 
 def test_shipped_networks_reach_the_floors():
-    from hgdpo_curate.models import MANNEQUIN, assets_folder, load_pipeline
-    from hgdpo_curate.networks import load_network
-    from hgdpo_curate.images.pictures import drawings
-    from hgdpo_curate.train.tiny import FLOORS, measure_tiny
-    found = measure_tiny(load_pipeline(MANNEQUIN, 'cpu'), *(load_network(assets_folder(), n) for n in ('scorer', 'evaluator')), drawings(300, 770_001), drawings(1000, 770_002, True))
+    from hgdpo_curate.pipelines import assets_folder, load_pipeline, MANNEQUIN
+    from hgdpo_curate.toy.networks import load_network
+    from hgdpo_curate.train.pictures import drawings
+    from hgdpo_curate.train.small_models import FLOORS, measure_tiny
+    found = measure_tiny(
+        load_pipeline(MANNEQUIN, 'cpu'),
+        *(load_network(assets_folder(), n) for n in ('scorer', 'evaluator')),
+        drawings(300, 770_001),
+        drawings(1000, 770_002, True),
+    )
     print(found)
-    for name in ('vae_psnr', 'sound_over_faulty', 'right_over_wrong', 'faulty_called_faulty'): assert found[name] >= FLOORS[name], (name, found)
+    for name in ('vae_psnr', 'sound_over_faulty', 'right_over_wrong', 'faulty_called_faulty'):
+        assert found[name] >= FLOORS[name], (name, found)
     for name in ('keypoint_error', 'sound_called_faulty'): assert found[name] <= FLOORS[name], (name, found)
 
 
 def test_the_shipped_base_makes_people_of_whom_a_quarter_to_a_third_are_faulty(tmp_path):
-    "Stopped early on purpose; judged by the evaluator, at the guidance of the demo. With 240 images the rate is known to about 6 points."
+    """Stopped early on purpose; judged by the evaluator, at the guidance of the demo.
+
+    With 240 images the rate is known to about 6 points.
+    """
     import numpy as np
     from conftest import quiet
     from hgdpo_curate import create_workspace, generate_pool, import_photos
     from hgdpo_curate.evaluate.features import workspace_evaluator
     from hgdpo_curate.evaluate.measures import look
-    from hgdpo_curate.images.mannequins import export_photos
-    from hgdpo_curate.models import MANNEQUIN
-    ws = create_workspace(tmp_path/'ws', resolution='40x56', steps=10, guidance=5., base_model=MANNEQUIN)
+    from hgdpo_curate.toy.drawings import export_photos
+    from hgdpo_curate.pipelines import MANNEQUIN
+    ws = create_workspace(
+        tmp_path / 'ws',
+        resolution='40x56',
+        steps=10,
+        guidance=5.0,
+        base_model=MANNEQUIN,
+    )
     import_photos(ws, export_photos(tmp_path/'photos', 126, seed=77), progress=lambda it, **k: it)
     generate_pool(ws, 2, progress=quiet)
-    made = ws.table('images').query("domain == 'generated'").merge(ws.table('prompts')[['prompt_id', 'prompt']], on='prompt_id')
+    made = (
+        ws.table('images')
+        .query("domain == 'generated'")
+        .merge(ws.table('prompts')[['prompt_id', 'prompt']], on='prompt_id')
+    )
     rate = float(np.mean(look(ws, made, workspace_evaluator(ws))['failed']))
     print(f'{len(made)} images, {rate:.1%} faulty')
     assert .19 < rate < .40
@@ -39,10 +58,11 @@ def test_shipped_networks_are_small_and_safetensors_only():
 
 def test_a_tiny_training_that_was_stopped_goes_on_where_it_was(tmp_path):
     import torch
-    from hgdpo_curate.train.tiny import _fit
+    from hgdpo_curate.train.small_models import _fit
     def loss_of(net): return lambda step, g: (net(torch.randn(8, 4, generator=g)) - 1).square().mean()
     def run(folder, stop=None):
-        torch.manual_seed(0); net = torch.nn.Linear(4, 1)
+        torch.manual_seed(0)
+        net = torch.nn.Linear(4, 1)
         def steps(it, *a):
             for s in it:
                 if s == stop: raise KeyboardInterrupt
@@ -60,13 +80,18 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
     import json
     import numpy as np
     from scipy.stats import binomtest, bootstrap
-    from hgdpo_curate.document.shipped import DRAWN, MEASURED, SHARES, share_interval
-    from hgdpo_curate.images.pictures import drawings
-    from hgdpo_curate.models import MANNEQUIN, assets_folder, load_pipeline
-    from hgdpo_curate.networks import load_network
-    from hgdpo_curate.train.tiny import measure_tiny
+    from hgdpo_curate.document.shipped import DRAWN, MEASURED, share_interval, SHARES
+    from hgdpo_curate.train.pictures import drawings
+    from hgdpo_curate.pipelines import assets_folder, load_pipeline, MANNEQUIN
+    from hgdpo_curate.toy.networks import load_network
+    from hgdpo_curate.train.small_models import measure_tiny
     stated = json.loads((ROOT/'data_cards'/'measured.json').read_text())
-    nets, blocks, each, n = (load_pipeline(MANNEQUIN, 'cpu'), *(load_network(assets_folder(), n) for n in ('scorer', 'evaluator'))), 20, 10, DRAWN['mixed']//2
+    nets, blocks, each, n = (
+        (load_pipeline(MANNEQUIN, 'cpu'), *(load_network(assets_folder(), n) for n in ('scorer', 'evaluator'))),
+        20,
+        10,
+        DRAWN['mixed'] // 2,
+    )
     found = [measure_tiny(*nets, drawings(5, 880_000 + b), drawings(2*each, 881_000 + b, True)) for b in range(blocks)]
     assert set(stated) == set(MEASURED) == set(found[0])
     for name in MEASURED:
@@ -74,8 +99,16 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
         if name in SHARES:
             assert stated[name] == [round(x, 4) for x in share_interval(round(stated[name][0]*n), n)], name
             low, high = binomtest(round(sum(values)*each), blocks*each).proportion_ci(.99)
-        else: low, high = bootstrap([values], np.mean, confidence_level=.99, rng=np.random.default_rng(0), method='percentile').confidence_interval
+        else:
+            low, high = bootstrap(
+                [values],
+                np.mean,
+                confidence_level=0.99,
+                rng=np.random.default_rng(0),
+                method='percentile',
+            ).confidence_interval
         figure = stated[name][0] if name in SHARES else stated[name]
         print(f'{name}: stated {figure}, found {np.mean(values):.4f} [{low:.4f}, {high:.4f}]')
         assert low <= figure <= high, name
-        assert high - low < dict(vae_psnr=1., keypoint_error=.1).get(name, .15), name                           # narrow enough to say something
+        # narrow enough to say something
+        assert high - low < dict(vae_psnr=1., keypoint_error=.1).get(name, .15), name

@@ -11,7 +11,7 @@ from test_cards import answer
 from hgdpo_curate import make_card, write_model_card
 from hgdpo_curate.cli import main
 from hgdpo_curate.document.answers import QUESTIONS
-from hgdpo_curate.workspace import read_json
+from hgdpo_curate.files import read_json
 
 
 def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
@@ -20,11 +20,31 @@ def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
     answer(ws, base_licence='CreativeML Open RAIL-M', base_commercial='no', model_licence='apache-2.0')
     file = write_model_card(ws, 'r').path
     card = ModelCard.load(file)
-    assert card.data.to_dict()['library_name'] == 'diffusers' and card.data.license == 'apache-2.0' and (ws.root/'runs'/'r'/'final'/'README.md').read_text() == file.read_text()
+    assert (
+        card.data.to_dict()['library_name'] == 'diffusers'
+        and card.data.license == 'apache-2.0'
+        and (ws.root / 'runs' / 'r' / 'final' / 'README.md').read_text() == file.read_text()
+    )
     split = read_json(ws.root/'splits'/'v1'/'split.json')
-    for words in (split['content']['easy'], 'CreativeML Open RAIL-M', 'insightface', 'non-commercial research only', 'proposed flags', 'train on a base whose licence allows your use', 'not measured', 'ComfyUI', 'near pure noise', 'What a plain file cannot carry'): assert words in card.text, words
+    for words in (
+        split['content']['easy'],
+        'CreativeML Open RAIL-M',
+        'insightface',
+        'non-commercial research only',
+        'proposed flags',
+        'train on a base whose licence allows your use',
+        'not measured',
+        'ComfyUI',
+        'near pure noise',
+        'What a plain file cannot carry',
+    ):
+        assert words in card.text, words
     assert str(ws.root) not in card.text and str(Path(ws.base_model).parent) not in card.text
-    t = pd.read_parquet(ws.root/'runs'/'r'/'evaluation'/'table.parquet').query("arm == 'easy' and metric == 'score'").iloc[0]
+    t = (
+        pd.read_parquet(ws.root / 'runs' / 'r' / 'evaluation' / 'table.parquet')
+        .query("arm == 'easy' and metric == 'score'")
+        .iloc[0]
+    )
     assert f'{t.value:.3g} [{t.low:.3g}, {t.high:.3g}]' in card.text
 
 
@@ -39,32 +59,81 @@ def test_a_model_card_names_the_data_card_as_it_is_now(lived_in, copy_of):
 
 def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
     from hgdpo_curate import load_scorer
-    from hgdpo_curate.document.model_cards import components
+    from hgdpo_curate.document.model_card import components
     from hgdpo_curate.document.facts import read_split
     config, data = read_json(lived_in.root/'runs'/'r'/'config.json') | dict(run='r'), read_split(lived_in)
-    image = lived_in.table('images').query("domain == 'generated'").merge(pd.DataFrame(dict(prompt_id=data['easy'].prompt_id)), on='prompt_id').image_id.iloc[0]
+    image = (
+        lived_in.table('images')
+        .query("domain == 'generated'")
+        .merge(pd.DataFrame(dict(prompt_id=data['easy'].prompt_id)), on='prompt_id')
+        .image_id.iloc[0]
+    )
     def scorer(version):
         class Scored:
             root, config = lived_in.root, lived_in.config
-            def table(self, name, **k): return lived_in.table(name, **k) if name != 'scores' else pd.DataFrame([dict(image_id=image, scorer='tiny', scorer_version=version, score=1.)])
+            def table(self, name, **k):
+                return (
+                    lived_in.table(name, **k)
+                    if name != 'scores'
+                    else pd.DataFrame(
+                        [
+                            dict(
+                                image_id=image,
+                                scorer='tiny',
+                                scorer_version=version,
+                                score=1.0,
+                            )
+                        ]
+                    )
+                )
         return next(c for c in components(Scored(), config, data, {}) if c['name'] == 'tiny')
-    assert scorer(load_scorer('tiny').version)['what'] == 'tiny scorer of the package' and 'other images' in scorer('1234abcd')['what']
+    assert (
+        scorer(load_scorer('tiny').version)['what'] == 'tiny scorer of the package'
+        and 'other images' in scorer('1234abcd')['what']
+    )
 
 
 def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(lived_in, copy_of):
     from hgdpo_curate.document.facts import read_split
-    from hgdpo_curate.document.model_cards import about, components, named
-    from hgdpo_curate.judge.weights import WEIGHTS, licence_of
+    from hgdpo_curate.document.model_card import about, components, named
+    from hgdpo_curate.registry import licence_of, WEIGHTS
     file = lived_in.root/'runs'/'r'/'evaluation'/'measured_by.json'
     by = read_json(file)
-    assert [m['name'] for m in by['scorers']] == ['chance'] and by['extractor'][0]['name'] == 'tiny' == by['evaluator'][0]['name'] and by['extractor'][0]['version'] and not by['recogniser']
+    assert (
+        [m['name'] for m in by['scorers']] == ['chance']
+        and by['extractor'][0]['name'] == 'tiny' == by['evaluator'][0]['name']
+        and by['extractor'][0]['version']
+        and not by['recogniser']
+    )
     ws = copy_of(lived_in)
     file = ws.root/'runs'/'r'/'evaluation'/'measured_by.json'
-    file.write_text(json.dumps(by | dict(recogniser=[dict(name='arcface', version='1')], extractor=[dict(name='inception', version='1')], detectors=[dict(name='clip', version='1')], scorers=[*by['scorers'], dict(name='pickscore', version='1'), dict(name='clipiqa_quality', version='1')])))
+    file.write_text(
+        json.dumps(
+            by
+            | dict(
+                recogniser=[dict(name='arcface', version='1')],
+                extractor=[dict(name='inception', version='1')],
+                detectors=[dict(name='clip', version='1')],
+                scorers=[
+                    *by['scorers'],
+                    dict(name='pickscore', version='1'),
+                    dict(name='clipiqa_quality', version='1'),
+                ],
+            )
+        )
+    )
     config, data = read_json(ws.root/'runs'/'r'/'config.json') | dict(run='r'), read_split(ws)
     parts = {(c['part'], c['name']): c for c in components(ws, config, data, {})}
-    assert parts['metric', 'arcface']['commercial'] == 'no' and parts['metric', 'inception']['licence'] == WEIGHTS['inception'].licence and parts['metric', 'tiny']['what'] == 'tiny evaluator of the package'
-    assert parts['metric', 'clip']['what'] == 'CLIP by LAION, ViT-B/32' and parts['detector', 'insightface'] and parts['scorer', 'chance']['commercial'] == 'unknown'
+    assert (
+        parts['metric', 'arcface']['commercial'] == 'no'
+        and parts['metric', 'inception']['licence'] == WEIGHTS['inception'].licence
+        and parts['metric', 'tiny']['what'] == 'tiny evaluator of the package'
+    )
+    assert (
+        parts['metric', 'clip']['what'] == 'CLIP by LAION, ViT-B/32'
+        and parts['detector', 'insightface']
+        and parts['scorer', 'chance']['commercial'] == 'unknown'
+    )
     for n in WEIGHTS: assert about(n)['licence'] == licence_of(n)['licence'], n     # one truth for reports and cards
     assert about('clipiqa_quality')['licence'] == licence_of('clip')['licence'] and named('scorers', 'clip') == 'clip'
     text = write_model_card(ws, 'r').path.read_text()
@@ -76,23 +145,53 @@ def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(l
 def test_strict_asks_of_a_model_card_only_what_stands_on_it(lived_in, copy_of, capsys):
     ws = copy_of(lived_in)
     go = ['card', '--workspace', str(ws.root), '--run', 'r', '--strict']
-    answer(ws, base_licence='CreativeML Open RAIL-M', base_commercial='no', model_licence='apache-2.0', intended_uses='teaching')
+    answer(
+        ws,
+        base_licence='CreativeML Open RAIL-M',
+        base_commercial='no',
+        model_licence='apache-2.0',
+        intended_uses='teaching',
+    )
     assert main(go) == 1 and 'Incomplete: contact still' in capsys.readouterr().out
     answer(ws, contact='me@example.org')
-    assert main(go) == 0 and 'Incomplete' not in (ws.root/'runs'/'r'/'README.md').read_text() and main([g for g in go if g not in ('--run', 'r')]) == 1
+    assert (
+        main(go) == 0
+        and 'Incomplete' not in (ws.root / 'runs' / 'r' / 'README.md').read_text()
+        and main([g for g in go if g not in ('--run', 'r')]) == 1
+    )
 
 
 def test_the_failures_on_a_model_card_are_drawn_by_that_run(lived_in, copy_of):
     from conftest import Chance
 
     from hgdpo_curate import evaluate_runs, train_curriculum, write_model_card
-    from hgdpo_curate.document.model_cards import own_arms
+    from hgdpo_curate.document.model_card import own_arms
     ws = copy_of(lived_in)
-    train_curriculum(ws, run='other', preset='mannequin', train_batch_size=2, max_train_steps=1, seed=5, report_to='none', progress=quiet)
-    evaluate_runs(ws, 'other', per_prompt=1, arms=('base', 'easy'), scorer=Chance(), progress=quiet)
+    train_curriculum(
+        ws,
+        run='other',
+        preset='mannequin',
+        train_batch_size=2,
+        max_train_steps=1,
+        seed=5,
+        report_to='none',
+        progress=quiet,
+    )
+    evaluate_runs(
+        ws,
+        'other',
+        per_prompt=1,
+        arms=('base', 'easy'),
+        scorer=Chance(),
+        progress=quiet,
+    )
     drawn = {r: set(ws.table('images').query("domain == 'evaluation'").model) & own_arms(ws, r) for r in ('r', 'other')}
     assert all(drawn.values()) and not drawn['r'] & drawn['other']
-    for run in drawn: assert 'card/failures.png' in write_model_card(ws, run).path.read_text() and (ws.root/'runs'/run/'card'/'failures.png').exists()
+    for run in drawn:
+        assert (
+            'card/failures.png' in write_model_card(ws, run).path.read_text()
+            and (ws.root / 'runs' / run / 'card' / 'failures.png').exists()
+        )
 
 
 def test_the_diffusers_lines_of_the_model_card_run(lived_in):
@@ -100,15 +199,35 @@ def test_the_diffusers_lines_of_the_model_card_run(lived_in):
     code = next(b for b in re.findall(r'```python\n(.*?)```', text, re.S) if 'load_lora_weights' in b)
     base = re.search(r"from_pretrained\(\s*'([^']+)'\)", code)[1]
     room = {}
-    exec(code.replace(base, lived_in.base_model).replace('"FOLDER"', repr(str(lived_in.root/'runs'/'r'/'final'))).replace('num_inference_steps=10', 'num_inference_steps=2'), room)
+    exec(
+        code.replace(base, lived_in.base_model)
+        .replace('"FOLDER"', repr(str(lived_in.root / 'runs' / 'r' / 'final')))
+        .replace('num_inference_steps=10', 'num_inference_steps=2'),
+        room,
+    )
     assert room['image'].size == lived_in.size and room['pipe'].get_active_adapters() == ['hgdpo']
 
 
 def test_the_lines_of_the_card_name_the_bases_pipeline_and_what_a_plain_file_lacks(tmp_path):
-    from hgdpo_curate.document.model_cards import loading, pipeline_class
-    rules = dict(lora_weight=.5, steps=50, guidance=5., text_encoder_from=900, text_encoder_to=1000, up_blocks='easy', other_blocks='easy', lan=True)
+    from hgdpo_curate.document.model_card import loading, pipeline_class
+    rules = dict(
+        lora_weight=0.5,
+        steps=50,
+        guidance=5.0,
+        text_encoder_from=900,
+        text_encoder_to=1000,
+        up_blocks='easy',
+        other_blocks='easy',
+        lan=True,
+    )
     config = dict(base=str(tmp_path), preset=dict(pool=dict(resolution='1024'), stages=[], inference=rules))
     (tmp_path/'model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionXLPipeline')))
     text = loading(config, pipeline_class(str(tmp_path)))
-    assert 'from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline\n' in text and 'StableDiffusionXLPipeline.from_pretrained' in text and 'StableDiffusionPipeline' not in text
-    assert '\n- latent adaptive normalisation (LAN)' in text and 'LAN' not in loading(config | dict(preset=config['preset'] | dict(inference=rules | dict(lan=False))))
+    assert (
+        'from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline\n' in text
+        and 'StableDiffusionXLPipeline.from_pretrained' in text
+        and 'StableDiffusionPipeline' not in text
+    )
+    assert '\n- latent adaptive normalisation (LAN)' in text and 'LAN' not in loading(
+        config | dict(preset=config['preset'] | dict(inference=rules | dict(lan=False)))
+    )

@@ -5,20 +5,44 @@ from hypothesis import given, settings, strategies as st
 from hgdpo_curate.curate.pairs import easy_pairs, hard_pairs, normal_pairs
 
 score = st.integers(0, 6).map(lambda i: i/4)          # few values, so that ties are common
-prompt = st.fixed_dictionaries(dict(pool=st.lists(score, min_size=0, max_size=5), recon=st.dictionaries(st.sampled_from([100, 400, 500, 600, 700]), score)))
+prompt = st.fixed_dictionaries(
+    dict(
+        pool=st.lists(score, min_size=0, max_size=5),
+        recon=st.dictionaries(st.sampled_from([100, 400, 500, 600, 700]), score),
+    )
+)
 
 
 def tables(prompts):
     rows = []
     for p, d in enumerate(prompts):
-        rows += [dict(image_id=f'{p}g{i}', prompt_id=f'p{p}', domain='generated', timestep=None, score=s) for i, s in enumerate(d['pool'])]
-        rows += [dict(image_id=f'{p}r{t}', prompt_id=f'p{p}', domain='intermediate', timestep=t, score=s) for t, s in d['recon'].items()]
+        rows += [
+            dict(
+                image_id=f'{p}g{i}',
+                prompt_id=f'p{p}',
+                domain='generated',
+                timestep=None,
+                score=s,
+            )
+            for i, s in enumerate(d['pool'])
+        ]
+        rows += [
+            dict(
+                image_id=f'{p}r{t}',
+                prompt_id=f'p{p}',
+                domain='intermediate',
+                timestep=t,
+                score=s,
+            )
+            for t, s in d['recon'].items()
+        ]
     df = pd.DataFrame(rows, columns=['image_id', 'prompt_id', 'domain', 'timestep', 'score'])
     return df.drop(columns='score'), df[['image_id', 'score']].assign(scorer='x')
 
 
 def three(images, scores, **k):
-    easy = easy_pairs(images, scores, **k); normal = normal_pairs(images, scores, easy, **k)
+    easy = easy_pairs(images, scores, **k)
+    normal = normal_pairs(images, scores, easy, **k)
     return easy, normal, hard_pairs(images, scores, normal, **k)
 
 
@@ -35,7 +59,8 @@ def test_the_rules_of_the_paper_hold_in_any_row_order(prompts, random):
     assert normal.loser_id.isin(easy.winner_id).all() and hard.loser_id.isin(normal.winner_id).all()
     for df in (easy, normal, hard): assert df.prompt_id.is_unique and (df.winner_id != df.loser_id).all()
     order = random.sample(range(len(images)), len(images))
-    for a, b in zip(three(images.iloc[order], scores.iloc[order[::-1]]), (easy, normal, hard)): pd.testing.assert_frame_equal(a, b)
+    for a, b in zip(three(images.iloc[order], scores.iloc[order[::-1]]), (easy, normal, hard)):
+        pd.testing.assert_frame_equal(a, b)
 
 
 @settings(max_examples=40, deadline=None)
@@ -45,8 +70,13 @@ def test_a_confirmed_fault_never_wins_and_a_rejected_image_is_nowhere(prompts, d
     if not len(images): return
     bad = data.draw(st.sets(st.sampled_from(sorted(images.image_id)), max_size=3))
     gone = data.draw(st.sets(st.sampled_from(sorted(images.image_id)), max_size=3))
-    flags = pd.DataFrame([dict(image_id=i, flag='extra_limb', status='confirmed') for i in sorted(bad)], columns=['image_id', 'flag', 'status'])
-    reviews = pd.DataFrame([dict(subject_id=i, decision='reject') for i in sorted(gone)], columns=['subject_id', 'decision'])
+    flags = pd.DataFrame(
+        [dict(image_id=i, flag='extra_limb', status='confirmed') for i in sorted(bad)],
+        columns=['image_id', 'flag', 'status'],
+    )
+    reviews = pd.DataFrame(
+        [dict(subject_id=i, decision='reject') for i in sorted(gone)], columns=['subject_id', 'decision']
+    )
     for df in three(images, scores, flags=flags, reviews=reviews):
         assert not df.winner_id.isin(bad | gone).any() and not df.loser_id.isin(gone).any()
 
@@ -54,6 +84,8 @@ def test_a_confirmed_fault_never_wins_and_a_rejected_image_is_nowhere(prompts, d
 def test_a_fault_that_scores_above_every_winner_leaves_the_plain_loser():
     images, scores = tables([dict(pool=[.25, .5, .75, 1.5], recon={})])
     flags = pd.DataFrame([dict(image_id='0g3', flag='extra_limb', status='confirmed')])
-    choose = lambda f: easy_pairs(images, scores, f, prefer_flagged_losers=True)[['winner_id', 'loser_id']].values.tolist()
+    choose = lambda f: easy_pairs(images, scores, f, prefer_flagged_losers=True)[
+        ['winner_id', 'loser_id']
+    ].values.tolist()
     assert choose(flags) == [['0g2', '0g0']]
     assert choose(pd.concat([flags, flags.assign(image_id='0g1')])) == [['0g2', '0g1']]

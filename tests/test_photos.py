@@ -7,7 +7,12 @@ import pytest
 from conftest import plain
 
 # what becomes of a file whose case says so; every other file is read
-REFUSED = {'pillow/hopper_unknown_pixel_mode.tif', 'pillow/truncated_end_chunk.png', 'pillow/truncated_image.png', 'pillow/truncated_jpeg.jpg'} | ({'pillow/hopper.heif'} if not any(map(importlib.util.find_spec, ('pi_heif', 'pillow_heif'))) else set())
+REFUSED = {
+    'pillow/hopper_unknown_pixel_mode.tif',
+    'pillow/truncated_end_chunk.png',
+    'pillow/truncated_image.png',
+    'pillow/truncated_jpeg.jpg',
+} | ({'pillow/hopper.heif'} if not any(map(importlib.util.find_spec, ('pi_heif', 'pillow_heif'))) else set())
 
 
 def test_every_awkward_file_is_read_upright_or_refused_by_name(test_data):
@@ -46,13 +51,16 @@ def test_people_are_fitted_whole(test_data):
 def test_near_duplicates_and_equal_captions_share_a_fold(tmp_path, test_share, photos):
     import json
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.toy.drawings import export_photos
     folder = export_photos(tmp_path/'photos', photos, seed=4)
     rows = [json.loads(x) for x in (folder/'metadata.jsonl').read_text().splitlines()]
     for r in rows[:6]: r['text'] = 'the same words'
-    from PIL import Image                                                     # a twin of every tenth photo, one pixel apart
+    # a twin of every tenth photo, one pixel apart
+    from PIL import Image
     for r in rows[10::10]:
-        im = Image.open(folder/r['file_name']); im.putpixel((0, 0), (9, 9, 9)); im.save(folder/f'twin-{r["file_name"]}')
+        im = Image.open(folder/r['file_name'])
+        im.putpixel((0, 0), (9, 9, 9))
+        im.save(folder/f'twin-{r["file_name"]}')
     rows += [r | dict(file_name=f'twin-{r["file_name"]}', text=f'{r["text"]} again') for r in rows[10::10]]
     (folder/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     ws = create_workspace(tmp_path/'ws', resolution='40x56', test_share=test_share)
@@ -68,7 +76,7 @@ def test_near_duplicates_and_equal_captions_share_a_fold(tmp_path, test_share, p
 def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
     import json
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.toy.drawings import export_photos
     from hgdpo_curate.images.photos import barred_photos
     folder = export_photos(tmp_path/'photos', 6, seed=4)
     rows = [json.loads(x) for x in (folder/'metadata.jsonl').read_text().splitlines()]
@@ -78,7 +86,8 @@ def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
     ws = create_workspace(tmp_path/'ws', resolution='40x56')
     import_photos(ws, folder, progress=plain)
     assert len(barred_photos(ws)) == 3
-    (folder/'copy.png').write_bytes((folder/'00004.png').read_bytes())          # the same photo twice: the stricter word counts
+    # the same photo twice: the stricter word counts
+    (folder/'copy.png').write_bytes((folder/'00004.png').read_bytes())
     rows[3]['consent'] = 'withdrawn'
     rows.append(rows[4] | dict(file_name='copy.png', consent='no'))
     write()
@@ -90,7 +99,7 @@ def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
 def test_exact_duplicates_are_kept_by_name_once_each_whatever_import_they_came_with(tmp_path, monkeypatch):
     import shutil
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.toy.drawings import export_photos
     from hgdpo_curate.images.photos import offered_files
     folder = export_photos(tmp_path/'photos', 3, seed=4)
     lines = (folder/'metadata.jsonl').read_text().splitlines()
@@ -98,21 +107,33 @@ def test_exact_duplicates_are_kept_by_name_once_each_whatever_import_they_came_w
     (folder/'metadata.jsonl').write_text('\n'.join([*lines, lines[1].replace('00001', 'twin')]))
     ws = create_workspace(tmp_path/'ws', resolution='40x56')
     report = import_photos(ws, folder, progress=plain)
-    def copies(): return [sorted(p.removeprefix(f'{tmp_path}/') for p in c) for c in ws.table('photo_facts').sort_values('original_path').copies]
+    def copies():
+        return [
+            sorted(p.removeprefix(f'{tmp_path}/') for p in c)
+            for c in ws.table('photo_facts').sort_values('original_path').copies
+        ]
     assert copies() == [[], ['photos/twin.png'], []] and report.imported == 3 and report.restated == 0
     other = shutil.copytree(folder, tmp_path/'elsewhere')
     import_photos(ws, other, progress=plain)
-    every = [['elsewhere/00000.png'], ['elsewhere/00001.png', 'elsewhere/twin.png', 'photos/twin.png'], ['elsewhere/00002.png']]
+    every = [
+        ['elsewhere/00000.png'],
+        ['elsewhere/00001.png', 'elsewhere/twin.png', 'photos/twin.png'],
+        ['elsewhere/00002.png'],
+    ]
     assert copies() == every
     written = len(ws.table('photo_facts', history=True))
     monkeypatch.chdir(tmp_path)
-    for again in (folder, other, 'photos', 'elsewhere'): import_photos(ws, again, progress=plain)                # the same places, spelt in two ways
+    # the same places, spelt in two ways
+    for again in (folder, other, 'photos', 'elsewhere'): import_photos(ws, again, progress=plain)
     assert copies() == every and len(ws.table('photo_facts', history=True)) == written
     assert len(offered_files(ws.table('photo_facts'))) == 3 + 5 and len(ws.table('images')) == 3
 
 
 def test_every_file_of_the_manifest_has_its_expected_outcome(test_data, tmp_path):
-    "Copies in another size or format are proposed as duplicates, gray and CMYK become RGB, refused ones are listed; nothing is left out in silence."
+    """Copies in another size or format are proposed as duplicates, gray and CMYK become RGB, refused ones are listed.
+
+    Nothing is left out in silence.
+    """
     import json
     from hgdpo_curate import create_workspace, import_photos
     folder = test_data/'photos'/'awkward'
@@ -124,14 +145,21 @@ def test_every_file_of_the_manifest_has_its_expected_outcome(test_data, tmp_path
     ws = create_workspace(tmp_path/'ws', resolution='64x80')
     report = import_photos(ws, copy, skip_bad=True, progress=plain)
     name = {i: f for i, f in zip(ws.table('prompts').real_image_id, ws.table('prompts').prompt)}
-    assert len(report.refused) == len(REFUSED) and report.imported + len(report.exact_duplicates) + len(report.refused) == len(cases)
-    alike = {frozenset((name[a], name[b])) for a, b in zip(ws.table('duplicates').image_id, ws.table('duplicates').other_id)}
+    assert len(report.refused) == len(REFUSED) and report.imported + len(report.exact_duplicates) + len(
+        report.refused
+    ) == len(cases)
+    alike = {
+        frozenset((name[a], name[b])) for a, b in zip(ws.table('duplicates').image_id, ws.table('duplicates').other_id)
+    }
     exact = {f: g for f, g in report.exact_duplicates}
     for f, case in cases.items():
         if f in REFUSED: assert any(f.split('/')[-1] in r for r in report.refused), f
-        elif 'downscaled duplicate of 200x250' in case: assert frozenset((f, f.replace('100x125', '200x250'))) in alike, f
-        elif case.startswith(('same photo', 'downscaled duplicate')): assert f in exact or any(f in pair and 'hopper' in str(pair) for pair in alike), f
-    assert not [p for p in alike if {f.split('/')[0] for f in p} == {'congress', 'pillow'}]        # no stranger is taken for another
+        elif 'downscaled duplicate of 200x250' in case:
+            assert frozenset((f, f.replace('100x125', '200x250'))) in alike, f
+        elif case.startswith(('same photo', 'downscaled duplicate')):
+            assert f in exact or any(f in pair and 'hopper' in str(pair) for pair in alike), f
+    # no stranger is taken for another
+    assert not [p for p in alike if {f.split('/')[0] for f in p} == {'congress', 'pillow'}]
     assert report.unstated == dict(licence=report.imported, consent=report.imported, minors=report.imported)
     sizes = ws.table('photo_facts').set_index('image_id')
     assert (sizes.photo_width[[i for i, f in name.items() if f.startswith('congress/200x250')]] == 200).all()
@@ -139,11 +167,18 @@ def test_every_file_of_the_manifest_has_its_expected_outcome(test_data, tmp_path
 
 def test_embeddings_find_near_duplicates_where_a_model_is_given(tmp_path):
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.toy.drawings import export_photos
     photos = export_photos(tmp_path/'photos', 6, seed=4)
     ws = create_workspace(tmp_path/'ws', resolution='40x56')
     looked = []
-    def embed(images): looked.extend(images); return np.stack([[1., 0.] if n in (0, 3) else [0., float(n + 1)] if n % 2 else [float(n + 1), float(-n - 1)] for n in range(len(images))])
+    def embed(images):
+        looked.extend(images)
+        return np.stack(
+            [
+                [1.0, 0.0] if n in (0, 3) else [0.0, float(n + 1)] if n % 2 else [float(n + 1), float(-n - 1)]
+                for n in range(len(images))
+            ]
+        )
     report = import_photos(ws, photos, embed=embed, progress=plain)
     assert len(looked) == 6 and report.near_duplicates == len(ws.table('duplicates')) > 0
 
@@ -154,15 +189,23 @@ def test_the_three_known_pairs_of_street_are_found(test_data, tmp_path):
     from hgdpo_curate import create_workspace, import_photos
     street = test_data/'photos'/'street'
     rows = [json.loads(x) for x in (street/'metadata.jsonl').read_text().splitlines()]
-    known = {frozenset((f'{a}.jpg', f'{b}.jpg')) for a, b, _ in csv.reader(open(street.parent/'street'/'duplicates.tsv'), delimiter='\t') if a != 'a'}
+    known = {
+        frozenset((f'{a}.jpg', f'{b}.jpg'))
+        for a, b, _ in csv.reader(open(street.parent / 'street' / 'duplicates.tsv'), delimiter='\t')
+        if a != 'a'
+    }
     pick = [r for n, r in enumerate(rows) if n % 10 == 0 or any(r['file_name'] in k for k in known)]
     (tmp_path/'photos').mkdir()
     for r in pick: (tmp_path/'photos'/r['file_name']).symlink_to(street/r['file_name'])
-    (tmp_path/'photos'/'metadata.jsonl').write_text('\n'.join(json.dumps(r | dict(text=f'{r["file_name"]} {r["text"]}')) for r in pick))
+    (tmp_path / 'photos' / 'metadata.jsonl').write_text(
+        '\n'.join(json.dumps(r | dict(text=f'{r["file_name"]} {r["text"]}')) for r in pick)
+    )
     ws = create_workspace(tmp_path/'ws', resolution='40x56')
     import_photos(ws, tmp_path/'photos', progress=plain)
     name = {i: p.split(' ')[0] for i, p in zip(ws.table('prompts').real_image_id, ws.table('prompts').prompt)}
-    found = {frozenset((name[a], name[b])) for a, b in zip(ws.table('duplicates').image_id, ws.table('duplicates').other_id)}
+    found = {
+        frozenset((name[a], name[b])) for a, b in zip(ws.table('duplicates').image_id, ws.table('duplicates').other_id)
+    }
     assert known <= found and len(found) <= len(known) + 1, found - known
 
 
@@ -180,7 +223,8 @@ def test_heif_is_read_where_a_reader_is_installed_and_else_says_which(test_data,
     from hgdpo_curate import UserError
     from hgdpo_curate.images.photos import read_photo
     opened = []
-    monkeypatch.setitem(sys.modules, 'pi_heif', types.SimpleNamespace(register_heif_opener=lambda: opened.append(1)))   # a stand-in: only that it is asked
+    # a stand-in: only that it is asked
+    monkeypatch.setitem(sys.modules, 'pi_heif', types.SimpleNamespace(register_heif_opener=lambda: opened.append(1)))
     file = test_data/'photos'/'awkward'/'pillow'/'hopper.heif'
     with pytest.raises(UserError, match='pi-heif'): read_photo(file)
     assert opened
@@ -190,9 +234,15 @@ def test_a_withdrawal_is_not_undone_by_a_copy_elsewhere(tmp_path):
     import json
     import shutil
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.mannequins import export_photos
+    from hgdpo_curate.toy.drawings import export_photos
     here = export_photos(tmp_path/'here', 2, seed=4)
-    def state(folder, consent): (folder/'metadata.jsonl').write_text('\n'.join(json.dumps(json.loads(x) | dict(consent=consent)) for x in (folder/'metadata.jsonl').read_text().splitlines()))
+    def state(folder, consent):
+        (folder / 'metadata.jsonl').write_text(
+            '\n'.join(
+                json.dumps(json.loads(x) | dict(consent=consent))
+                for x in (folder / 'metadata.jsonl').read_text().splitlines()
+            )
+        )
     state(here, 'withdrawn')
     ws = create_workspace(tmp_path/'ws', resolution='40x56')
     import_photos(ws, here, progress=plain)
@@ -209,20 +259,33 @@ def test_a_gps_position_is_reported_and_not_in_the_copy(tmp_path, capsys):
     "In the EXIF block and in XMP; the photo itself is not touched."
     import json
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.mannequins import draw_person
+    from hgdpo_curate.toy.drawings import draw_person
     from PIL import Image
     folder = tmp_path/'photos'
     folder.mkdir()
     exif = Image.Exif()
-    exif.get_ifd(0x8825).update({1: 'N', 2: (52., 31., 12.), 3: 'E', 4: (13., 24., 36.)})
+    exif.get_ifd(0x8825).update(
+        {
+            1: 'N',
+            2: (52.0, 31.0, 12.0),
+            3: 'E',
+            4: (13.0, 24.0, 36.0),
+        }
+    )
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description exif:GPSLatitude="52,31.2N"/></x:xmpmeta>'
-    for n, more in enumerate((dict(exif=exif), dict(xmp=xmp), {})): draw_person(n).pil().resize((80, 112)).save(folder/f'{n}.jpg', **more)
-    (folder/'metadata.jsonl').write_text('\n'.join(json.dumps(dict(file_name=f'{n}.jpg', text=f'person {n}')) for n in range(3)))
+    for n, more in enumerate((dict(exif=exif), dict(xmp=xmp), {})):
+        draw_person(n).pil().resize((80, 112)).save(folder/f'{n}.jpg', **more)
+    (folder / 'metadata.jsonl').write_text(
+        '\n'.join(json.dumps(dict(file_name=f'{n}.jpg', text=f'person {n}')) for n in range(3))
+    )
     ws = create_workspace(tmp_path/'ws', resolution='80x112')
     report = import_photos(ws, folder, progress=plain)
     assert report.with_position == 2 and 'GPS position' in str(report)
-    assert ws.table('photo_facts').merge(ws.table('images')[['image_id', 'prompt_id']]).merge(ws.table('prompts')[['prompt_id', 'prompt']]).sort_values('prompt').exif_gps.tolist() == ['present', 'present', '']
+    assert ws.table('photo_facts').merge(ws.table('images')[['image_id', 'prompt_id']]).merge(
+        ws.table('prompts')[['prompt_id', 'prompt']]
+    ).sort_values('prompt').exif_gps.tolist() == ['present', 'present', '']
     for path in ws.table('images').path:
         copy = (ws.root/path).read_bytes()
-        with Image.open(ws.root/path) as im: assert not dict(im.getexif()) and not {'exif', 'xmp', 'XML:com.adobe.xmp'} & set(im.info)
+        with Image.open(ws.root/path) as im:
+            assert not dict(im.getexif()) and not {'exif', 'xmp', 'XML:com.adobe.xmp'} & set(im.info)
         assert b'GPS' not in copy and b'eXIf' not in copy

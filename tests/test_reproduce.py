@@ -1,4 +1,8 @@
-"""A table of the paper at its smallest size, by the command that a user types: every arm is trained and measured, and what a table must say it says. What the orderings came to is in benchmarks/RESULTS.md."""
+"""A table of the paper at its smallest size, by the command that a user types.
+
+Every arm is trained and measured, and what a table must say it says. What the orderings came to is in
+benchmarks/RESULTS.md.
+"""
 import contextlib
 import io
 import json
@@ -17,7 +21,8 @@ from hgdpo_curate.evaluate.reproduce import reproduce_table
 def tables(tmp_path_factory):
     from hgdpo_curate.cli import main
     folder = tmp_path_factory.mktemp('tables')/'tables'
-    with contextlib.redirect_stdout(io.StringIO()) as said: assert main(['evaluate', '--workspace', str(folder), '--table', 'stages', '--quick']) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(['evaluate', '--workspace', str(folder), '--table', 'stages', '--quick']) == 0
     return folder, said.getvalue()
 
 
@@ -26,16 +31,26 @@ def test_every_arm_is_trained_once_and_measured_on_the_same_fresh_prompts(tables
     figures = pd.read_parquet(folder/'stages'/'seed-1.parquet')
     plain = figures[figures.against == '']
     assert set(plain.arm) == {r.name for r in STAGES.rows} and set(figures.images) == {20}
-    assert plain[plain.metric.isin(['score', 'frechet', 'anatomy_failures', 'prompt_accuracy', 'detail', 'sharpness'])].value.notna().all()
+    assert (
+        plain[plain.metric.isin(['score', 'frechet', 'anatomy_failures', 'prompt_accuracy', 'detail', 'sharpness'])]
+        .value.notna()
+        .all()
+    )
     gains = figures[figures.against != '']
-    assert {(o.better, o.worse, o.metric) for o in STAGES.orderings} == set(zip(gains.arm, gains.against, gains.metric)) and gains.value.notna().all()
+    assert {(o.better, o.worse, o.metric) for o in STAGES.orderings} == set(
+        zip(gains.arm, gains.against, gains.metric)
+    ) and gains.value.notna().all()
     ws = open_workspace(folder/'seed-1')
     split = load_split(ws)
     assert not {*split['test'].prompt_id} & {*split['easy'].prompt_id}
     one, other = (ws.root/'runs'/r/'easy'/'metrics.parquet' for r in ('curriculum', 'sft_after_normal'))
-    assert one.read_bytes() == other.read_bytes()                                 # the easy stage of the one is that of the other, not trained again
-    bases = {json.loads(f.read_text())['base_hash'] for f in ws.root.glob('runs/*/config.json') if f.parent.name != 'sft'}
-    assert len(bases) == 1 and 'sft' in ws.config['base_model']                  # one base per seed, fine-tuned on its photos, for all arms
+    # the easy stage of the one is that of the other, not trained again
+    assert one.read_bytes() == other.read_bytes()
+    bases = {
+        json.loads(f.read_text())['base_hash'] for f in ws.root.glob('runs/*/config.json') if f.parent.name != 'sft'
+    }
+    # one base per seed, fine-tuned on its photos, for all arms
+    assert len(bases) == 1 and 'sft' in ws.config['base_model']
 
 
 def test_the_table_says_what_is_missing_and_shows_the_papers_figures_beside(tables):
@@ -44,23 +59,41 @@ def test_the_table_says_what_is_missing_and_shows_the_papers_figures_beside(tabl
     assert all(f'| {o} | **' in said for o in STAGES.orderings)
     from test_demo import assert_tables_are_whole
     assert_tables_are_whole((folder/'stages'/'table.md').read_text())
-    for name in ('table.md', 'table.parquet', 'points.png', 'grid-1.png'): assert (folder/'stages'/name).stat().st_size > 100
+    for name in ('table.md', 'table.parquet', 'points.png', 'grid-1.png'):
+        assert (folder/'stages'/name).stat().st_size > 100
 
 
 def test_directions_that_hold_at_any_size(tables):
-    "Of the data: winners come closer to their photos from stage to stage. Of the training: each stage learns to prefer its winners. Of the rules: the text encoder's LoRA acts near noise only, so it changes less than the stages do."
+    """Of the data: winners come closer to their photos from stage to stage.
+
+    Of the training: each stage learns to prefer its winners. Of the rules: the text encoder's LoRA acts near noise
+    only, so it changes less than the stages do.
+    """
     from hgdpo_curate.evaluate.features import load_pixels
     folder, _ = tables
     ws = open_workspace(folder/'seed-1')
     split, im = load_split(ws), open_workspace(folder/'seed-1').table('images')
     photo = im[im.domain == 'real'].drop_duplicates('prompt_id').set_index('prompt_id').path
-    far = lambda pairs, who: np.abs(load_pixels(ws, pairs[f'{who}_path']).astype(float) - load_pixels(ws, photo.loc[pairs.prompt_id])).mean()
-    assert far(split['hard'], 'winner') < far(split['hard'], 'loser') < far(split['normal'], 'loser')      # t1, t4..t7, plain generation
-    assert (split['easy'].winner_score > split['easy'].loser_score).all() and (split['normal'].winner_score >= split['normal'].loser_score).all()
+    far = lambda pairs, who: np.abs(
+        load_pixels(ws, pairs[f'{who}_path']).astype(float) - load_pixels(ws, photo.loc[pairs.prompt_id])
+    ).mean()
+    # t1, t4..t7, plain generation
+    assert far(split['hard'], 'winner') < far(split['hard'], 'loser') < far(split['normal'], 'loser')
+    assert (split['easy'].winner_score > split['easy'].loser_score).all() and (
+        split['normal'].winner_score >= split['normal'].loser_score
+    ).all()
     log = pd.read_parquet(ws.root/'runs'/'curriculum'/'easy'/'metrics.parquet')
     assert abs(log.loss[0] - np.log(2)) < 1e-4 and log.margin.tail(4).mean() > 0
-    rgb = pd.read_parquet(folder/'stages'/'seed-1.parquet').query("metric == 'rgb_distance' and against == ''").set_index('arm').value
-    assert rgb['base'] == 0 < abs(rgb['hard + text encoder'] - rgb['hard']) + 1e-9 and abs(rgb['hard + text encoder'] - rgb['hard']) < rgb['hard']
+    rgb = (
+        pd.read_parquet(folder / 'stages' / 'seed-1.parquet')
+        .query("metric == 'rgb_distance' and against == ''")
+        .set_index('arm')
+        .value
+    )
+    assert (
+        rgb['base'] == 0 < abs(rgb['hard + text encoder'] - rgb['hard']) + 1e-9
+        and abs(rgb['hard + text encoder'] - rgb['hard']) < rgb['hard']
+    )
 
 
 def test_a_finished_table_is_only_read_and_a_folder_keeps_its_size(tables):
@@ -76,7 +109,8 @@ def cells_of(lines): # of a Markdown table -> {(row, column): cell}
     return {(r[0], c): v for r in rows for c, v in zip(head[1:], r[1:])}
 
 
-def table_in(text, begins): return [line for line in text[text.index(begins):].split('\n\n')[0].splitlines() if line.startswith('|')]
+def table_in(text, begins):
+    return [line for line in text[text.index(begins):].split('\n\n')[0].splitlines() if line.startswith('|')]
 
 
 def test_the_published_figures_are_those_of_the_seeds_that_are_kept():

@@ -11,7 +11,13 @@ import pytest
 import torch
 from conftest import quiet
 
-KW = dict(preset='mannequin', train_batch_size=2, max_train_steps=6, checkpointing_steps=2, report_to='none')
+KW = dict(
+    preset='mannequin',
+    train_batch_size=2,
+    max_train_steps=6,
+    checkpointing_steps=2,
+    report_to='none',
+)
 STAGES = ('easy', 'normal', 'hard', 'text_encoder')
 
 
@@ -26,7 +32,9 @@ def finished(finished, tmp_path_factory):
 
 def adapters(run):
     from hgdpo_curate.adapters import read_lora
-    return {f'{s}.{part}.{k}': v for s in (*STAGES, 'final') for part, d in read_lora(run/s).items() for k, v in d.items()}
+    return {
+        f'{s}.{part}.{k}': v for s in (*STAGES, 'final') for part, d in read_lora(run / s).items() for k, v in d.items()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +64,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished, uninterrupted,
 def train_and_die(root, stage, step, threads):
     "In a process of its own: train, and be killed right after a step."
     torch.set_num_threads(threads)
-    from hgdpo_curate.train import curriculum
+    from hgdpo_curate.train.presets import curriculum
     real = curriculum.train_step
 
     def dying(run):
@@ -68,30 +76,51 @@ def train_and_die(root, stage, step, threads):
 
 
 def test_a_run_killed_at_five_random_steps_of_each_stage_resumes_to_the_same_weights(finished, uninterrupted):
-    "kill -9 from inside, at steps drawn once for all; what was not in a checkpoint yet is trained again. The processes share one import of the libraries."
+    """kill -9 from inside, at steps drawn once for all; what was not in a checkpoint yet is trained again.
+
+    The processes share one import of the libraries.
+    """
     import multiprocessing
 
     import pandas as pd
 
     from hgdpo_curate import train_curriculum
     rng, fresh = np.random.default_rng(20261124), multiprocessing.get_context('forkserver')
-    fresh.set_forkserver_preload(['hgdpo_curate.train.curriculum', 'peft', 'diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion', 'diffusers.optimization'])
+    fresh.set_forkserver_preload(
+        [
+            'hgdpo_curate.train.curriculum',
+            'peft',
+            'diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion',
+            'diffusers.optimization',
+        ]
+    )
     for stage in STAGES:
         for step in sorted(rng.choice(np.arange(1, 7), 5, replace=False)):
-            process = fresh.Process(target=train_and_die, args=(str(finished.root), stage, int(step), torch.get_num_threads()))
-            process.start(); process.join()
+            process = fresh.Process(
+                target=train_and_die, args=(str(finished.root), stage, int(step), torch.get_num_threads())
+            )
+            process.start()
+            process.join()
             assert process.exitcode == -signal.SIGKILL, (stage, step, process.exitcode)
     assert same(adapters(train_curriculum(finished, run='killed', progress=quiet, **KW)), uninterrupted)
-    assert [*pd.read_parquet(finished.root/'runs'/'killed'/'easy'/'metrics.parquet').step] == [1, 2, 3, 4, 5, 6]           # no step twice, none missing
+    # no step twice, none missing
+    assert [*pd.read_parquet(finished.root/'runs'/'killed'/'easy'/'metrics.parquet').step] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_kill_from_outside_at_any_moment_leaves_a_run_that_goes_on(finished, uninterrupted):
     from hgdpo_curate import train_curriculum
-    code = f'import torch; torch.set_num_threads({torch.get_num_threads()})\nfrom hgdpo_curate import train_curriculum\ntrain_curriculum({str(finished.root)!r}, run="shot", **{KW!r})'
+    code = (f'import torch; torch.set_num_threads({torch.get_num_threads()})\nfrom hgdpo_curate import '
+            f'train_curriculum\ntrain_curriculum({str(finished.root)!r}, run="shot", **{KW!r})')
     process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
     until = time.time() + 180
-    while not list((finished.root/'runs'/'shot').glob('*/checkpoints/step-*.pt')) and time.time() < until and process.poll() is None: time.sleep(.02)
-    os.kill(process.pid, signal.SIGKILL); process.wait()
+    while (
+        not list((finished.root / 'runs' / 'shot').glob('*/checkpoints/step-*.pt'))
+        and time.time() < until
+        and process.poll() is None
+    ):
+        time.sleep(.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     assert process.returncode == -signal.SIGKILL, 'the run ended before it could be killed'
     assert same(adapters(train_curriculum(finished, run='shot', progress=quiet, **KW)), uninterrupted)
 
@@ -101,7 +130,16 @@ def test_resume_with_fixed_draws_and_a_best_adapter_is_exact_too(finished):
     from conftest import Chance
 
     from hgdpo_curate import train_curriculum
-    kw = KW | dict(preset='mannequin', control='easy_only', fixed_draws=2, validation_steps=2, keep_best='chance', scorer=Chance(), max_train_steps=9, **{'inference.steps': 2})
+    kw = KW | dict(
+        preset='mannequin',
+        control='easy_only',
+        fixed_draws=2,
+        validation_steps=2,
+        keep_best='chance',
+        scorer=Chance(),
+        max_train_steps=9,
+        **{'inference.steps': 2},
+    )
     runs = [train_curriculum(finished, run='best', progress=quiet, **kw)]
     count = 0
 
@@ -122,7 +160,8 @@ def test_resume_with_fixed_draws_and_a_best_adapter_is_exact_too(finished):
 
 def test_resume_refuses_another_configuration_and_a_changed_split(finished, copy_of, uninterrupted):
     from hgdpo_curate import UserError, train_curriculum
-    with pytest.raises(UserError, match='--run'): train_curriculum(finished, run='whole', progress=quiet, **KW | dict(beta_dpo=9.))
+    with pytest.raises(UserError, match='--run'):
+        train_curriculum(finished, run='whole', progress=quiet, **KW | dict(beta_dpo=9.))
     ws = copy_of(finished)
     file = ws.root/'splits'/'v1'/'easy.parquet'
     file.write_bytes(file.read_bytes()[:-1] + b'x')
@@ -131,20 +170,42 @@ def test_resume_refuses_another_configuration_and_a_changed_split(finished, copy
 
 def stage_run(ws, stage, start=None, **kw):
     from hgdpo_curate.curate.pairs import load_split
-    from hgdpo_curate.models import load_pipeline, model_hash
+    from hgdpo_curate.pipelines import load_pipeline, model_hash
     from hgdpo_curate.train.cache import TrainingCache
     from hgdpo_curate.train.presets import load_preset
-    from hgdpo_curate.train.step import StageRun
+    from hgdpo_curate.train.trainer import StageTrainer
     base = ws.base_model
-    pipe, cache, preset, data = load_pipeline(base, 'cpu'), TrainingCache(ws, model_hash(base)), load_preset('mannequin', train_batch_size=2, learning_rate=1e-2, report_to='none', **kw), load_split(ws)
+    pipe, cache, preset, data = (
+        load_pipeline(base, 'cpu'),
+        TrainingCache(ws, model_hash(base)),
+        load_preset(
+            'mannequin',
+            train_batch_size=2,
+            learning_rate=1e-2,
+            report_to='none',
+            **kw,
+        ),
+        load_split(ws),
+    )
     files = {h: p for w in ('winner', 'loser') for h, p in zip(data['easy'][f'{w}_sha256'], data['easy'][f'{w}_path'])}
     cache.fill(pipe, files, data['easy'].prompt, progress=quiet)
-    return StageRun(pipe, cache, preset.stage(stage), data['easy'], ws.root/'runs'/'one'/stage, preset, start, 'mark', progress=quiet)
+    return StageTrainer(
+        pipe,
+        cache,
+        preset.stage(stage),
+        data['easy'],
+        ws.root / 'runs' / 'one' / stage,
+        preset,
+        start,
+        'mark',
+        progress=quiet,
+    )
 
 
 def test_the_reference_never_moves_also_after_resume(finished, copy_of):
     from hgdpo_curate.adapters import adapter_state
-    from hgdpo_curate.train.step import pass_loss, places_of, resume, save_checkpoint, train_step
+    from hgdpo_curate.train.batches import places_of
+    from hgdpo_curate.train.trainer import pass_loss, resume, save_checkpoint, train_step
     ws = copy_of(finished)
     easy = stage_run(ws, 'easy')
     for _ in range(2): train_step(easy)
@@ -157,13 +218,23 @@ def test_the_reference_never_moves_also_after_resume(finished, copy_of):
     save_checkpoint(run)
     again = stage_run(ws, 'normal', start)
     assert resume(again) == 3
-    train_step(again); train_step(run)
+    train_step(again)
+    train_step(run)
     for r in (run, again):
         assert all(torch.equal(v, start['unet'][k]) for k, v in adapter_state(r.pipe.unet, 'reference').items())
         assert any((v != start['unet'][k]).any() for k, v in adapter_state(r.pipe.unet).items())
-        assert sum(p.numel() for p in r.pipe.unet.parameters() if p.requires_grad) == trained == sum(v.numel() for v in start['unet'].values())
-    assert all(torch.equal(a, b) for a, b in zip(adapter_state(run.pipe.unet).values(), adapter_state(again.pipe.unet).values()))
-    base, plain = (torch.cat([p.flatten() for n, p in r.pipe.unet.named_parameters() if '.lora_' not in n]) for r in (easy, run))
+        assert (
+            sum(p.numel() for p in r.pipe.unet.parameters() if p.requires_grad)
+            == trained
+            == sum(v.numel() for v in start['unet'].values())
+        )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(adapter_state(run.pipe.unet).values(), adapter_state(again.pipe.unet).values())
+    )
+    base, plain = (
+        torch.cat([p.flatten() for n, p in r.pipe.unet.named_parameters() if '.lora_' not in n]) for r in (easy, run)
+    )
     assert torch.equal(base, plain)                               # and base itself lies still
 
 
@@ -171,7 +242,7 @@ def test_a_full_disk_and_a_second_ctrl_c_leave_the_last_checkpoint_intact(finish
     import errno
 
     from hgdpo_curate import UserError
-    from hgdpo_curate.train.step import resume, save_checkpoint, train_step
+    from hgdpo_curate.train.trainer import resume, save_checkpoint, train_step
     ws = copy_of(finished)
     run = stage_run(ws, 'easy', checkpoints_total_limit=1)
     for _ in range(2): train_step(run)
@@ -180,9 +251,14 @@ def test_a_full_disk_and_a_second_ctrl_c_leave_the_last_checkpoint_intact(finish
     train_step(run)
 
     def half_written(error):
-        def save(what, file): open(file, 'wb').write(b'half'); raise error
+        def save(what, file):
+            open(file, 'wb').write(b'half')
+            raise error
         return save
-    for error, seen in ((OSError(errno.ENOSPC, 'No space left on device'), UserError), (KeyboardInterrupt(), KeyboardInterrupt)):
+    for error, seen in (
+        (OSError(errno.ENOSPC, 'No space left on device'), UserError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
         monkeypatch.setattr(torch, 'save', half_written(error))
         with pytest.raises(seen, match='disk is full' if seen is UserError else None): save_checkpoint(run)
         monkeypatch.undo()
@@ -191,7 +267,7 @@ def test_a_full_disk_and_a_second_ctrl_c_leave_the_last_checkpoint_intact(finish
 
 
 def test_only_the_newest_checkpoints_are_kept(finished, copy_of):
-    from hgdpo_curate.train.step import save_checkpoint, train_step
+    from hgdpo_curate.train.trainer import save_checkpoint, train_step
     run = stage_run(copy_of(finished), 'easy', checkpoints_total_limit=2)
     for _ in range(4):
         train_step(run)
