@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'UsageError', 'short_id', 'file_sha256', 'prompt_id_of', 'atomic_path', 'write_text', 'write_json',
-           'read_json']
+           'read_json', 'refuses']
 
 # %% ../nbs/0_base/00_files.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, errno, hashlib, json, os, shutil, uuid
@@ -82,3 +82,13 @@ def read_json(path, default=None):
     "Read a JSON file, or give `default` where there is none."
     p = Path(path)
     return json.loads(p.read_text(encoding='utf-8')) if p.exists() else default
+
+# %% ../nbs/0_base/00_files.ipynb #refuses
+def refuses(action, *words: str, error=UserError) -> str: # the sentence
+    "Call `action`, which must raise `error` with every one of `words` in its message. Raises `AssertionError` otherwise."
+    try: action()
+    except error as e:
+        missing = [w for w in words if w not in str(e)]
+        assert not missing, f'{missing} not in: {e}'
+        return str(e)
+    raise AssertionError('it was not refused')
