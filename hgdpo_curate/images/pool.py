@@ -161,7 +161,7 @@ def generate_pool(workspace,             # a `Workspace` or its folder
                   fold: str = 'train',      # prompts of this fold
                   steps: int = None,        # solver steps; None takes the workspace's
                   guidance: float = None,   # classifier-free guidance; None takes the workspace's
-                  batch: int = 16,          # images per U-Net call (doubled by guidance)
+                  batch: int = 16,          # images per U-Net call (doubled by guidance), 1..
                   device=None,           # torch device
                   mixed_precision='no',  # 'no', 'fp16' or 'bf16'
                   progress=None          # called as progress(total, label) -> update(n); None shows a bar
