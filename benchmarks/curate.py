@@ -211,7 +211,8 @@ def views_of(ds):
 
 def measure_rows(ws, im, out):
     "Without keypoints: build, bring up to date, decide, look. Gives the dataset and its views' milliseconds."
-    from hgdpo_curate.curate.app import build_dataset, read_reviews
+    from hgdpo_curate.curate.app import read_reviews
+    from hgdpo_curate.curate.dataset import build_dataset
     from hgdpo_curate.curate.operators import decide_samples
     out['build'], ds = timed(lambda: build_dataset(ws))
     out['plain add_samples'] = plain_way(ws, False)
@@ -233,7 +234,7 @@ def measure_rows(ws, im, out):
 
 def measure_keypoints(ws, im, out):
     "The same rows with a skeleton each."
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     add_keypoints(ws, im)
     out['build with keypoints'], ds = timed(lambda: build_dataset(ws, fresh=True))
     change(ws, im, 100)

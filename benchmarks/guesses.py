@@ -6,9 +6,11 @@ The recipe of the tables stays as it is; what differs per arm stands beside it."
 import argparse
 
 from hgdpo_curate.evaluate.measures import label
-from hgdpo_curate.evaluate.compare import compare_arms, run_arm
-from hgdpo_curate.evaluate.reproduce import make_world, SIZES
-from hgdpo_curate.evaluate.results import frozen_test_prompts, to_markdown
+from hgdpo_curate.evaluate.candidates import run_arm
+from hgdpo_curate.evaluate.compare import compare_arms
+from hgdpo_curate.evaluate.reproduce import make_world, TABLE_SIZES
+from hgdpo_curate.evaluate.candidates import frozen_test_prompts
+from hgdpo_curate.evaluate.results import to_markdown
 from hgdpo_curate.show import Steps
 from hgdpo_curate.train.curriculum import train_curriculum
 
@@ -34,7 +36,7 @@ def main(folder):
     say = Steps(
         dict.fromkeys(['photos', 'base', 'image pool', 'reconstructions', 'scores', *ARMS, 'evaluation'], 1), 'guesses'
     )
-    ws = make_world(folder, SEED, SIZES['full'], say)
+    ws = make_world(folder, SEED, TABLE_SIZES['full'], say)
     for arm, (control, fields) in ARMS.items():
         say(arm)
         train_curriculum(
@@ -60,7 +62,7 @@ def main(folder):
         extractor='tiny',
         batch=32,
     )
-    print(to_markdown(found.table, float(found.seen_photos['sharpness'].mean()), {m: label(m) for m in SHOWN}))
+    print(to_markdown(found.table, float(found.photo_measurements['sharpness'].mean()), {m: label(m) for m in SHOWN}))
     for better, worse in PAIRS:
         gains = {
             m: found.gain(m, better, worse)

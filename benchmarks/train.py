@@ -149,8 +149,7 @@ def count_flops(config, size, name, xl=False):
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from hgdpo_curate.train.batches import places_of
-    from hgdpo_curate.train.trainer import pass_loss
+    from hgdpo_curate.train.batches import step_indices
     with torch.device('meta'): unet = UNet2DConditionModel(**config)
     unet.requires_grad_(False)
 
@@ -185,7 +184,7 @@ def count_flops(config, size, name, xl=False):
             1,
             xl,
         )
-        online = flops(lambda: pass_loss(run, places_of(0, 1))[0].backward())/one
+        online = flops(lambda: run.pass_loss(step_indices(0, 1)).loss.backward())/one
         run.close()
         run = stage_run(
             unet,
@@ -196,8 +195,8 @@ def count_flops(config, size, name, xl=False):
             xl,
             fixed_draws=1,
         )
-        run.fixed.kept.zero_()
-        fixed = flops(lambda: pass_loss(run, places_of(0, 1))[0].backward())/one
+        run.pass_loss.read_batch.reference_cache.values.zero_()
+        fixed = flops(lambda: run.pass_loss(step_indices(0, 1)).loss.backward())/one
     print(f'| {name}, {size[0]}x{size[1]} | {one/1e9:.0f} GFLOP | {online:.2f} | {fixed:.2f} |')
     return online, fixed
 
@@ -504,7 +503,6 @@ def plain_way(unet, vae, text, pairs, size, batch, cached, checkpointing, dtype,
 def speed(full, batch, rounds, size):
     import copy
 
-    from hgdpo_curate.train.trainer import train_step
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     dtype = torch.bfloat16 if device == 'cuda' else torch.float32
     unet, vae, text = models(full, device, dtype)
@@ -535,9 +533,9 @@ def speed(full, batch, rounds, size):
         )
         frozen = copy.deepcopy(unet)
         ways = {
-            'ours': lambda: train_step(ours),
-            'ours, fixed draws': lambda: train_step(fixed),
-            'ours without statistics matching': lambda: train_step(without),
+            'ours': lambda: ours.train_step(),
+            'ours, fixed draws': lambda: fixed.train_step(),
+            'ours without statistics matching': lambda: without.train_step(),
             'plain: VAE and text encoder in the loop, checkpointing': plain_way(
                 copy.deepcopy(unet),
                 vae,
@@ -576,7 +574,7 @@ def speed(full, batch, rounds, size):
                     torch.cuda.synchronize()
                     peak[name] = torch.cuda.max_memory_allocated()/2**30
                 if r >= 2: took[name].append(time.perf_counter() - began)
-        waited = [f['data_seconds']/f['seconds'] for f in ours.watch.rows[2:]]
+        waited = [f.data_seconds/f.seconds for f in ours.logger.rows[2:]]
     report(
         took,
         peak,
@@ -620,7 +618,7 @@ def caching(n=64):
     from hgdpo_curate import models as m
     from hgdpo_curate.toy.drawings import draw_person
     from hgdpo_curate.pipelines import load_pipeline
-    from hgdpo_curate.toy.networks import random_sd15
+    from hgdpo_curate.toy.layouts import random_sd15
     from hgdpo_curate.train.cache import TrainingCache
     from hgdpo_curate.workspace import create_workspace
     with tempfile.TemporaryDirectory() as d:

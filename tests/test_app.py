@@ -10,7 +10,7 @@ def ws(finished, copy_of): return copy_of(finished)
 
 @pytest.fixture
 def built(ws):
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     ds = build_dataset(ws, 'chance')
     yield ds
     if not ds.deleted: ds.delete()
@@ -51,7 +51,7 @@ def test_the_pool_is_grouped_by_prompt_with_the_best_score_first(built):
 
 def test_dropping_and_rebuilding_loses_nothing(ws, built):
     from hgdpo_curate import read_reviews
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     sample = built.load_saved_view('real: to review').first()
     sample.tags.append('approve')
     sample.save()
@@ -78,12 +78,12 @@ def test_a_tag_set_through_the_api_comes_back_as_a_row(ws, built):
     flag = ws.table('flags').iloc[-1]
     assert (flag.image_id, flag.flag, flag.status, flag.source) == (pool.image_id, 'extra_limb', 'confirmed', 'human')
     assert read_reviews(ws)[0] == 0                                                # read again: nothing new
-    from hgdpo_curate.curate.pairs import pairs_of
+    from hgdpo_curate.curate.splits import pairs_of
     assert pool.image_id not in set(pairs_of(ws, 'chance')['easy'].winner_id)        # a confirmed fault never wins
 
 
 def test_decisions_not_yet_read_back_survive_a_rebuild(ws, built):
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     sample = built.load_saved_view('real: to review').first()
     sample.tags.append('reject')
     sample.save()
@@ -95,7 +95,7 @@ def test_decisions_not_yet_read_back_survive_a_rebuild(ws, built):
 
 def test_the_last_tag_decides_and_a_removed_one_takes_it_back(ws, built):
     from hgdpo_curate import read_reviews
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     def say(*tags):
         photo.reload()
         photo.tags = list(tags)
@@ -120,7 +120,7 @@ def test_the_last_tag_decides_and_a_removed_one_takes_it_back(ws, built):
 
 
 def test_a_rejected_pair_is_dropped_and_a_swapped_one_turned_round(ws):
-    from hgdpo_curate.curate.pairs import draft_pairs
+    from hgdpo_curate.curate.splits import draft_pairs
     drafted = draft_pairs(ws, scorer='chance')['easy']
     rows = ws.table('pairs').query("stage == 'easy'").set_index('prompt_id').loc[drafted.prompt_id]
     ws.append(

@@ -319,7 +319,7 @@ def test_a_stage_without_pairs_says_so(finished, copy_of):
 
 def test_ctrl_c_exits_with_130_and_keeps_what_was_made(empty, photos, random_base):
     import_photos(empty, photos, progress=plain)
-    code = ("import contextlib, os, signal, sys, hgdpo_curate.images.pool as p\n"
+    code = ("import contextlib, os, signal, sys, hgdpo_curate.images.jobs as p\n"
             "@contextlib.contextmanager\ndef bar(*a): yield lambda n: os.kill(os.getpid(), signal.SIGINT)\n"
             # whoever starts the tests in the background may have it ignored
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -354,7 +354,7 @@ def test_the_networks_of_the_package_refuse_real_photographs(finished, copy_of, 
 
 
 def test_scores_that_are_not_whole_make_no_pairs(finished, copy_of):
-    from hgdpo_curate.curate.pairs import pairs_of
+    from hgdpo_curate.curate.splits import pairs_of
     ws = copy_of(finished)
     scores = ws.table('scores').query("scorer == 'chance'")
     pool = ws.table('images').query("domain == 'generated'").image_id

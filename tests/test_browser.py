@@ -219,7 +219,7 @@ def test_a_digit_flags_and_zero_clears(world):
 
 
 def test_a_pair_is_swapped_and_trained_that_way(world):
-    from hgdpo_curate.curate.pairs import pairs_of
+    from hgdpo_curate.curate.splits import pairs_of
     ws, me = world
     me.see('pairs-easy')
     before = pairs_of(ws)['easy'].set_index('prompt_id')

@@ -5,6 +5,7 @@ Computed from the files, asked from people, never invented, never a way in for t
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,11 +17,11 @@ from hypothesis import given, settings, strategies as st
 
 from hgdpo_curate import UserError, forget, load_split, make_card, write_model_card
 from hgdpo_curate.cli import main
-from hgdpo_curate.document.answers import answers_file, QUESTIONS, read_answers, write_questions
+from hgdpo_curate.document.answers import answers_file, CARD_QUESTIONS, read_answers, write_questions
+from hgdpo_curate.document.contents import channel_statistics, latent_files, leakage, read_latents
 from hgdpo_curate.document.data_card import card_text, draw_pairs
 from hgdpo_curate.document.croissant import check_croissant, read_pairs
-from hgdpo_curate.document.facts import agreement, cohen_kappa, leakage, split_facts
-from hgdpo_curate.document.latents import channel_statistics, latent_files, read_latents
+from hgdpo_curate.document.facts import cohen_kappa, facts_json, rule_agreement, split_facts
 from hgdpo_curate.document.pages import escape, to_html
 from hgdpo_curate.files import read_json
 
@@ -30,7 +31,7 @@ def answer(ws, **said):
     write_questions(ws)
     file = answers_file(ws)
     text = file.read_text()
-    for k, v in (said or dict.fromkeys(QUESTIONS, 'something')).items():
+    for k, v in (said or dict.fromkeys(CARD_QUESTIONS, 'something')).items():
         text = re.sub(rf'^{k}: .*$', lambda m, k=k, v=v: yaml.safe_dump({k: v}, width=10**6).strip(), text, flags=re.M)
     file.write_text(text)
 
@@ -116,14 +117,15 @@ def test_croissant_is_valid_and_its_record_sets_are_the_pairs(lived_in):
 def test_croissant_types_no_review_and_no_period_that_nobody_gave(lived_in, copy_of, facts):
     from datetime import datetime
     from hgdpo_curate.document.croissant import responsible_ai
-    none = responsible_ai(facts | dict(reviewing=facts['reviewing'] | dict(reviewers=0, items=0, words=0)), {})
+    reviewed = lambda **n: replace(facts, reviewing=replace(facts.reviewing, **n))
+    none = responsible_ai(reviewed(reviewers=0, items=0, words=0), {})
     assert (
         none['annotations_per_item'].startswith('0')
         and 'FiftyOne' not in str(none['data_annotation_platform'])
         and none['data_collection_timeframe'] is None
     )
     one = responsible_ai(
-        facts | dict(reviewing=facts['reviewing'] | dict(reviewers=2, items=4, words=6)),
+        reviewed(reviewers=2, items=4, words=6),
         dict(collection_period='2024-05-01 to 2025-02-28'),
     )
     assert one['annotations_per_item'].startswith('1.50 people') and one['data_collection_timeframe'] == [
@@ -144,23 +146,24 @@ def test_croissant_types_no_review_and_no_period_that_nobody_gave(lived_in, copy
 
 def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
     data, im = load_split(lived_in), lived_in.table('images').set_index('image_id')
-    assert facts['pairs'] == {s: len(data[s]) for s in ('easy', 'normal', 'hard')} and facts['sha256'] == {
-        k: v for k, v in data['info']['sha256'].items()
-    }
-    assert sum(n for _, n in facts['levels']['normal']) == len(data['normal']) and dict(facts['levels']['normal']) == {
+    assert facts.pairs == {s: len(data[s]) for s in ('easy', 'normal', 'hard')}
+    assert facts.sha256 == data['info']['sha256']
+    assert sum(n for _, n in facts.levels['normal']) == len(data['normal'])
+    assert dict(facts.levels['normal']) == {
         f't = {t}': n for t, n in im.timestep[data['normal'].winner_id].value_counts().items()
     }
-    assert dict(facts['levels']['hard']) == ({'t = 100': len(data['hard'])} if len(data['hard']) else {})
-    assert facts['margins']['easy']['margin'][2] == pytest.approx(
+    assert dict(facts.levels['hard']) == ({'t = 100': len(data['hard'])} if len(data['hard']) else {})
+    assert facts.margins['easy'].margin[2] == pytest.approx(
         (data['easy'].winner_score - data['easy'].loser_score).median()
     )
-    assert facts['filter']['cut'] == sum(d['reason'].startswith('filter') for d in data['info']['dropped']['normal'])
+    assert facts.filter.cut == sum(d['reason'].startswith('filter') for d in data['info']['dropped']['normal'])
     assert (
-        facts['versions']['torch'] != 'not installed'
-        and facts['reviewing']['reviewers'] == 1
-        and facts['stated']['licence'][0][0] == 'CC0-1.0'
+        facts.versions['torch'] != 'not installed'
+        and facts.reviewing.reviewers == 1
+        and facts.stated.licence[0][0] == 'CC0-1.0'
     )
-    json.dumps(facts)
+    plain = json.loads(facts_json(facts))
+    assert plain['pairs'] == facts.pairs and plain['margins']['easy']['margin'] == facts.margins['easy'].margin
 
 
 def test_sizes_of_images_are_those_of_the_table_whatever_the_settings_say(lived_in, copy_of):
@@ -178,7 +181,7 @@ def test_sizes_of_images_are_those_of_the_table_whatever_the_settings_say(lived_
         f'in pixels: 40x56 ({n - 2}), 48x56 (1), 64x64 (1).' in text
         or f'in pixels: 40x56 ({n - 2}), 64x64 (1), 48x56 (1).' in text
     )
-    real = f'40x56 ({split_facts(ws)["photos"] - 1}), 64x64 (1) pixels'
+    real = f'40x56 ({split_facts(ws).photos - 1}), 64x64 (1) pixels'
     assert (
         f'fitted around the person to {real}' in text
         and f'fitted to {real}' in card.with_name('croissant.json').read_text()
@@ -190,11 +193,7 @@ def test_leakage_between_folds_is_found_when_planted(lived_in, copy_of):
     data = load_split(ws)
     clean = leakage(ws, data)
     assert (
-        clean['near_duplicates_across']
-        == clean['captions_in_both']
-        == clean['files_in_both']
-        == clean['prompts_in_both']
-        == 0
+        clean.near_duplicates_across == clean.captions_in_both == clean.files_in_both == clean.prompts_in_both == 0
     )
     pr = ws.table('prompts').set_index('prompt_id')
     train, test = data['easy'].prompt_id[0], data['test'].prompt_id[0]
@@ -224,7 +223,7 @@ def test_leakage_between_folds_is_found_when_planted(lived_in, copy_of):
         ws,
         data | dict(test=data['test'].assign(sha256=[data['easy'].winner_sha256[0]] + list(data['test'].sha256[1:]))),
     )
-    assert (dirty['near_duplicates_across'], dirty['captions_in_both'], dirty['files_in_both']) == (1, 1, 1)
+    assert (dirty.near_duplicates_across, dirty.captions_in_both, dirty.files_in_both) == (1, 1, 1)
 
 
 def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
@@ -235,7 +234,7 @@ def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
         b = np.where(rng.random(30) < .3, ~a, a)
         assert cohen_kappa(a, b) == pytest.approx(cohen_kappa_score(a, b))
     ws = copy_of(lived_in)
-    assert agreement(ws)['kappa'] is None                                       # too few were judged by both
+    assert rule_agreement(ws).kappa is None                                       # too few were judged by both
     ids = [
         i
         for i in ws.table('images').query("domain == 'generated'").image_id
@@ -272,9 +271,9 @@ def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
         [flag(i, 'rule', 'proposed') for i in ids[:8]]
         + [flag(i, 'human', 'confirmed' if n in (0, 1, 2, 3, 4, 5, 15) else 'cleared') for n, i in enumerate(ids)],
     )
-    got = agreement(ws)
-    assert (got['both_faulty'], got['only_rule'], got['only_human'], got['neither']) == (6, 2, 1, 11)
-    k, low, high = got['kappa']
+    got = rule_agreement(ws)
+    assert (got.both_faulty, got.only_rule, got.only_human, got.neither) == (6, 2, 1, 11)
+    k, low, high = got.kappa
     assert k == pytest.approx(cohen_kappa_score([1]*8 + [0]*12, [1]*6 + [0]*9 + [1] + [0]*4)) and low < k < high
     assert f'κ = {k:.2f}' in make_card(ws).path.read_text()
 
@@ -315,10 +314,9 @@ def test_of_a_persons_words_the_last_counts_against_the_rules(drawn):
 
 
 def test_a_card_tells_the_versions_that_froze_the_split_from_its_own(lived_in, facts):
-    from hgdpo_curate.document.data_card import provenance
     info = read_json(lived_in.root/'splits'/'v1'/'split.json')
-    assert facts['versions'] == info['versions'] and {'python', 'torch', 'accelerate'} <= set(info['versions'])
-    told = lambda **v: provenance(facts | v)
+    assert facts.versions == info['versions'] and {'python', 'torch', 'accelerate'} <= set(info['versions'])
+    told = lambda **v: card_text(replace(facts, **v), {}).split('\n## Provenance\n')[1]
     assert '| torch | 1.0 | 2.0 |' in told(
         versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1')
     ) and '| numpy | 1 |  |' in told(versions=dict(torch='1.0', numpy='1'), card_versions=dict(torch='2.0', numpy='1'))
@@ -328,22 +326,23 @@ def test_a_card_tells_the_versions_that_froze_the_split_from_its_own(lived_in, f
 
 
 def test_tags_of_the_metadata_are_not_told_as_what_people_declared(drawn):
-    from hgdpo_curate.document.facts import stated
+    from hgdpo_curate.document.contents import stated
     photo = drawn.table('photo_facts').drop(columns='at')
     drawn.append('photo_facts', [dict(r, attributes=['1girl', 'tall']) for r in photo[:1].to_dict('records')])
     said = stated(drawn.table('photo_facts'))
     assert (
-        sorted(said['tags']) == [('1girl', 1), ('tall', 1)]
-        and said['attributes']
-        and not any('tall' in k or 'tag' in k for k, _ in said['attributes'])
+        sorted(said.tags) == [('1girl', 1), ('tall', 1)]
+        and said.attributes
+        and not any('tall' in k or 'tag' in k for k, _ in said.attributes)
     )
 
 
 def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tmp_path):
     from conftest import plain
     from hgdpo_curate import import_photos
+    from hgdpo_curate.document.contents import Copies
     ws = copy_of(lived_in)
-    assert split_facts(ws)['copies'] == dict(photos=0, names=0, unrecorded=0)
+    assert split_facts(ws).copies == Copies(photos=0, names=0, unrecorded=0)
     file = winner(ws)['original']
     (tmp_path/'more').mkdir()
     for n in range(2):
@@ -357,14 +356,13 @@ def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tm
     )
     # as an older import left them
     ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(copies=None))
-    assert f'Not recorded for {split_facts(ws)["photos"]} photos' in make_card(ws).path.read_text()
+    assert f'Not recorded for {split_facts(ws).photos} photos' in make_card(ws).path.read_text()
 
 
 def test_the_card_says_by_which_method_and_at_which_distance_near_duplicates_were_found(lived_in, copy_of, monkeypatch):
-    from hgdpo_curate.document import data_card as cards
-    from hgdpo_curate.document.data_card import duplicates
+    from hgdpo_curate.images import duplicates
     ws = copy_of(lived_in)
-    told = lambda: cards.duplicates(split_facts(ws))
+    told = lambda: card_text(split_facts(ws), {}).split('\n## Duplicates and leakage\n')[1].split('\n## ')[0]
     assert (
         f'| perceptual hash | differing bits of {duplicates.HASH_BITS} | {duplicates.HASH_LIMIT} | 8 |' in told()
         and 'embedding' not in told()
@@ -382,7 +380,7 @@ def test_the_card_says_by_which_method_and_at_which_distance_near_duplicates_wer
     # 0 is a distance too
     assert duplicates.find_near_duplicates(ws, Model().embed, distance=0) < everyone*(everyone - 1)//2
     easy = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[:2]]
-    before = split_facts(ws)['leakage']['by_hand']
+    before = split_facts(ws).leakage.by_hand
     ws.append(
         'duplicates',
         [
@@ -394,13 +392,14 @@ def test_the_card_says_by_which_method_and_at_which_distance_near_duplicates_wer
             )
         ],
     )
-    assert split_facts(ws)['leakage']['by_hand'] == before + 1 and f'{before + 1} of them marked by a person' in told()
+    assert split_facts(ws).leakage.by_hand == before + 1 and f'{before + 1} of them marked by a person' in told()
     (ws.root/duplicates.COMPARED).unlink()
     assert '*not recorded' in told()
 
 
 def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_version(lived_in, copy_of):
-    from hgdpo_curate.document.facts import flags_by_kind, prompts_of, reviewing
+    from hgdpo_curate.document.contents import prompts_of
+    from hgdpo_curate.document.facts import flags_by_kind, reviewing
     ws, data = copy_of(lived_in), load_split(lived_in)
     other = ws.table('images').query("domain == 'evaluation'").image_id.iloc[0]
     photos = list(ws.table('images').query("domain == 'real'").image_id)
@@ -418,7 +417,7 @@ def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_versi
             for d, r in (('approve', 'x'), ('reject', 'y'))
         ],
     )
-    assert reviewing(ws, data, photos) == before and before['reviewers'] == 1 and before['contested'] == 0
+    assert reviewing(ws, data, photos) == before and before.reviewers == 1 and before.contested == 0
     pair = data['easy'].pair_id[0]
     ws.append(
         'reviews',
@@ -432,7 +431,7 @@ def test_people_and_quarrels_are_those_of_this_split_and_rules_carry_their_versi
             for d, r in (('approve', 'x'), ('reject', 'y'))
         ],
     )
-    assert reviewing(ws, data, photos)['contested'] == 1 and reviewing(ws, data, photos)['reviewers'] == 3
+    assert reviewing(ws, data, photos).contested == 1 and reviewing(ws, data, photos).reviewers == 3
     winner = data['easy'].winner_id[1]
     ws.append(
         'flags',
@@ -468,11 +467,10 @@ def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(liv
     assert len(latents) == len(set(data['easy'].winner_sha256) | set(data['easy'].loser_sha256))
     s = channel_statistics(lived_in, data)['easy']
     w, l = (np.stack([latents[h] for h in data['easy'][f'{x}_sha256']]) for x in ('winner', 'loser'))
-    assert s['winner_mean'] == pytest.approx(w.mean((0, 2, 3)), rel=1e-4) and 0 <= s['mean_distance'] <= 2
+    assert s.winner_mean == pytest.approx(w.mean((0, 2, 3)), rel=1e-4) and 0 <= s.mean_distance <= 2
     a, b = w.mean((0, 2, 3)), l.mean((0, 2, 3))
-    assert s['mean_distance'] == pytest.approx(1 - a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-4) and s[
-        'loser_std'
-    ] == pytest.approx(l.std((2, 3)).mean(0), rel=1e-6)
+    assert s.mean_distance == pytest.approx(1 - a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-4)
+    assert s.loser_std == pytest.approx(l.std((2, 3)).mean(0), rel=1e-6)
     ws = copy_of(lived_in)
     shutil.rmtree(ws.root/'cache')
     assert 'not measured, since no training cache' in make_card(ws).path.read_text()
@@ -486,7 +484,7 @@ def test_channel_statistics_hold_no_more_than_a_latent_or_two_at_a_time(tmp_path
     from safetensors.torch import save_file
 
     from hgdpo_curate import create_workspace
-    from hgdpo_curate.document import latents
+    from hgdpo_curate.document import contents
     ws, rng = create_workspace(tmp_path/'ws', resolution='40x56'), np.random.default_rng(1)
     names = [f'{i:064x}' for i in range(40)]
     x = {n: torch.from_numpy(rng.normal(200, .5 + i/40, (2, 4, 9, 7))).half() for i, n in enumerate(names)}
@@ -495,7 +493,7 @@ def test_channel_statistics_hold_no_more_than_a_latent_or_two_at_a_time(tmp_path
         save_file({n: x[n] for n in names[i:i+8]}, ws.root/'cache'/'latents-m-fp16'/f'{i}.safetensors')
     # one loses twice
     pairs = pd.DataFrame(dict(winner_sha256=names[:20], loser_sha256=[*names[20:38], names[38], names[38]]))
-    alive, most, real = weakref.WeakSet(), [0], latents.read_latents
+    alive, most, real = weakref.WeakSet(), [0], contents.read_latents
     class Watched(np.ndarray): __hash__ = object.__hash__
     def watch(files):
         for h, a in real(files):
@@ -503,20 +501,20 @@ def test_channel_statistics_hold_no_more_than_a_latent_or_two_at_a_time(tmp_path
             alive.add(a)
             most[0] = max(most[0], len(alive))
             yield h, a
-    monkeypatch.setattr(latents, 'read_latents', watch)
+    monkeypatch.setattr(contents, 'read_latents', watch)
     got = channel_statistics(ws, dict(easy=pairs, normal=pairs[:5], hard=pairs[:0].copy()))
-    assert most[0] <= 2 and got['hard'] is None and got['normal']['pairs'] == 5
+    assert most[0] <= 2 and got['hard'] is None and got['normal'].pairs == 5
     for who in ('winner', 'loser'):
         a = np.stack([x[n][0].double().numpy() for n in pairs[f'{who}_sha256']])
-        assert got['easy'][f'{who}_mean'] == pytest.approx(a.mean((0, 2, 3)), rel=1e-12) and got['easy'][
-            f'{who}_std'
-        ] == pytest.approx(a.std((2, 3)).mean(0), rel=1e-9)
+        assert getattr(got['easy'], f'{who}_mean') == pytest.approx(a.mean((0, 2, 3)), rel=1e-12)
+        assert getattr(got['easy'], f'{who}_std') == pytest.approx(a.std((2, 3)).mean(0), rel=1e-9)
 
 
 def test_every_stage_that_was_measured_is_drawn(tmp_path, monkeypatch):
     from hgdpo_curate.document import data_card as cards
+    from hgdpo_curate.document.contents import ChannelStatistics
     one, figures = (
-        dict(
+        ChannelStatistics(
             pairs=3,
             winner_mean=[1.0, 2.0],
             loser_mean=[2.0, 1.0],
@@ -531,7 +529,7 @@ def test_every_stage_that_was_measured_is_drawn(tmp_path, monkeypatch):
         cards, 'save_figure', lambda fig, file: figures.append([ax.get_title(loc='left') for ax in fig.axes])
     )
     assert cards.draw_channels(
-        dict(easy=one, normal=None, hard=one | dict(mean_distance=0.5)), tmp_path / 'x.png'
+        dict(easy=one, normal=None, hard=replace(one, mean_distance=0.5)), tmp_path / 'x.png'
     ) and not cards.draw_channels(dict(easy=None, normal=None, hard=None), tmp_path / 'x.png')
     assert figures == [
         [
@@ -597,7 +595,8 @@ HOSTILE = st.one_of(
 
 def page_of(facts, text, folder):
     "The tags of a card in which every text from outside is `text`."
-    told = facts | dict(
+    told = replace(
+        facts,
         workspace=text,
         split=text,
         base_model=text,
@@ -606,9 +605,12 @@ def page_of(facts, text, folder):
         card_versions={text: f'{text}2'},
         judges=dict(detectors=[[text, text, 1]], scorers=[]),
         left_out={s: [(text, 1, 1.0)] for s in ('easy', 'normal', 'hard')},
-        stated=facts['stated']
-        | {k: [(text, 1, 1.0)] for k in ('licence', 'consent', 'minors', 'release', 'source')}
-        | dict(attributes=[(text, 1)], tags=[(text, 1)]),
+        stated=replace(
+            facts.stated,
+            **{k: [(text, 1, 1.0)] for k in ('licence', 'consent', 'minors', 'release', 'source')},
+            attributes=[(text, 1)],
+            tags=[(text, 1)],
+        ),
         flags=[
             dict(
                 flag=text,
@@ -618,8 +620,8 @@ def page_of(facts, text, folder):
                 images=1,
             )
         ],
-        leakage=facts['leakage']
-        | dict(
+        leakage=replace(
+            facts.leakage,
             compared={
                 text: dict(
                     measure=text,
@@ -630,7 +632,7 @@ def page_of(facts, text, folder):
             }
         ),
     )
-    return Tags(to_html(card_text(told, dict.fromkeys(QUESTIONS, text)), folder, text))
+    return Tags(to_html(card_text(told, dict.fromkeys(CARD_QUESTIONS, text)), folder, text))
 
 
 @settings(max_examples=60, deadline=None)
@@ -662,7 +664,7 @@ def test_escaped_text_reads_as_it_was_written(text):
 def test_the_yaml_head_and_the_answers_file_hold_any_text(tmp_path_factory, text):
     from huggingface_hub import DatasetCardData
     from hgdpo_curate import create_workspace
-    from hgdpo_curate.document.pages import hub_licence
+    from hgdpo_curate.document.licences import hub_licence
     head = DatasetCardData(**hub_licence(text or None), pretty_name=text).to_yaml()
     assert yaml.safe_load(head)['pretty_name'] == text and '\n---' not in head
     ws = create_workspace(tmp_path_factory.mktemp('a')/'ws')

@@ -10,7 +10,7 @@ import pytest
 from conftest import plain
 
 from hgdpo_curate import UserError, load_split, make_card
-from hgdpo_curate.curate.pairs import pairs_of
+from hgdpo_curate.curate.splits import pairs_of
 from hgdpo_curate.curate.reviews import decide, flag_images_by_hand, last_words
 
 mongo = pytest.mark.usefixtures('mongo')
@@ -22,7 +22,7 @@ def ws(finished, copy_of): return copy_of(finished)
 
 @pytest.fixture
 def built(ws, mongo):
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     from hgdpo_curate.curate.samples import dataset_name
     import fiftyone as fo
     yield build_dataset(ws)
@@ -134,7 +134,7 @@ def test_two_people_review_one_workspace_from_two_processes(ws, built):
     assert [p.wait() for p in both] == [0, 0]
     words = last_words(ws, [photo.image_id])
     assert words.contested[photo.image_id] and sorted(words.said[photo.image_id]) == ['anna: approve', 'ben: reject']
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     assert build_dataset(ws).load_saved_view('reviewers: differ').values('image_id') == [photo.image_id]
 
 
@@ -144,12 +144,12 @@ def test_a_crash_of_mongod_loses_nothing_that_was_confirmed(ws, tmp_path):
     # before the operators, which import fiftyone
     code = (
         'import sys\nfrom hgdpo_curate.curate import samples\nmongod = samples.start_database(sys.argv[2])\n'
-        'from hgdpo_curate.curate import app, operators\nfrom hgdpo_curate import open_workspace, UserError\n'
+        'from hgdpo_curate.curate import app, dataset, operators\nfrom hgdpo_curate import open_workspace, UserError\n'
         'ws = open_workspace(sys.argv[1])\nds = app.build_dataset(ws)\n'
         'photos = ds.load_saved_view("real: to review").values("id")\noperators.decide_samples(ds, photos[:2], '
         '"approve", "anna")\nds.select(photos[2]).tag_samples("reject")\n'
         'def dying(*a):\n    mongod.kill(); mongod.wait()\n    insert(*a)\n'
-        'insert, app.insert_samples = app.insert_samples, dying\n'
+        'insert, dataset.insert_samples = dataset.insert_samples, dying\n'
         'try: app.build_dataset(ws)\nexcept UserError as e: print(e, flush=True)\n'
     )
     env = {k: v for k, v in os.environ.items() if k != 'FIFTYONE_DATABASE_URI'}
@@ -268,7 +268,7 @@ def test_the_split_lists_every_exclusion_with_its_reason(ws):
 
 @mongo
 def test_views_stay_when_every_prompt_changed(ws, built):
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     from hgdpo_curate.curate.samples import VIEWS
     from hgdpo_curate.curate.operators import decide_samples
     ws.append(
@@ -397,7 +397,7 @@ def shown(ds): return sorted(zip(*ds.values(FIELDS)), key=lambda r: r[0])
 
 @mongo
 def test_what_is_brought_up_to_date_is_what_would_be_built_anew(ws, built):
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     real, one = (
         ws.table('images').query("domain == 'real'").image_id.tolist(),
         ws.table('images').query("domain == 'generated'").image_id.iloc[0],
@@ -462,9 +462,9 @@ def test_a_tag_is_read_whatever_the_clock_of_its_machine_says(ws, built):
 
 @mongo
 def test_what_people_say_while_the_dataset_is_built_anew_is_kept(ws, built, monkeypatch):
-    from hgdpo_curate.curate import app
+    from hgdpo_curate.curate import app, dataset
     photo, other, third = built.load_saved_view('real: to review').limit(3)
-    insert = app.insert_samples
+    insert = dataset.insert_samples
     def slowly(*a):
         insert(*a)
         if len(ws.table('reviews')): return
@@ -472,7 +472,7 @@ def test_what_people_say_while_the_dataset_is_built_anew_is_kept(ws, built, monk
         photo.tags = ['reject', 'blurred']
         photo.save()
         decide(ws, [other.image_id], 'approve', 'ben')                          # by an operator
-    monkeypatch.setattr(app, 'insert_samples', slowly)
+    monkeypatch.setattr(dataset, 'insert_samples', slowly)
     ds = app.build_dataset(ws, fresh=True)
     assert (ds[photo.id].decision, set(ds[photo.id].tags), ds[other.id].decision, ds[third.id].decision) == (
         'reject',
@@ -485,7 +485,7 @@ def test_what_people_say_while_the_dataset_is_built_anew_is_kept(ws, built, monk
 @mongo
 def test_a_table_compacted_or_thinned_between_two_openings_is_shown_as_it_is(ws, built):
     import pyarrow.parquet as pq
-    from hgdpo_curate.curate.app import build_dataset
+    from hgdpo_curate.curate.dataset import build_dataset
     real = ws.table('images').query("domain == 'real'").image_id.tolist()
     for d in ('approve', 'reject'): decide(ws, real[:2], d, 'anna')
     build_dataset(ws)
@@ -509,15 +509,15 @@ def test_a_table_compacted_or_thinned_between_two_openings_is_shown_as_it_is(ws,
 
 @mongo
 def test_hundreds_of_decisions_are_compacted_and_none_is_forgotten(ws, built, monkeypatch):
-    from hgdpo_curate.curate import app
+    from hgdpo_curate.curate import app, dataset
     photos = ws.table('images').query("domain == 'real'").image_id.tolist()
     for n in range(210): decide(ws, photos[:1], ('approve', 'reject')[n % 2], 'anna')
-    write = app.write_prompts
+    write = dataset.write_prompts
     def meanwhile(*a):
         write(*a)
         # written by another process while this one writes samples
         if len(ws.parts('reviews')) == 210: decide(ws, photos[1:2], 'approve', 'ben')
-    monkeypatch.setattr(app, 'write_prompts', meanwhile)
+    monkeypatch.setattr(dataset, 'write_prompts', meanwhile)
     ds = app.build_dataset(ws)
     assert len(ws.parts('reviews')) == 2 and ds.match({'image_id': photos[0]}).values('decision') == ['reject']
     before = ds.match({'image_id': photos[0]}).values('last_modified_at')

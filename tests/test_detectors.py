@@ -11,8 +11,9 @@ import pytest
 from conftest import make_workspace, quiet
 
 from hgdpo_curate import UserError
-from hgdpo_curate.judge.anatomy import apply_rules, joints_of, real_proportions, Detections
-from hgdpo_curate.judge.detectors import detect, JOINTS, load_detector
+from hgdpo_curate.judge.rules import apply_rules, Detections, joints_of, real_proportions
+from hgdpo_curate.judge.detections import detect, JOINTS
+from hgdpo_curate.judge.detectors import load_detector
 
 
 def picture(seed=0, size=(96, 128)):

@@ -18,9 +18,10 @@ from conftest import ROOT, plain, quiet, winner
 from hgdpo_curate import UserError, forget, import_photos, load_split
 from hgdpo_curate.cli import main
 from hgdpo_curate.document.data_card import card_files
-from hgdpo_curate.document.erase import erase, PLAN, search
-from hgdpo_curate.document.forget import REGISTER
-from hgdpo_curate.document.footprint import Matcher, traces_of
+from hgdpo_curate.document.erase import erase
+from hgdpo_curate.document.search import PLAN, search
+from hgdpo_curate.document.removal import REGISTER
+from hgdpo_curate.document.footprint import footprint_of, Matcher
 from hgdpo_curate.files import read_json, write_json
 
 
@@ -268,7 +269,7 @@ forget({str(ws.root)!r}, {one["photo"]!r}, app=False, progress=lambda t, l: lamb
 def test_the_search_finds_what_is_planted_and_the_command_then_fails(lived_in, copy_of):
     ws = copy_of(lived_in)
     one = winner(ws)
-    t = traces_of(ws, one['photo'])
+    t = footprint_of(ws, one['photo'])
     picture = (ws.root/t.paths[0]).read_bytes()
     forget(ws, one['photo'], app=False, progress=quiet)
     plants = {
@@ -310,7 +311,7 @@ def test_a_run_whose_base_learned_from_the_photo_is_named_though_its_split_lacks
         )
     (ws.root/'runs'/'a'/'evaluation').mkdir()
     (ws.root/'runs'/'a'/'evaluation'/'grid.png').write_bytes(b'')
-    assert traces_of(ws, photo).runs == {
+    assert footprint_of(ws, photo).runs == {
         'r': 'trained on it',
         'sft': 'trained on all photos of the training fold',
         'a': how,
@@ -475,7 +476,7 @@ def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_o
 @pytest.mark.usefixtures('mongo')
 def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tombstone(lived_in, copy_of):
     from hgdpo_curate import build_dataset
-    from hgdpo_curate.document.forget import OUTDATED
+    from hgdpo_curate.document.removal import OUTDATED
     ws = copy_of(lived_in, 'shown')
     one = winner(ws)
     ds = build_dataset(ws, 'chance')

@@ -10,8 +10,8 @@ from conftest import quiet, winner
 from test_forget import grep, without_cards
 
 from hgdpo_curate import forget
-from hgdpo_curate.document.erase import search
-from hgdpo_curate.document.footprint import traces_of
+from hgdpo_curate.document.search import search
+from hgdpo_curate.document.footprint import footprint_of
 from hgdpo_curate.files import read_json, write_json
 
 
@@ -37,7 +37,7 @@ def test_features_of_the_photo_go_and_those_of_others_stay(lived_in, copy_of):
         (ws.root/f).parent.mkdir(exist_ok=True)
         with open(ws.root/f, 'wb') as out:
             np.savez_compressed(out, ids=np.array([one['photo'], one['winner']]), features=np.ones((2, 3)))
-    t = traces_of(ws, one['photo'])
+    t = footprint_of(ws, one['photo'])
     assert packed <= set(search(ws, t, quiet).found)
     gone = forget(ws, one['photo'], app=False, progress=quiet)
     assert packed <= set(gone.done) and not any((ws.root/f).exists() for f in packed)
@@ -116,13 +116,13 @@ def test_samples_drawn_with_the_face_go_and_those_with_another_stay(lived_in, co
     from PIL import Image
 
     from hgdpo_curate import sample_images
-    from hgdpo_curate.train import inference
+    from hgdpo_curate.train import samples
     ws = copy_of(lived_in)
     one, paths = winner(ws), ws.table('images').set_index('image_id').path
     without_cards(ws)
-    monkeypatch.setattr(inference, 'face_embedding', lambda face, *a: None)
+    monkeypatch.setattr(samples, 'face_embedding', lambda face, *a: None)
     monkeypatch.setattr(
-        sample,
+        samples,
         'load_personalised',
         lambda *a, **kw: (
             lambda prompt, generator, width, height: SimpleNamespace(images=[Image.new('RGB', (width, height))])

@@ -87,7 +87,7 @@ def test_a_terminal_is_told_the_next_step_too(finished, copy_of, tmp_path, capsy
 
 def test_a_split_shows_what_it_holds_and_is_a_dict_as_before(finished, copy_of):
     from hgdpo_curate import forget, load_split
-    from hgdpo_curate.document.facts import read_split
+    from hgdpo_curate.document.contents import read_split
     ws = copy_of(finished)
     split = load_split(ws)
     shown = split._repr_html_()

@@ -28,7 +28,7 @@ def test_the_shipped_base_makes_people_of_whom_a_quarter_to_a_third_are_faulty(t
     from conftest import quiet
     from hgdpo_curate import create_workspace, generate_pool, import_photos
     from hgdpo_curate.evaluate.features import workspace_evaluator
-    from hgdpo_curate.evaluate.measures import look
+    from hgdpo_curate.evaluate.measures import measure_images
     from hgdpo_curate.toy.drawings import export_photos
     from hgdpo_curate.pipelines import MANNEQUIN
     ws = create_workspace(
@@ -45,7 +45,7 @@ def test_the_shipped_base_makes_people_of_whom_a_quarter_to_a_third_are_faulty(t
         .query("domain == 'generated'")
         .merge(ws.table('prompts')[['prompt_id', 'prompt']], on='prompt_id')
     )
-    rate = float(np.mean(look(ws, made, workspace_evaluator(ws))['failed']))
+    rate = float(np.mean(measure_images(ws, made, workspace_evaluator(ws))['failed']))
     print(f'{len(made)} images, {rate:.1%} faulty')
     assert .19 < rate < .40
 
@@ -58,7 +58,7 @@ def test_shipped_networks_are_small_and_safetensors_only():
 
 def test_a_tiny_training_that_was_stopped_goes_on_where_it_was(tmp_path):
     import torch
-    from hgdpo_curate.train.small_models import _fit
+    from hgdpo_curate.train.small_base import fit_network
     def loss_of(net): return lambda step, g: (net(torch.randn(8, 4, generator=g)) - 1).square().mean()
     def run(folder, stop=None):
         torch.manual_seed(0)
@@ -68,7 +68,7 @@ def test_a_tiny_training_that_was_stopped_goes_on_where_it_was(tmp_path):
                 if s == stop: raise KeyboardInterrupt
                 yield s
         folder.mkdir(exist_ok=True)
-        try: _fit(folder, 'net', dict(net=net), loss_of(net), 30, 1e-2, 0, steps, every=10, ema=.9)
+        try: fit_network(folder, 'net', dict(net=net), loss_of(net), 30, 1e-2, 0, steps, every=10, ema=.9)
         except KeyboardInterrupt: return run(folder)
         return net.weight
     assert torch.equal(run(tmp_path/'a'), run(tmp_path/'b', stop=17))
@@ -80,7 +80,7 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
     import json
     import numpy as np
     from scipy.stats import binomtest, bootstrap
-    from hgdpo_curate.document.shipped import DRAWN, MEASURED, share_interval, SHARES
+    from hgdpo_curate.document.shipped import MEASURED, MEASURED_ON, share_interval, SHARES
     from hgdpo_curate.train.pictures import drawings
     from hgdpo_curate.pipelines import assets_folder, load_pipeline, MANNEQUIN
     from hgdpo_curate.toy.networks import load_network
@@ -90,7 +90,7 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
         (load_pipeline(MANNEQUIN, 'cpu'), *(load_network(assets_folder(), n) for n in ('scorer', 'evaluator'))),
         20,
         10,
-        DRAWN['mixed'] // 2,
+        MEASURED_ON['mixed'] // 2,
     )
     found = [measure_tiny(*nets, drawings(5, 880_000 + b), drawings(2*each, 881_000 + b, True)) for b in range(blocks)]
     assert set(stated) == set(MEASURED) == set(found[0])

@@ -10,7 +10,7 @@ from test_cards import answer
 
 from hgdpo_curate import make_card, write_model_card
 from hgdpo_curate.cli import main
-from hgdpo_curate.document.answers import QUESTIONS
+from hgdpo_curate.document.answers import CARD_QUESTIONS
 from hgdpo_curate.files import read_json
 
 
@@ -54,13 +54,13 @@ def test_a_model_card_names_the_data_card_as_it_is_now(lived_in, copy_of):
     card = make_card(ws)
     sha = hashlib.sha256(card.path.read_bytes()).hexdigest()
     for place in ('r', 'r/final'): assert sha in (ws.root/'runs'/place/'README.md').read_text()
-    assert 'title' not in card.missing and card.missing == [q for q in QUESTIONS if q != 'title']
+    assert 'title' not in card.missing and card.missing == [q for q in CARD_QUESTIONS if q != 'title']
 
 
 def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
     from hgdpo_curate import load_scorer
-    from hgdpo_curate.document.model_card import components
-    from hgdpo_curate.document.facts import read_split
+    from hgdpo_curate.document.licences import components
+    from hgdpo_curate.document.contents import read_split
     config, data = read_json(lived_in.root/'runs'/'r'/'config.json') | dict(run='r'), read_split(lived_in)
     image = (
         lived_in.table('images')
@@ -94,8 +94,8 @@ def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
 
 
 def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(lived_in, copy_of):
-    from hgdpo_curate.document.facts import read_split
-    from hgdpo_curate.document.model_card import about, components, named
+    from hgdpo_curate.document.contents import read_split
+    from hgdpo_curate.document.licences import about, components, named
     from hgdpo_curate.registry import licence_of, WEIGHTS
     file = lived_in.root/'runs'/'r'/'evaluation'/'measured_by.json'
     by = read_json(file)
@@ -209,7 +209,7 @@ def test_the_diffusers_lines_of_the_model_card_run(lived_in):
 
 
 def test_the_lines_of_the_card_name_the_bases_pipeline_and_what_a_plain_file_lacks(tmp_path):
-    from hgdpo_curate.document.model_card import loading, pipeline_class
+    from hgdpo_curate.document.model_card import diffusers_class, loading
     rules = dict(
         lora_weight=0.5,
         steps=50,
@@ -222,7 +222,7 @@ def test_the_lines_of_the_card_name_the_bases_pipeline_and_what_a_plain_file_lac
     )
     config = dict(base=str(tmp_path), preset=dict(pool=dict(resolution='1024'), stages=[], inference=rules))
     (tmp_path/'model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionXLPipeline')))
-    text = loading(config, pipeline_class(str(tmp_path)))
+    text = loading(config, diffusers_class(str(tmp_path)))
     assert (
         'from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline\n' in text
         and 'StableDiffusionXLPipeline.from_pretrained' in text

@@ -17,7 +17,7 @@ REFUSED = {
 
 def test_every_awkward_file_is_read_upright_or_refused_by_name(test_data):
     from hgdpo_curate import UserError
-    from hgdpo_curate.images.photos import read_photo
+    from hgdpo_curate.images.decode import read_photo
     folder, upright = test_data/'photos'/'awkward', None
     refused = set()
     for row in csv.DictReader(open(folder/'manifest.tsv'), delimiter='\t'):
@@ -35,7 +35,7 @@ def test_every_awkward_file_is_read_upright_or_refused_by_name(test_data):
 
 def test_people_are_fitted_whole(test_data):
     import json
-    from hgdpo_curate.images.photos import fit_window
+    from hgdpo_curate.images.decode import fit_window
     from PIL import Image
     for line in (test_data/'photos'/'street'/'metadata.jsonl').read_text().splitlines()[:300]:
         r = json.loads(line)
@@ -212,7 +212,7 @@ def test_the_three_known_pairs_of_street_are_found(test_data, tmp_path):
 def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tmp_path):
     from PIL import Image
     from hgdpo_curate import UserError
-    from hgdpo_curate.images.photos import read_photo
+    from hgdpo_curate.images.decode import read_photo
     Image.new('1', (12_000, 12_000)).save(tmp_path/'bomb.png')                 # 18 kB on disk
     with pytest.raises(UserError, match='bomb.png.*more than 120,000,000 pixels'): read_photo(tmp_path/'bomb.png')
 
@@ -221,7 +221,7 @@ def test_heif_is_read_where_a_reader_is_installed_and_else_says_which(test_data,
     import sys
     import types
     from hgdpo_curate import UserError
-    from hgdpo_curate.images.photos import read_photo
+    from hgdpo_curate.images.decode import read_photo
     opened = []
     # a stand-in: only that it is asked
     monkeypatch.setitem(sys.modules, 'pi_heif', types.SimpleNamespace(register_heif_opener=lambda: opened.append(1)))

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, quiet
 
 from hgdpo_curate import UsageError, load_split, open_workspace
-from hgdpo_curate.evaluate.paper_tables import STAGES
+from hgdpo_curate.evaluate.paper_tables import STAGES_TABLE
 from hgdpo_curate.evaluate.reproduce import reproduce_table
 
 
@@ -30,14 +30,14 @@ def test_every_arm_is_trained_once_and_measured_on_the_same_fresh_prompts(tables
     folder, said = tables
     figures = pd.read_parquet(folder/'stages'/'seed-1.parquet')
     plain = figures[figures.against == '']
-    assert set(plain.arm) == {r.name for r in STAGES.rows} and set(figures.images) == {20}
+    assert set(plain.arm) == {r.name for r in STAGES_TABLE.rows} and set(figures.images) == {20}
     assert (
         plain[plain.metric.isin(['score', 'frechet', 'anatomy_failures', 'prompt_accuracy', 'detail', 'sharpness'])]
         .value.notna()
         .all()
     )
     gains = figures[figures.against != '']
-    assert {(o.better, o.worse, o.metric) for o in STAGES.orderings} == set(
+    assert {(o.better, o.worse, o.metric) for o in STAGES_TABLE.orderings} == set(
         zip(gains.arm, gains.against, gains.metric)
     ) and gains.value.notna().all()
     ws = open_workspace(folder/'seed-1')
@@ -56,7 +56,7 @@ def test_every_arm_is_trained_once_and_measured_on_the_same_fresh_prompts(tables
 def test_the_table_says_what_is_missing_and_shows_the_papers_figures_beside(tables):
     folder, said = tables
     assert 'not yet run: 2, 3, 4, 5' in said and 'One seed only' in said and '| naive | 17.93 | 112.67 |' in said
-    assert all(f'| {o} | **' in said for o in STAGES.orderings)
+    assert all(f'| {o} | **' in said for o in STAGES_TABLE.orderings)
     from test_demo import assert_tables_are_whole
     assert_tables_are_whole((folder/'stages'/'table.md').read_text())
     for name in ('table.md', 'table.parquet', 'points.png', 'grid-1.png'):

@@ -64,15 +64,16 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished, uninterrupted,
 def train_and_die(root, stage, step, threads):
     "In a process of its own: train, and be killed right after a step."
     torch.set_num_threads(threads)
-    from hgdpo_curate.train.presets import curriculum
-    real = curriculum.train_step
+    from hgdpo_curate import train_curriculum
+    from hgdpo_curate.train.trainer import StageTrainer
+    real = StageTrainer.train_step
 
     def dying(run):
         figures = real(run)
         if (run.stage.name, run.step) == (stage, step): os.kill(os.getpid(), signal.SIGKILL)
         return figures
-    curriculum.train_step = dying
-    curriculum.train_curriculum(root, run='killed', progress=quiet, **KW)
+    StageTrainer.train_step = dying
+    train_curriculum(root, run='killed', progress=quiet, **KW)
 
 
 def test_a_run_killed_at_five_random_steps_of_each_stage_resumes_to_the_same_weights(finished, uninterrupted):
@@ -169,7 +170,7 @@ def test_resume_refuses_another_configuration_and_a_changed_split(finished, copy
 
 
 def stage_run(ws, stage, start=None, **kw):
-    from hgdpo_curate.curate.pairs import load_split
+    from hgdpo_curate.curate.splits import load_split
     from hgdpo_curate.pipelines import load_pipeline, model_hash
     from hgdpo_curate.train.cache import TrainingCache
     from hgdpo_curate.train.presets import load_preset
@@ -204,22 +205,21 @@ def stage_run(ws, stage, start=None, **kw):
 
 def test_the_reference_never_moves_also_after_resume(finished, copy_of):
     from hgdpo_curate.adapters import adapter_state
-    from hgdpo_curate.train.batches import places_of
-    from hgdpo_curate.train.trainer import pass_loss, resume, save_checkpoint, train_step
+    from hgdpo_curate.train.batches import step_indices
     ws = copy_of(finished)
     easy = stage_run(ws, 'easy')
-    for _ in range(2): train_step(easy)
+    for _ in range(2): easy.train_step()
     start = dict(unet=adapter_state(easy.pipe.unet))
     run = stage_run(ws, 'normal', start)
-    loss, *_ = pass_loss(run, places_of(0, 2))
+    loss = run.pass_loss(step_indices(0, 2)).loss
     trained = sum(p.numel() for p in run.pipe.unet.parameters() if p.requires_grad)
     assert abs(loss.item() - .6931) < 1e-3                        # it starts as its own reference
-    for _ in range(3): train_step(run)
-    save_checkpoint(run)
+    for _ in range(3): run.train_step()
+    run.save_checkpoint()
     again = stage_run(ws, 'normal', start)
-    assert resume(again) == 3
-    train_step(again)
-    train_step(run)
+    assert again.resume() == 3
+    again.train_step()
+    run.train_step()
     for r in (run, again):
         assert all(torch.equal(v, start['unet'][k]) for k, v in adapter_state(r.pipe.unet, 'reference').items())
         assert any((v != start['unet'][k]).any() for k, v in adapter_state(r.pipe.unet).items())
@@ -242,13 +242,12 @@ def test_a_full_disk_and_a_second_ctrl_c_leave_the_last_checkpoint_intact(finish
     import errno
 
     from hgdpo_curate import UserError
-    from hgdpo_curate.train.trainer import resume, save_checkpoint, train_step
     ws = copy_of(finished)
     run = stage_run(ws, 'easy', checkpoints_total_limit=1)
-    for _ in range(2): train_step(run)
-    save_checkpoint(run)
+    for _ in range(2): run.train_step()
+    run.save_checkpoint()
     kept = {p: p.read_bytes() for p in (run.folder/'checkpoints').iterdir()}
-    train_step(run)
+    run.train_step()
 
     def half_written(error):
         def save(what, file):
@@ -260,16 +259,15 @@ def test_a_full_disk_and_a_second_ctrl_c_leave_the_last_checkpoint_intact(finish
         (KeyboardInterrupt(), KeyboardInterrupt),
     ):
         monkeypatch.setattr(torch, 'save', half_written(error))
-        with pytest.raises(seen, match='disk is full' if seen is UserError else None): save_checkpoint(run)
+        with pytest.raises(seen, match='disk is full' if seen is UserError else None): run.save_checkpoint()
         monkeypatch.undo()
         assert {p: p.read_bytes() for p in (run.folder/'checkpoints').iterdir()} == kept
-    assert resume(stage_run(ws, 'easy')) == 2
+    assert stage_run(ws, 'easy').resume() == 2
 
 
 def test_only_the_newest_checkpoints_are_kept(finished, copy_of):
-    from hgdpo_curate.train.trainer import save_checkpoint, train_step
     run = stage_run(copy_of(finished), 'easy', checkpoints_total_limit=2)
     for _ in range(4):
-        train_step(run)
-        save_checkpoint(run)
+        run.train_step()
+        run.save_checkpoint()
     assert sorted(p.name for p in (run.folder/'checkpoints').iterdir()) == ['step-0000003.pt', 'step-0000004.pt']

@@ -12,7 +12,7 @@ SIZE, STEPS, GUIDANCE = (64, 64), 4, 3.
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
-    from hgdpo_curate.toy.networks import random_sd15
+    from hgdpo_curate.toy.layouts import random_sd15
     return random_sd15(tmp_path_factory.mktemp('sd15')/'model')
 
 
@@ -32,8 +32,9 @@ def test_pool_to_lora_and_back_through_plain_diffusers(family, tmp_path):
     import diffusers
     from safetensors.torch import load_file
 
-    from hgdpo_curate import freeze_split, networks, train_curriculum
+    from hgdpo_curate import freeze_split, train_curriculum
     from hgdpo_curate.families import family_in
+    from hgdpo_curate.toy import networks
     base = getattr(networks, f'random_{family}')(tmp_path/'model')
     ws = make_workspace(
         tmp_path / 'ws',
@@ -106,7 +107,7 @@ def test_a_hub_id_is_read_from_the_local_cache(base, tmp_path):
     shutil.copytree(base, snapshot)
     (tmp_path/'hub'/'models--someone--people'/'refs').mkdir()
     (tmp_path/'hub'/'models--someone--people'/'refs'/'main').write_text('abc')
-    code = ("from hgdpo_curate.models import load_pipeline, model_hash; import json; "
+    code = ("from hgdpo_curate.pipelines import load_pipeline, model_hash; import json; "
             "print(json.dumps([model_hash('someone/people'), type(load_pipeline('someone/people', 'cpu')).__name__]))")
     done = subprocess.run(
         [sys.executable, '-c', code],

@@ -23,7 +23,7 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
     from hgdpo_curate.adapters import read_lora
     from hgdpo_curate.document.facts import split_facts
     from hgdpo_curate.document.model_card import original
-    from hgdpo_curate.evaluate.results import named_arms
+    from hgdpo_curate.evaluate.candidates import named_arms
     from hgdpo_curate.pipelines import load_pipeline, model_hash
     ws = create_workspace(tmp_path/'ws', base_model=random_base, resolution='40x56', steps=2)
     import_photos(ws, export_photos(tmp_path/'photos', 5, seed=8), progress=plain)
@@ -101,7 +101,7 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
     freeze_split(ws, 'v1', 'chance')
     facts = split_facts(ws)
     # the licence that counts is the original's
-    assert (facts['base_model'], facts['original_base']) == ('path/to/sft', f'path/to/{random_base.name}')
+    assert (facts.base_model, facts.original_base) == ('path/to/sft', f'path/to/{random_base.name}')
     assert main(['sample', '--workspace', str(ws.root), '--prompt', 'a person', '--per-prompt', '2']) == 0
     assert len(list((ws.root/'samples').glob('*.png'))) == 2
     with pytest.raises(UserError, match='pool already'): train_sft(ws, random_base, progress=quiet)
