@@ -90,7 +90,8 @@ def review_in_app(
     build_only: bool = False,  # build dataset and views without opening the App
 ):
     "Open the FiftyOne App on the curated views."
-    from hgdpo_curate.curate.app import build_dataset, open_app
+    from hgdpo_curate.curate.app import open_app
+    from hgdpo_curate.curate.dataset import build_dataset
     if build_only: return f'{build_dataset(workspace, scorer).name} is built, with its saved views'
     app = open_app(workspace, view, port, scorer)
     print(f'The App is open at {app.url}; close its tab or press Ctrl-C here when done, then run: '
@@ -233,7 +234,8 @@ def take_out(
 # %% ../nbs/8_run/03_cli.ipynb #print-split
 def print_split(folder, given):
     "A frozen split: pairs per stage, and why prompts have none."
-    from hgdpo_curate.curate.pairs import read_stages, without_pair
+    from hgdpo_curate.curate.pairs import without_pair
+    from hgdpo_curate.curate.splits import read_stages
     from hgdpo_curate.files import read_json
     info = read_json(folder/'split.json')
     bare = without_pair(read_stages(folder), info['dropped'])

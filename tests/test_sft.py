@@ -22,7 +22,7 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
     from hgdpo_curate.toy.drawings import export_photos
     from hgdpo_curate.adapters import read_lora
     from hgdpo_curate.document.facts import split_facts
-    from hgdpo_curate.document.model_card import original
+    from hgdpo_curate.document.licences import original
     from hgdpo_curate.evaluate.candidates import named_arms
     from hgdpo_curate.pipelines import load_pipeline, model_hash
     ws = create_workspace(tmp_path/'ws', base_model=random_base, resolution='40x56', steps=2)

@@ -12,17 +12,25 @@ from ..files import read_json, write_json
 from ..tables import now
 
 # %% ../../nbs/2_images/01_duplicates.ipynb #hash-bits
-# two photos look alike at that many differing bits, or at that cosine distance of embeddings, or below
 HASH_BITS, HASH_LIMIT, COSINE_LIMIT = 64, 8, .06
-# in the workspace: by which method its photos were compared, so that a card can say so also where nothing was found
-COMPARED = 'near_duplicates.json'
 
 def perceptual_hashes(images) -> np.ndarray: # (n, `HASH_BITS`) of 0 and 1
     "A hash of what each picture shows at a glance; copies in another size or format differ in a few bits."
     import imagehash
     return np.stack([imagehash.phash(im, round(HASH_BITS**.5)).hash.ravel() for im in images]).astype(np.float32)
 
+# %% ../../nbs/2_images/01_duplicates.ipynb #distances
+def _distances(hashes): # (n, d) of 0 and 1 -> (n, n) differing bits
+    return hashes @ (1 - hashes).T + (1 - hashes) @ hashes.T
+
+def _cosine_distances(embeddings): # (n, d) -> (n, n)
+    v = embeddings/np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return 1 - v @ v.T
+
 # %% ../../nbs/2_images/01_duplicates.ipynb #method
+# in the workspace: by which method its photos were compared, so that a card can say so also where nothing is alike
+COMPARED = 'near_duplicates.json'
+
 def _method(embed) -> dict: # name, measure, limit
     "How pictures are compared, and at most how far apart two are that look alike."
     if embed is None: return dict(name='perceptual hash', measure=f'differing bits of {HASH_BITS}', limit=HASH_LIMIT)
@@ -34,73 +42,62 @@ def _method(embed) -> dict: # name, measure, limit
     )
 
 # %% ../../nbs/2_images/01_duplicates.ipynb #find-near-duplicates
-def find_near_duplicates(ws,
-                         # images -> (n, d), e.g. `judge.scores.ClipLike.embed`; None: `perceptual_hashes`
-                         embed=None,
-                         # pairs at most so far apart; None: `HASH_LIMIT` bits, or `COSINE_LIMIT` of embeddings
-                         distance: float = None
-                        ) -> int:            # how many pairs are proposed
+def find_near_duplicates(
+    ws,                      # a `Workspace`
+    embed=None,              # images -> (n, d), e.g. `judge.scores.ClipLike.embed`; None: `perceptual_hashes`
+    distance: float = None,  # pairs at most so far apart; None: `HASH_LIMIT` bits, or `COSINE_LIMIT` of embeddings
+) -> int:                    # how many pairs are proposed
     """Propose photos that look alike, as rows of `duplicates`, and write down how they were compared.
 
     Nothing is left out: a person decides.
     """
-    im = ws.table('images').query("domain == 'real'")
-    if len(im) < 2: return 0
-    load = lambda paths: [ws.open_image(p) for p in paths]
-    v = np.concatenate([(embed or perceptual_hashes)(load(im.path[i:i+64])) for i in range(0, len(im), 64)])
-    if embed is None: d = v @ (1 - v).T + (1 - v) @ v.T
-    else:
-        v = v/np.linalg.norm(v, axis=1, keepdims=True)
-        d = 1 - v @ v.T
-    how = _method(embed) | ({} if distance is None else dict(limit=distance))
-    a, b = np.nonzero(np.triu(d <= how['limit'], 1))
-    ids = im.image_id.to_numpy()
-    known = set(ws.table('duplicates').pipe(lambda t: zip(t.image_id, t.other_id)))
-    rows = [
-        dict(
-            image_id=ids[i],
-            other_id=ids[j],
-            kind='near',
-            distance=float(d[i, j]),
-        )
-        for i, j in zip(a, b)
-        if (ids[i], ids[j]) not in known
-    ]
-    ws.append('duplicates', rows)
-    write_json(
-        ws.root / COMPARED, read_json(ws.root / COMPARED, {}) | {how.pop('name'): how | dict(photos=len(im), at=now())}
-    )
+    photos = ws.table('images').query("domain == 'real'")
+    if len(photos) < 2: return 0
+    paths, method = photos.path, _method(embed) | ({} if distance is None else dict(limit=distance))
+    batches = ([ws.open_image(p) for p in paths.iloc[i:i + 64]] for i in range(0, len(paths), 64))
+    vectors = np.concatenate([(embed or perceptual_hashes)(images) for images in batches])
+    apart = _distances(vectors) if embed is None else _cosine_distances(vectors)
+    a, b = np.nonzero(np.triu(apart <= method['limit'], 1))
+    ids = photos.image_id.to_numpy()
+    ws.append('duplicates', _new_pairs(ws, ids[a], ids[b], apart[a, b]))
+    compared = {method.pop('name'): method | dict(photos=len(photos), at=now())}
+    write_json(ws.root/COMPARED, read_json(ws.root/COMPARED, {}) | compared)
     return len(a)
+
+# %% ../../nbs/2_images/01_duplicates.ipynb #new-pairs
+def _new_pairs(ws, ids, others, distances) -> list: # rows of `duplicates` that are not there yet
+    known = set(ws.table('duplicates').pipe(lambda t: zip(t.image_id, t.other_id)))
+    return [
+        dict(image_id=a, other_id=b, kind='near', distance=float(d))
+        for a, b, d in zip(ids, others, distances)
+        if (a, b) not in known
+    ]
+
+# %% ../../nbs/2_images/01_duplicates.ipynb #groups
+def _groups(prompts, duplicates):
+    "A group number per prompt: equal words and near-duplicate photos are joined."
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    at = {i: n for n, i in enumerate(prompts.real_image_id)}
+    edges = [(at[a], at[b]) for a, b in zip(duplicates.image_id, duplicates.other_id) if a in at and b in at]
+    first = {}
+    edges += [(first.setdefault(t, n), n) for n, t in enumerate(prompts.prompt)]
+    a, b = np.array(edges).reshape(-1, 2).T
+    return connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(prompts),)*2), directed=False)[1]
 
 # %% ../../nbs/2_images/01_duplicates.ipynb #assign-folds
 def assign_folds(ws):
     "Give every prompt without a fold one; those that have one keep it."
-    pr, dup = ws.table('prompts'), ws.table('duplicates')
-    group = _groups(pr, dup)
-    share, n = ws.config['test_share'], len(pr)
-    want = max(round(share*n), 50 if n >= 1000 else 1) if n > 1 else 0
-    fold = dict(zip(pr.prompt_id, pr.fold))
-    by_group = {}
-    for p, g in zip(pr.prompt_id, group): by_group.setdefault(g, []).append(p)
+    prompts = ws.table('prompts')
+    share, n = ws.config['test_share'], len(prompts)
+    wanted = max(round(share*n), 50 if n >= 1000 else 1) if n > 1 else 0
+    fold, members = dict(zip(prompts.prompt_id, prompts.fold)), {}
+    for p, g in zip(prompts.prompt_id, _groups(prompts, ws.table('duplicates'))): members.setdefault(g, []).append(p)
     count = sum(f == 'test' for f in fold.values())
-    order = sorted(by_group.values(), key=lambda ps: hashlib.sha256(min(ps).encode()).hexdigest())
-    # a group with a fold keeps it; others fill the test fold in hash order
-    for ps in order:
-        has = {fold[p] for p in ps if isinstance(fold[p], str) and fold[p]}
-        to = 'train' if 'train' in has else 'test' if has or (count + len(ps) <= want) else 'train'
-        count += sum(to == 'test' and not isinstance(fold[p], str) for p in ps)
-        for p in ps: fold[p] = to
-    changed = pr[[fold[p] != f for p, f in zip(pr.prompt_id, pr.fold)]]
+    for ids in sorted(members.values(), key=lambda ids: hashlib.sha256(min(ids).encode()).hexdigest()):
+        has = {fold[p] for p in ids if isinstance(fold[p], str) and fold[p]}
+        to = 'train' if 'train' in has else 'test' if has or (count + len(ids) <= wanted) else 'train'
+        count += sum(to == 'test' and not isinstance(fold[p], str) for p in ids)
+        for p in ids: fold[p] = to
+    changed = prompts[[fold[p] != f for p, f in zip(prompts.prompt_id, prompts.fold)]]
     ws.append('prompts', changed.assign(fold=[fold[p] for p in changed.prompt_id]).drop(columns='at'))
-
-# %% ../../nbs/2_images/01_duplicates.ipynb #groups
-def _groups(pr, dup):
-    "A group number per prompt: equal words and near-duplicate photos are joined."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    at = {i: n for n, i in enumerate(pr.real_image_id)}
-    edges = [(at[a], at[b]) for a, b in zip(dup.image_id, dup.other_id) if a in at and b in at]
-    first = {}
-    edges += [(first.setdefault(t, n), n) for n, t in enumerate(pr.prompt)]
-    a, b = np.array(edges).reshape(-1, 2).T
-    return connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(pr),)*2), directed=False)[1]
