@@ -29,8 +29,20 @@ from .workspace import create_workspace
 
 # %% ../nbs/8_run/01_demo.ipynb #sizes
 SIZES = dict(
-    full=dict(photos=130, test_share=0.3, pool=7, per_prompt=2, steps={}),
-    quick=dict(photos=16, test_share=0.25, pool=3, per_prompt=1, steps=dict(max_train_steps=3)),
+    full=dict(
+        photos=130,
+        test_share=0.3,
+        pool=7,
+        per_prompt=2,
+        steps={},
+    ),
+    quick=dict(
+        photos=16,
+        test_share=0.25,
+        pool=3,
+        per_prompt=1,
+        steps=dict(max_train_steps=3),
+    ),
 )
 
 # %% ../nbs/8_run/01_demo.ipynb #demo-2
@@ -63,7 +75,14 @@ def _pairs(demo):
 
 # %% ../nbs/8_run/01_demo.ipynb #training
 def _training(demo):
-    demo.run = train_curriculum(demo.ws, 'v1', 'mannequin', 'demo', progress=demo.progress, **demo.size['steps'])
+    demo.run = train_curriculum(
+        demo.ws,
+        'v1',
+        'mannequin',
+        'demo',
+        progress=demo.progress,
+        **demo.size['steps'],
+    )
 
 def _evaluation(demo):
     evaluate_runs(demo.ws, 'demo', per_prompt=demo.size['per_prompt'], progress=demo.progress)
@@ -93,11 +112,11 @@ STEPS = {   # label: (rough share of the whole time, what is done)
 # %% ../nbs/8_run/01_demo.ipynb #run-demo
 def run_demo(
     workspace='demo',     # folder to make
-    quick: bool = False,  # a minute's worth, for tests
+    quick: bool = False,  # the smallest size, a minute, to see it run
     app: bool = True,     # build the FiftyOne dataset (starts its database)
     progress=None,        # called as progress(total, label) -> update(n); None shows bars
 ) -> Path:  # the workspace
-    """Run the whole method on drawn people: photos, pool, recon, score, flag, pairs, train, evaluate, card, App.
+    """Run every step on drawn people: photos, pool, recon, score, flag, pairs, train, evaluate, card, App.
 
     Run it again and it goes on, doing nothing twice.
     """
@@ -108,14 +127,26 @@ def run_demo(
           'real work are all your photos and N = 20.')
     resolution = f'{SIZE[0]}x{SIZE[1]}'
     ws = create_workspace(
-        workspace, base_model=MANNEQUIN, resolution=resolution, steps=10, test_share=size['test_share']
+        workspace,
+        base_model=MANNEQUIN,
+        resolution=resolution,
+        steps=10,
+        test_share=size['test_share'],
     )
     demo = Demo(ws, size, progress)
     for label, (_, do) in steps.items():
         announce(label)
         do(demo)
     seconds = time.time() - began
-    print_results(ws, demo.run, demo.rates, demo.card, seconds, demo.run/'final'/LORA_FILE, demo.model_card.path)
+    print_results(
+        ws,
+        demo.run,
+        demo.rates,
+        demo.card,
+        seconds,
+        demo.run / 'final' / LORA_FILE,
+        demo.model_card.path,
+    )
     return ws.root
 
 # %% ../nbs/8_run/01_demo.ipynb #print-results

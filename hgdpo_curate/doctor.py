@@ -102,11 +102,18 @@ CHECKS = dict(
 
 # %% ../nbs/8_run/00_doctor.ipynb #check-machine
 def check_machine(): # a DataFrame: check, good, found, remedy
-    "Run every check of `CHECKS`. `hgdpo doctor` prints it."
+    "Check this machine, and say for each problem what to do."
     import pandas as pd
     rows = []
     for name, check in CHECKS.items():
         try: good, state, remedy = check()
         except Exception as e: good, state, remedy = False, f'{type(e).__name__}: {e}', 'install the package again'
-        rows.append(dict(check=name, good=bool(good), found=state, remedy='' if good else remedy))
+        rows.append(
+            dict(
+                check=name,
+                good=bool(good),
+                found=state,
+                remedy='' if good else remedy,
+            )
+        )
     return pd.DataFrame(rows)

@@ -56,7 +56,13 @@ def pair_id_of(
     loser_id: str,   # image id
 ) -> str:
     "The id of a pair, the same wherever it is drafted, reviewed or frozen."
-    return short_id('pair', stage, prompt_id, winner_id, loser_id)
+    return short_id(
+        'pair',
+        stage,
+        prompt_id,
+        winner_id,
+        loser_id,
+    )
 
 # %% ../nbs/0_base/00_files.ipynb #atomic-path-2
 @contextlib.contextmanager

@@ -62,7 +62,12 @@ def comment_at(first: int, last: int, comments: dict) -> str:
     return ' '.join(behind or above)
 
 # %% ../nbs/8_run/02_flags.ipynb #kind-of
-KINDS = dict(int=int, float=float, str=str, bool=bool)
+KINDS = dict(
+    int=int,
+    float=float,
+    str=str,
+    bool=bool,
+)
 
 def literal(node): # None for what is no literal
     try: return ast.literal_eval(node)
@@ -81,19 +86,50 @@ def function_parameters(node, comments: dict) -> list: # of an `ast.FunctionDef`
     args = [*node.args.posonlyargs, *node.args.args]
     defaults = [None]*(len(args) - len(node.args.defaults)) + node.args.defaults
     pairs = [*zip(args, defaults), *zip(node.args.kwonlyargs, node.args.kw_defaults)]
-    return [p for arg, default in pairs if (p := _parameter(arg.arg, arg, arg.annotation, default, comments))]
+    return [
+        p
+        for arg, default in pairs
+        if (
+            p := _parameter(
+                arg.arg,
+                arg,
+                arg.annotation,
+                default,
+                comments,
+            )
+        )
+    ]
 
 def class_fields(node, comments: dict) -> list: # of an `ast.ClassDef`
     "The fields of a dataclass, as `function_parameters`."
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-    return [p for n in fields if (p := _parameter(n.target.id, n, n.annotation, n.value, comments))]
+    return [
+        p
+        for n in fields
+        if (
+            p := _parameter(
+                n.target.id,
+                n,
+                n.annotation,
+                n.value,
+                comments,
+            )
+        )
+    ]
 
 def _parameter(name, node, annotation, default, comments):
     value = None if default is None else literal(default)
     kind, many = kind_of(annotation, value)
     if kind is None: return None
     comment = comment_at(node.lineno, (default or node).end_lineno, comments)
-    return Parameter(name, comment, kind, many, value, required=default is None)
+    return Parameter(
+        name,
+        comment,
+        kind,
+        many,
+        value,
+        required=default is None,
+    )
 
 # %% ../nbs/8_run/02_flags.ipynb #read-definition
 def read_definition(where: str) -> Definition: # 'images.pool.generate_pool', or a dataclass
@@ -102,7 +138,9 @@ def read_definition(where: str) -> Definition: # 'images.pool.generate_pool', or
     node, comments = ast.parse(source).body[0], comments_of(source)
     is_class = isinstance(node, ast.ClassDef)
     parameters = (class_fields if is_class else function_parameters)(node, comments)
-    return Definition(node.name, ast.get_docstring(node) or '', tuple(parameters), not is_class and bool(node.args.kwarg))
+    return Definition(
+        node.name, ast.get_docstring(node) or '', tuple(parameters), not is_class and bool(node.args.kwarg)
+    )
 
 # %% ../nbs/8_run/02_flags.ipynb #choices-in
 def choices_in(comment: str) -> list: # of texts; empty where any value will do
@@ -141,12 +179,15 @@ def add_flag(
     "Give a parser the flag of one parameter; it is absent from what is parsed unless it was given."
     options = dict(dest=p.name, help=help_of(p), default=argparse.SUPPRESS)
     if p.kind is bool:
+        if p.default: options |= dict(help=f'switch off: {p.comment}')
         name = flag or (f'no_{p.name}' if p.default else p.name)
         parser.add_argument(f'--{name}', action='store_const', const=not p.default, **options)
         return
     low, high = range_in(p.comment)
     options |= dict(type=number_type(low, high) if p.kind is int and low is not None else p.kind)
-    options |= dict(choices=choices_in(p.comment) or None, metavar=None if choices_in(p.comment) else p.kind.__name__.upper())
+    options |= dict(
+        choices=choices_in(p.comment) or None, metavar=None if choices_in(p.comment) else p.kind.__name__.upper()
+    )
     if p.many: options |= dict(nargs='+')
     parser.add_argument(f'--{flag or p.name}', **options)
     if positional or p.required:
@@ -155,9 +196,14 @@ def add_flag(
 
 # %% ../nbs/8_run/02_flags.ipynb #description-of
 def description_of(text: str, width: int = 96) -> str:
-    "A docstring as a description: its paragraphs filled, without Markdown's backticks and what a notebook's call raises."
+    """A docstring as a description.
+
+    Its paragraphs filled, without Markdown's backticks and what a notebook's call raises.
+    """
     text = re.sub(r'\s*\bRaises\b[^.]*\.(?=\s|$)', '', text)
-    return '\n\n'.join(textwrap.fill(' '.join(p.split()), width) for p in text.replace('`', '').split('\n\n') if p.strip())
+    return '\n\n'.join(
+        textwrap.fill(' '.join(p.split()), width) for p in text.replace('`', '').split('\n\n') if p.strip()
+    )
 
 def summary_of(text: str) -> str:
     "A docstring's first line in lower case without the stop, as a list of verbs shows it."

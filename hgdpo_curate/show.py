@@ -166,7 +166,14 @@ def contact_sheet(
         if image is None: continue
         place = left + n%columns*cell[0], n//columns*cell[1]
         sheet.paste(_scaled(image.convert('RGB'), (width, height)), place)
-    for row, words in enumerate(labels or ()): _write_label(sheet, words, row*cell[1] + height//2, font_size, ink)
+    for row, words in enumerate(labels or ()):
+        _write_label(
+            sheet,
+            words,
+            row * cell[1] + height // 2,
+            font_size,
+            ink,
+        )
     return sheet
 
 # %% ../nbs/0_base/01_show.ipynb #scaled

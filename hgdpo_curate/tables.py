@@ -202,7 +202,12 @@ def _missing(x): return x is None or type(x).__name__ == 'NAType' or (isinstance
 
 def _arrow_schema(schema):
     import pyarrow as pa
-    kinds = dict(str=pa.string(), int=pa.int64(), float=pa.float64(), json=pa.string())
+    kinds = dict(
+        str=pa.string(),
+        int=pa.int64(),
+        float=pa.float64(),
+        json=pa.string(),
+    )
     return pa.schema([(name, kinds[kind]) for name, kind in schema.columns.items()])
 
 # %% ../nbs/0_base/02_tables.ipynb #from-arrow

@@ -79,8 +79,18 @@ class ImageFiles:
         "Save an image as PNG, whole or not at all, and give its row."
         file = self.image_file(domain, image_id)
         with atomic_path(file) as tmp: image.save(tmp)
-        row = dict(image_id=image_id, domain=domain, path=str(file.relative_to(self.root)), sha256=file_sha256(file))
-        return dict(row, width=image.width, height=image.height, **facts)
+        row = dict(
+            image_id=image_id,
+            domain=domain,
+            path=str(file.relative_to(self.root)),
+            sha256=file_sha256(file),
+        )
+        return dict(
+            row,
+            width=image.width,
+            height=image.height,
+            **facts,
+        )
 
     def open_image(self, path: str): # the `path` column of `images`
         "Load an image of this workspace as RGB. Raises `UserError` where it is missing or broken."
@@ -253,7 +263,7 @@ def next_step(ws, terminal: bool = False) -> str: # a call, or a command for a t
 
 # %% ../nbs/0_base/03_workspace.ipynb #workspace-status
 def workspace_status(workspace) -> str: # a few lines
-    "What a workspace holds: base model, images, rows, splits, runs."
+    "Say what a workspace holds: base model, images, rows, splits, runs."
     ws = open_workspace(workspace)
     lines = [
         f'{ws.root}: base model {ws.base_model or "not set"}, {ws.config["resolution"]}',

@@ -15,7 +15,12 @@ def accepts(verb, flag, shape) -> bool:
     "Whether the verb's parser knows the flag, with a value, several, or none."
     if not flag.startswith('--'): return flag in {a.dest for a in cli.make_parser(verb)._actions}
     actions = {s: a for a in cli.make_parser(verb)._actions for s in a.option_strings}
-    kinds = {0: 'switch', None: 'value', '+': 'several', '*': 'several'}
+    kinds = {
+        0: 'switch',
+        None: 'value',
+        '+': 'several',
+        '*': 'several',
+    }
     return flag in actions and kinds[actions[flag].nargs] == shape
 
 
@@ -34,9 +39,12 @@ def test_every_verb_names_a_function_that_is_there_and_says_what_its_flags_are()
 
 @pytest.mark.parametrize('argv', [['--help'], ['photos', '--help'], ['train', '--help']], ids=' '.join)
 def test_help_loads_nothing_heavy(argv):
-    code = ('import sys\nfrom hgdpo_curate.cli import main\ncode = main(sys.argv[1:])\n'
-            "heavy = {'torch', 'diffusers', 'fiftyone', 'transformers', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\n"
-            'assert code == 0 and not heavy, heavy')
+    code = (
+        'import sys\nfrom hgdpo_curate.cli import main\ncode = main(sys.argv[1:])\n'
+        "heavy = {'torch', 'diffusers', 'fiftyone', 'transformers', 'pandas', 'numpy', 'matplotlib'} & "
+        "set(sys.modules)\n"
+        'assert code == 0 and not heavy, heavy'
+    )
     done = subprocess.run([sys.executable, '-c', code, *argv], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -57,5 +65,10 @@ def test_the_workspace_is_the_flag_then_the_folder_then_the_variable(tmp_path, m
     (tmp_path/'here'/'images').mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path/'here'/'images')
     assert cli.find_workspace() == '..' and cli.find_workspace('flag') == 'flag'
-    for argv in (['demo'], ['card', '--package'], ['tiny', '--mannequins', '--output', 'o'], ['evaluate', '--table', 'easy']):
+    for argv in (
+        ['demo'],
+        ['card', '--package'],
+        ['tiny', '--mannequins', '--output', 'o'],
+        ['evaluate', '--table', 'easy'],
+    ):
         assert cli.means_no_workspace(argv[0], vars(cli.make_parser(argv[0]).parse_args(argv[1:])))

@@ -44,9 +44,12 @@ def test_only_the_rooms_of_the_app_import_fiftyone():
 
 
 def test_import_loads_nothing_heavy():
-    code = ('import sys, hgdpo_curate\n'
-            "heavy = {'torch', 'diffusers', 'fiftyone', 'transformers', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules)\n"
-            'assert not heavy, heavy')
+    code = (
+        'import sys, hgdpo_curate\n'
+        "heavy = {'torch', 'diffusers', 'fiftyone', 'transformers', 'pandas', 'numpy', 'matplotlib'} & "
+        "set(sys.modules)\n"
+        'assert not heavy, heavy'
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -34,5 +34,7 @@ def test_a_photo_is_forgotten_from_it(packed, copy_of):
     photo = load_split(ws)['easy'].merge(ws.table('prompts'), on='prompt_id').real_image_id[0]
     result = forget(ws, photo, app=False, progress=quiet)
     assert 'nothing of it is left' in str(result)
-    assert photo not in set(ws.table('images').image_id) and ws.table('reviews', history=True).subject_id.ne(photo).all()
+    assert (
+        photo not in set(ws.table('images').image_id) and ws.table('reviews', history=True).subject_id.ne(photo).all()
+    )
     assert not [p for p in ws.root.rglob('*') if p.is_file() and photo.encode() in p.read_bytes()]

@@ -15,9 +15,9 @@ from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/05_app.ipynb #read-reviews
 def read_reviews(workspace,           # a `Workspace` or its folder
-                 reviewer: str = None  # None: `reviewer_name()`
+                 reviewer: str = None  # who decided; None takes HGDPO_REVIEWER, else the login
                 ) -> tuple:           # (decisions and flags that changed, {tag that means nothing here: how often})
-    """Read the tags of the App back into `reviews` and `flags`.
+    """Read decisions made in the App back into the tables.
 
     Only what changed since the last reading is written: a new tag decides, a removed one takes the decision or the flag
     back. Raises `UserError` where the workspace has no dataset yet.
@@ -154,7 +154,13 @@ def open_app(workspace,              # a `Workspace` or its folder
         launch['config'] = fo.app_config.copy()
         launch['config'].proxy_url = proxy_url
     if inline: launch['auto'] = False
-    session = _launch(fo, ds, view=ds.load_saved_view(view) if view else None, port=port, **launch)
+    session = _launch(
+        fo,
+        ds,
+        view=ds.load_saved_view(view) if view else None,
+        port=port,
+        **launch,
+    )
     _opened.add(port)
     print(f'The App is at {session.url}')
     if inline:

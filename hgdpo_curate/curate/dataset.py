@@ -105,7 +105,13 @@ def write_prompts(fo,       # the module fiftyone
     ds.save()
     tags = own_tags(ds, rows.image_id)
     ds.delete_samples(ids)
-    insert_samples(fo, ds, ws, rows, tags)
+    insert_samples(
+        fo,
+        ds,
+        ws,
+        rows,
+        tags,
+    )
     # into an empty dataset FiftyOne imports the whole document, views and all
     if len(rows) == len(ds): save_views(ds)
     has_pairs = len(ds.match({'easy': 'winner'}).limit(1))
@@ -121,7 +127,13 @@ def refresh_prompts(ds,      # a dataset
     fo = import_fiftyone()
     with ws.lock():
         ds.reload()
-        write_prompts(fo, ds, ws, prompts, ds.info.get('choices') or {})
+        write_prompts(
+            fo,
+            ds,
+            ws,
+            prompts,
+            ds.info.get('choices') or {},
+        )
 
 # %% ../../nbs/4_curate/04_dataset.ipynb #changed-prompts
 def changed_prompts(ws, new: dict) -> set: # table -> its new parts; ids of the prompts they speak of
@@ -190,10 +202,22 @@ def _build(fo, name, ws, choices, old):
     rows = sample_rows(ws, choices.get('scorer'))
     ds = fo.Dataset(f'{name}-new', persistent=True, overwrite=True)
     declare_fields(fo, ds)
-    insert_samples(fo, ds, ws, rows, own)
+    insert_samples(
+        fo,
+        ds,
+        ws,
+        rows,
+        own,
+    )
     for index in INDEXES: ds.create_index(index)
     save_views(ds)
-    _remember(ds, ws, choices, parts, rows.attrs.get('no_pairs', ''))
+    _remember(
+        ds,
+        ws,
+        choices,
+        parts,
+        rows.attrs.get('no_pairs', ''),
+    )
     if old is not None:
         read_tags(old, ws)
         _tag_later(ds, {i: t for i, t in own_tags(old).items() if t != own.get(i)})
@@ -218,8 +242,21 @@ def _bring_up_to_date(ds, ws, choices):
     if not everything and not any(new.values()): return ds
     try: prompts = set(ws.table('images').prompt_id) if everything else changed_prompts(ws, new)
     except FileNotFoundError: return _build(fo, ds.name, ws, choices, ds)    # a table was compacted just now
-    if prompts: write_prompts(fo, ds, ws, prompts, choices)
-    _remember(ds, ws, choices, parts, ds.info.get('no_pairs', ''))
+    if prompts:
+        write_prompts(
+            fo,
+            ds,
+            ws,
+            prompts,
+            choices,
+        )
+    _remember(
+        ds,
+        ws,
+        choices,
+        parts,
+        ds.info.get('no_pairs', ''),
+    )
     return ds
 
 # %% ../../nbs/4_curate/04_dataset.ipynb #compact-tables

@@ -90,7 +90,14 @@ def flag_samples(ds,                   # a dataset
                 ) -> int:              # how many
     "Confirm a fault of samples: in the tables first, then in what is shown."
     rows = _rows(ds, ids)
-    flag_images_by_hand(workspace_of(ds), [r['image_id'] for r in rows], flag, part, side, reviewer)
+    flag_images_by_hand(
+        workspace_of(ds),
+        [r['image_id'] for r in rows],
+        flag,
+        part,
+        side,
+        reviewer,
+    )
     for r in rows:
         r['confirmed'] = sorted({*(r['confirmed'] or []), flag})
         r['flags'] = r['confirmed'] if flag == 'ok' else sorted({*(r['flags'] or []), flag})
@@ -138,10 +145,20 @@ def swap_samples(ds,                   # a dataset
     before = last_words(ws, [turned])
     if turned in before.index and before.decision[turned] == 'swap': decide(ws, [turned], 'undecided', reviewer)
     else:
-        ws.append('pairs', [dict(
-            pair_id=drawn, stage=stage, prompt_id=prompt, winner_id=winner, loser_id=loser,
-            winner_score=winner_score, loser_score=loser_score,
-        )])
+        ws.append(
+            'pairs',
+            [
+                dict(
+                    pair_id=drawn,
+                    stage=stage,
+                    prompt_id=prompt,
+                    winner_id=winner,
+                    loser_id=loser,
+                    winner_score=winner_score,
+                    loser_score=loser_score,
+                )
+            ],
+        )
         decide(ws, [drawn], 'swap', reviewer)
     refresh_prompts(ds, ws, {prompt})                                         # the later stages' pairs follow from it
     return stage
@@ -247,7 +264,13 @@ def progress_text(p: dict) -> str: # of `review_progress`; Markdown
 def score_plots(p: dict, stage: str) -> list: # of `review_progress`; plotly traces
     "Winners' and losers' scores of a stage."
     return [
-        dict(type='histogram', x=p['scores'][stage][w], name=w, opacity=.65, marker=dict(color=ROLE_COLOURS[w]))
+        dict(
+            type='histogram',
+            x=p['scores'][stage][w],
+            name=w,
+            opacity=0.65,
+            marker=dict(color=ROLE_COLOURS[w]),
+        )
         for w in ('winner', 'loser')
     ]
 
@@ -257,7 +280,11 @@ class Progress(foo.Panel):
     @property
     def config(self):
         return foo.PanelConfig(
-            name='progress', label='Curation progress', icon='insights', surfaces='grid', allow_multiple=False
+            name='progress',
+            label='Curation progress',
+            icon='insights',
+            surfaces='grid',
+            allow_multiple=False,
         )
     def on_load(self, ctx): self.refresh(ctx)
 
@@ -278,7 +305,17 @@ class Progress(foo.Panel):
         panel.btn('refresh', label='Count again', icon='refresh', on_click=self.refresh)
         for s in ctx.panel.get_state('stages', []):
             title = dict(text=f'{s}: scores of winners and losers', font=dict(size=12))
-            layout = dict(title=title, barmode='overlay', height=220, margin=dict(t=30, b=24, l=30, r=8))
+            layout = dict(
+                title=title,
+                barmode='overlay',
+                height=220,
+                margin=dict(
+                    t=30,
+                    b=24,
+                    l=30,
+                    r=8,
+                ),
+            )
             panel.plot(f'scores_{s}', layout=layout)
         return types.Property(panel, view=types.GridView(orientation='vertical', width=100))
 

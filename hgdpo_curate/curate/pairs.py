@@ -21,7 +21,13 @@ def pair_id(stage: str,      # one of `PAIR_STAGES` or `PAIR_CONTROLS`
             loser_id: str    # image id
            ) -> str:         # 16 hex digits
     "The id of a pair. Turned round it is another pair."
-    return short_id('pair', stage, prompt_id, winner_id, loser_id)
+    return short_id(
+        'pair',
+        stage,
+        prompt_id,
+        winner_id,
+        loser_id,
+    )
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #scored
 def _scored(images, scores):
@@ -240,9 +246,37 @@ def choose_pairs(images,        # rows of `images`
     "The pairs of the three stages, reviewed; each stage follows from the one before."
     excluded = excluded_winners(flags, reviews)
     def reviewed(df, stage): return review_pairs(df, stage, reviews, excluded)
-    easy = reviewed(easy_pairs(images, scores, flags, reviews, prefer_flagged_losers), 'easy')
-    normal = reviewed(normal_pairs(images, scores, easy, flags, reviews), 'normal')
-    hard = reviewed(hard_pairs(images, scores, normal, flags, reviews, real_winner), 'hard')
+    easy = reviewed(
+        easy_pairs(
+            images,
+            scores,
+            flags,
+            reviews,
+            prefer_flagged_losers,
+        ),
+        'easy',
+    )
+    normal = reviewed(
+        normal_pairs(
+            images,
+            scores,
+            easy,
+            flags,
+            reviews,
+        ),
+        'normal',
+    )
+    hard = reviewed(
+        hard_pairs(
+            images,
+            scores,
+            normal,
+            flags,
+            reviews,
+            real_winner,
+        ),
+        'hard',
+    )
     return dict(easy=easy, normal=normal, hard=hard)
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #without-pair

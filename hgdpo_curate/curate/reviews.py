@@ -44,8 +44,25 @@ def mark_duplicates(workspace,           # a `Workspace` or its folder
     "Say of two or more images that they are the same: the first stays, the others are set aside as duplicates of it."
     ws, (first, *others) = open_workspace(workspace), list(images)
     if others:
-        ws.append('duplicates', [dict(image_id=first, other_id=o, kind='near', distance=None) for o in others])
-    return decide(ws, others or [first], 'duplicate', reviewer, f'a duplicate of {first}' if others else '')
+        ws.append(
+            'duplicates',
+            [
+                dict(
+                    image_id=first,
+                    other_id=o,
+                    kind='near',
+                    distance=None,
+                )
+                for o in others
+            ],
+        )
+    return decide(
+        ws,
+        others or [first],
+        'duplicate',
+        reviewer,
+        f'a duplicate of {first}' if others else '',
+    )
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #last-words
 def last_words(ws,           # a `Workspace`
@@ -53,7 +70,16 @@ def last_words(ws,           # a `Workspace`
               ) -> pd.DataFrame: # index subject_id: decision, reviewer, said (list of 'reviewer: decision'), contested
     "The decision that stands for each image or pair, and whether reviewers differ."
     r = ws.table('reviews', only=('subject_id', subjects) if subjects is not None else None)
-    if not len(r): return pd.DataFrame(dict(decision=[], reviewer=[], said=[], contested=[]), dtype=object)
+    if not len(r):
+        return pd.DataFrame(
+            dict(
+                decision=[],
+                reviewer=[],
+                said=[],
+                contested=[],
+            ),
+            dtype=object,
+        )
     out = r.drop_duplicates('subject_id', keep='last').set_index('subject_id')[['decision', 'reviewer']]
     decided = r[r.decision != 'undecided']
     quotes = (decided.reviewer + ': ' + decided.decision).groupby(decided.subject_id).agg(list)
@@ -72,13 +98,33 @@ def flag_images_by_hand(workspace,            # a `Workspace` or its folder
     "Confirm a fault. Raises `UsageError` for an unknown flag."
     if flag not in FLAGS: raise UsageError(f'{flag!r} is no flag; choose one of {", ".join(FLAGS)}.')
     return open_workspace(workspace).append(
-        'flags', [_flag_row(i, flag, 'confirmed', part, side, reviewer, reason) for i in images]
+        'flags',
+        [
+            _flag_row(
+                i,
+                flag,
+                'confirmed',
+                part,
+                side,
+                reviewer,
+                reason,
+            )
+            for i in images
+        ],
     )
 
 def _flag_row(image_id, flag, status, part, side, reviewer, reason):
     return dict(
-        image_id=image_id, flag=flag, status=status, part=part, side=side, reason=reason, confidence=1.0,
-        source='human', rule_version='', reviewer=reviewer or reviewer_name(),
+        image_id=image_id,
+        flag=flag,
+        status=status,
+        part=part,
+        side=side,
+        reason=reason,
+        confidence=1.0,
+        source='human',
+        rule_version='',
+        reviewer=reviewer or reviewer_name(),
     )
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #clear-flags
@@ -98,7 +144,19 @@ def clear_flags(workspace,            # a `Workspace` or its folder
         + [(i, f, '', '') for i, f in zip(flags.image_id, flags.flag)]
     )
     return ws.append(
-        'flags', [_flag_row(i, f, 'cleared', part, side, reviewer, 'cleared in the App') for i, f, part, side in marks]
+        'flags',
+        [
+            _flag_row(
+                i,
+                f,
+                'cleared',
+                part,
+                side,
+                reviewer,
+                'cleared in the App',
+            )
+            for i, f, part, side in marks
+        ],
     )
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #twins

@@ -110,19 +110,49 @@ _NOT_STARTED = (
 )
 
 # %% ../../nbs/4_curate/03_samples.ipynb #fields
-FIELDS = dict(    # of a sample -> type
-    image_id='str', prompt_id='str', prompt='str', domain='str', fold='str',
-    seed='int', timestep='int', width='int', height='int',
-    score='float', rank='int',                                                  # rank: 0 is the best of its prompt
-    flags='list', confirmed='list', reasons='list', anatomy_failure='bool',
-    decision='str', reviewer='str', said='list', contested='bool',              # said: every 'reviewer: decision'
-    duplicate='bool', twins='str',                                              # twins: first id of those alike
-    easy='str', normal='str', hard='str',                                       # 'winner' or 'loser'
-    easy_pair='str', normal_pair='str', hard_pair='str', disagreement='bool',
-    consent='str', licence='str', sharpness='float', coverage='float', photo_width='int', photo_height='int',
+FIELDS = dict(  # of a sample -> type
+    image_id='str',
+    prompt_id='str',
+    prompt='str',
+    domain='str',
+    fold='str',
+    seed='int',
+    timestep='int',
+    width='int',
+    height='int',
+    score='float',
+    rank='int',  # rank: 0 is the best of its prompt
+    flags='list',
+    confirmed='list',
+    reasons='list',
+    anatomy_failure='bool',
+    decision='str',
+    reviewer='str',
+    said='list',
+    contested='bool',  # said: every 'reviewer: decision'
+    duplicate='bool',
+    twins='str',  # twins: first id of those alike
+    easy='str',
+    normal='str',
+    hard='str',  # 'winner' or 'loser'
+    easy_pair='str',
+    normal_pair='str',
+    hard_pair='str',
+    disagreement='bool',
+    consent='str',
+    licence='str',
+    sharpness='float',
+    coverage='float',
+    photo_width='int',
+    photo_height='int',
     faces='int',
 )
-LABEL_FIELDS = dict(people='Keypoints', faces_seen='Detections', hands='Detections', people_seen='Detections')
+LABEL_FIELDS = dict(
+    people='Keypoints',
+    faces_seen='Detections',
+    hands='Detections',
+    people_seen='Detections',
+)
 
 # %% ../../nbs/4_curate/03_samples.ipynb #dataset-name
 def dataset_name(ws) -> str: # e.g. hgdpo-my_people-1a2b3c4d
@@ -195,7 +225,13 @@ def _labels(ws, rows) -> dict: # image_id -> label fields as documents
 # %% ../../nbs/4_curate/03_samples.ipynb #document
 def _plain(v, kind): # a value of a table; a type of `FIELDS`
     if v is None or v is pd.NA or (isinstance(v, float) and v != v): return None
-    return dict(str=str, int=int, float=float, bool=bool, list=list)[kind](v)
+    return dict(
+        str=str,
+        int=int,
+        float=float,
+        bool=bool,
+        list=list,
+    )[kind](v)
 
 def _document(root, row, tags, labels):
     "A sample as FiftyOne keeps it; what is empty is left out."
@@ -286,7 +322,12 @@ FIELD_COLOURS = dict(
 # %% ../../nbs/4_curate/03_samples.ipynb #declare-fields
 def declare_fields(fo, ds): # the module fiftyone; a new dataset
     "Fields, sidebar, colours and skeleton, so that what matters is seen first."
-    kinds = dict(str=fo.StringField, int=fo.IntField, float=fo.FloatField, bool=fo.BooleanField)
+    kinds = dict(
+        str=fo.StringField,
+        int=fo.IntField,
+        float=fo.FloatField,
+        bool=fo.BooleanField,
+    )
     for f, k in FIELDS.items():
         if k == 'list': ds.add_sample_field(f, fo.ListField, subfield=fo.StringField)
         else: ds.add_sample_field(f, kinds[k])
@@ -363,4 +404,10 @@ def save_views(ds): # a dataset
     "Save every view of `VIEWS` in the dataset, over older ones of the same name."
     for name, (colour, text) in VIEWS.items():
         colour = '#999999' if colour == 'gray' else colour
-        ds.save_view(name, make_view(ds, name), description=text, color=colour, overwrite=True)
+        ds.save_view(
+            name,
+            make_view(ds, name),
+            description=text,
+            color=colour,
+            overwrite=True,
+        )

@@ -91,10 +91,11 @@ def _with_recon_of_faulty_photos(flags, images):
 # %% ../../nbs/4_curate/01_splits.ipynb #pairs-of
 def pairs_of(ws,                         # a `Workspace`
              scorer: str = 'tiny',        # whose scores choose
-             use_flags: bool = True,      # False, here and for reviews, is the paper's plain rule
-             use_reviews: bool = True,    # see `use_flags`
+             # honour confirmed flags; without flags and reviews it is the paper's plain rule
+             use_flags: bool = True,
+             use_reviews: bool = True,    # honour what people decided about photos and pairs
              approved_only: bool = False, # only photos that a person approved
-             real_winner: bool = False,   # the photo itself wins the hard stage, not its reconstruction at 100
+             real_winner: bool = False,   # the photo itself wins the hard stage, not its reconstruction at level 100
              # the worst-scored image with a confirmed fault loses the easy stage, where there is one
              prefer_flagged_losers: bool = False,
              prompts=None,                # only these prompt ids
@@ -115,9 +116,26 @@ def pairs_of(ws,                         # a `Workspace`
     _check_pool(ws, images)
     _check_scores(ws, images, scores, scorer)
     flags = _with_recon_of_faulty_photos(flags, images)
-    stages = choose_pairs(images, scores, flags, reviews, real_winner, prefer_flagged_losers)
+    stages = choose_pairs(
+        images,
+        scores,
+        flags,
+        reviews,
+        real_winner,
+        prefer_flagged_losers,
+    )
     stages['easy'].attrs['dropped'] = _left_out(train, reasons) + stages['easy'].attrs['dropped']
-    return stages | (control_pairs(images, scores, **stages, flags=flags, reviews=reviews) if controls else {})
+    return stages | (
+        control_pairs(
+            images,
+            scores,
+            **stages,
+            flags=flags,
+            reviews=reviews,
+        )
+        if controls
+        else {}
+    )
 
 # %% ../../nbs/4_curate/01_splits.ipynb #left-out
 def _left_out(prompts, reasons): # rows of `prompts`; image id -> reason
@@ -283,11 +301,11 @@ def _pool_facts(ws, easy) -> dict: # fields of `train.recipes.GenerationConfig`
 
 # %% ../../nbs/4_curate/01_splits.ipynb #freeze-split
 def freeze_split(workspace,            # a `Workspace` or its folder
-                 name: str = 'v1',      # of the split
-                 scorer: str = 'tiny',  # whose scores choose
+                 name: str = 'v1',      # name of the split
+                 scorer: str = 'tiny',  # preference estimator whose scores choose
                  **choices             # further arguments of `pairs_of`
                 ) -> Path:             # splits/<name>
-    """Draft the pairs and freeze them.
+    """Draft the pairs of the three stages and freeze them.
 
     The same pairs under the same name are left as they are; other pairs need another name. Raises `UserError`.
     """
@@ -305,7 +323,15 @@ def freeze_split(workspace,            # a `Workspace` or its folder
         raise UserError(
             f'The split {name!r} is frozen and these pairs differ from it; freeze them under another name with --split.'
         )
-    _write_split(ws, folder, drafted, name=name, content=content, scorer=scorer, choices=choices)
+    _write_split(
+        ws,
+        folder,
+        drafted,
+        name=name,
+        content=content,
+        scorer=scorer,
+        choices=choices,
+    )
     return folder
 
 # %% ../../nbs/4_curate/01_splits.ipynb #write-split

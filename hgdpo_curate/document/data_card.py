@@ -45,7 +45,14 @@ def _draw_stage(top, low, scored): # histograms of winners' and losers' scores, 
     winner, loser = scored.winner_score, scored.loser_score
     edges, colours = bins(winner, loser), [GREEN, ORANGE]
     names = ['winners', 'losers']
-    top.hist([winner, loser], bins=edges, histtype='stepfilled', alpha=.6, label=names, color=colours)
+    top.hist(
+        [winner, loser],
+        bins=edges,
+        histtype='stepfilled',
+        alpha=0.6,
+        label=names,
+        color=colours,
+    )
     top.legend(fontsize=7, frameon=False)
     low.hist(winner - loser, bins=bins(winner - loser), color=GREY, alpha=.8)
     low.axvline(0, color=INK, lw=.8)
@@ -85,7 +92,14 @@ def _draw_bars(ax, statistics, kind, title):
     for offset, who, colour in ((-.2, 'winner', GREEN), (.2, 'loser', ORANGE)):
         values = getattr(statistics, f'{who}_{kind}')
         at = np.arange(len(values))
-        ax.bar(at + offset, values, .4, label=f'{who}s', color=colour, alpha=.8)
+        ax.bar(
+            at + offset,
+            values,
+            0.4,
+            label=f'{who}s',
+            color=colour,
+            alpha=0.8,
+        )
     ax.set_title(title, fontsize=9, loc='left')
     ax.set_xticks(at, [str(i) for i in at], fontsize=7)
     _plain(ax)
@@ -329,6 +343,12 @@ def make_card(
     write_text(copies/f'{split}.md', text.replace('](card/', f'](../splits/{split}/card/'))
     for file in (folder/'card.html', copies/f'{split}.html'): write_text(file, page)
     write_croissant(folder/'croissant.json', folder, facts, answers)
-    write_croissant(copies/f'{split}.croissant.json', folder, facts, answers, read_all=False)
+    write_croissant(
+        copies / f'{split}.croissant.json',
+        folder,
+        facts,
+        answers,
+        read_all=False,
+    )
     renew_model_cards(ws, split)
     return Card(folder/'README.md', missing(answers, facts.original_base))

@@ -187,10 +187,22 @@ def forget(
     if t is None and subject is None: return _finish(ws, app)
     if t is None: t = footprint_of(ws, str(subject))
     elif subject is not None and not _belongs(ws, str(subject), t) and not dry_run:
-        _carry_out(ws, t, reason, app, progress)      # the interrupted removal first
+        _carry_out(
+            ws,
+            t,
+            reason,
+            app,
+            progress,
+        )  # the interrupted removal first
         t = footprint_of(ws, str(subject))
     if dry_run: return Removal(t, True, _planned(ws, t, progress))
-    return _carry_out(ws, t, reason, app, progress)
+    return _carry_out(
+        ws,
+        t,
+        reason,
+        app,
+        progress,
+    )
 
 def _finish(ws, app) -> Removal: # nothing is interrupted and nobody named: only the App may be left
     if (ws.root/OUTDATED).exists(): return Removal(Footprint('', ''), notes=[clean_app_or_mark(ws, app)])

@@ -93,7 +93,12 @@ def about(name: str, version: str = '') -> dict: # as `named` gives it -> what, 
         what, licence, commercial = WHAT.get(name, name), licence_of(name)['licence'], allowed
     else: what, licence, commercial = COMPONENTS.get(name, (name, NOT_KNOWN, 'unknown'))
     if not stated and 'of the package' in what: stated = 'this package'
-    return dict(what=what, licence=licence, commercial=commercial, stated=stated)
+    return dict(
+        what=what,
+        licence=licence,
+        commercial=commercial,
+        stated=stated,
+    )
 
 # %% ../../nbs/7_document/05_licences.ipynb #named
 def named(part: str, name: str) -> str:

@@ -304,7 +304,16 @@ def write_model_card(
     data, picture = read_split(ws, config['split']), folder/'card'/'failures.png'
     failures = draw_failures(ws, run, picture)
     meta = _meta(answers, config['base'], 'adapter', ['lora', 'stable-diffusion', 'hg-dpo', 'dpo'])
-    text = with_head(meta, model_card_text(ws, config, data, answers, failures))
+    text = with_head(
+        meta,
+        model_card_text(
+            ws,
+            config,
+            data,
+            answers,
+            failures,
+        ),
+    )
     write_text(folder/'README.md', text)
     if (folder/'final').is_dir():
         write_text(folder/'final'/'README.md', text)

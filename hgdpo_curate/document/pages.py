@@ -91,7 +91,13 @@ def save_figure(fig, file):
 # %% ../../nbs/7_document/00_pages.ipynb #render-card
 def render_card(template: str, **values) -> str: # of `templates/document`; its values -> Markdown
     "A Markdown text from a template, in which `escape`, `code` and `table` are at hand."
-    return render(f'document/{template}', escape=escape, code=code, table=table, **values)
+    return render(
+        f'document/{template}',
+        escape=escape,
+        code=code,
+        table=table,
+        **values,
+    )
 
 def with_head(meta, text: str) -> str: # `DatasetCardData` or `ModelCardData` of huggingface_hub
     "A card's text below the YAML head that the Hugging Face hub reads."
@@ -131,7 +137,14 @@ def to_html(
     _inline_pictures(tokens, folder)
     after_title = next((n for n, t in enumerate(tokens, 1) if t.type == 'heading_close' and t.tag == 'h1'), 0)
     head, body = (md.renderer.render(part, md.options, {}) for part in (tokens[:after_title], tokens[after_title:]))
-    return render('document/page.html', title=title, contents=contents, head=head, tiles=tiles, body=body)
+    return render(
+        'document/page.html',
+        title=title,
+        contents=contents,
+        head=head,
+        tiles=tiles,
+        body=body,
+    )
 
 # %% ../../nbs/7_document/00_pages.ipynb #in-frame
 def in_frame(page: str, tall: int = 620) -> str: # a page's HTML, height in pixels -> HTML

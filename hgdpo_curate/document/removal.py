@@ -71,7 +71,12 @@ def break_split(ws,                # a `Workspace`
         '--split NEW_NAME\n',
     )
     if any(b['subject'] == subject_hash for b in info.get('broken', [])): return
-    mark = dict(at=now(), subject=subject_hash, rows=rows, content=info['content'])
+    mark = dict(
+        at=now(),
+        subject=subject_hash,
+        rows=rows,
+        content=info['content'],
+    )
     broken = dict(
         broken=info.get('broken', []) + [mark],
         content={s: 'broken by removal' for s in PAIR_STAGES},

@@ -81,7 +81,12 @@ def mannequins_card() -> str:
     text = render_card(
         'shipped/mannequins.md',
         size=SIZE,
-        counts=dict(keypoints=len(KEYPOINTS), poses=len(POSES), places=len(PLACES), attributes=len(ATTRIBUTES)),
+        counts=dict(
+            keypoints=len(KEYPOINTS),
+            poses=len(POSES),
+            places=len(PLACES),
+            attributes=len(ATTRIBUTES),
+        ),
         attributes=[[escape(k), ', '.join(escape(x) for x in v)] for k, v in ATTRIBUTES.items()],
         prompt=describe(draw_person([0, 0]).attributes),
         faults=FAULTS,

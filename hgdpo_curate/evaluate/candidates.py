@@ -65,7 +65,14 @@ def draw_arms(
 def _jobs_of(ws, candidate, prompts, per_prompt):
     seed, how = f'evaluation {ws.config["seed"]}', (ws.config['sampler'], candidate.steps, candidate.guidance)
     return [
-        image_job(r.prompt_id, r.prompt, seed_of(r.prompt_id, k, seed), candidate.key, ws.size, *how)
+        image_job(
+            r.prompt_id,
+            r.prompt,
+            seed_of(r.prompt_id, k, seed),
+            candidate.key,
+            ws.size,
+            *how,
+        )
         for r in prompts.itertuples()
         for k in range(per_prompt)
     ]
@@ -137,18 +144,39 @@ def run_arm(
     config, lora = _trained(ws, run, arm)
     rules, text = InferenceConfig(**config['preset']['inference']), arm == 'hard + text encoder'
     key = config['base_hash']
-    if lora: key = short_id('arm', key, file_sha256(lora), text, json.dumps(as_dict(rules), sort_keys=True))
+    if lora:
+        key = short_id(
+            'arm',
+            key,
+            file_sha256(lora),
+            text,
+            json.dumps(as_dict(rules), sort_keys=True),
+        )
 
     @functools.cache
     def pipeline(): # loaded on the first call
         precision, sampler = config['preset']['mixed_precision'], ws.config['sampler']
         folder = lora.parent if lora else None
-        return load_for_inference(ws.base_at(config['base']), folder, rules, text, device, precision, sampler)
+        return load_for_inference(
+            ws.base_at(config['base']),
+            folder,
+            rules,
+            text,
+            device,
+            precision,
+            sampler,
+        )
 
     def draw(prompts, seeds):
         from hgdpo_curate.pipelines import seeded
         return pipeline()(prompts, generator=[seeded(s) for s in seeds], width=ws.size[0], height=ws.size[1]).images
-    return Candidate(draw, key, config['base_hash'], steps=rules.steps, guidance=rules.guidance)
+    return Candidate(
+        draw,
+        key,
+        config['base_hash'],
+        steps=rules.steps,
+        guidance=rules.guidance,
+    )
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #named-arms
 def named_arms(

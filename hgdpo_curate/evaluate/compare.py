@@ -120,19 +120,48 @@ def compare_arms(
     ws = open_workspace(workspace)
     prompts = ws.table('prompts').query("fold == 'test'") if prompts is None else prompts
     base_first = dict(sorted(arms.items(), key=lambda a: a[0] != 'base'))
-    rows = draw_arms(ws, base_first, prompts, per_prompt, batch=batch, progress=progress)
-    scorers = _score_all(ws, rows, scorers, scorer_path, device=device, progress=progress)
+    rows = draw_arms(
+        ws,
+        base_first,
+        prompts,
+        per_prompt,
+        batch=batch,
+        progress=progress,
+    )
+    scorers = _score_all(
+        ws,
+        rows,
+        scorers,
+        scorer_path,
+        device=device,
+        progress=progress,
+    )
     if detector: _flag(ws, detector, detector_path, progress)
     extractor = load_extractor(ws, extractor, extractor_path, device)
     models = dict(scorers=scorers, extractor=extractor, recognisers=recognisers)
-    return _compared(ws, rows, prompts, chose=chose, progress=progress, **models)
+    return _compared(
+        ws,
+        rows,
+        prompts,
+        chose=chose,
+        progress=progress,
+        **models,
+    )
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #score-all
 def _score_all(ws, rows, scorers, folder, *, device, progress): # -> names of the scorers
     ids, domains = [i for r in rows.values() for i in r.image_id], ('evaluation', 'real', 'generated', 'intermediate')
     for n, scorer in enumerate(scorers):
         path = _path_of(folder, scorer, n)
-        score_images(ws, scorer, domains, path, device=device, progress=progress, images=ids)
+        score_images(
+            ws,
+            scorer,
+            domains,
+            path,
+            device=device,
+            progress=progress,
+            images=ids,
+        )
     return tuple(getattr(s, 'name', s) for s in scorers)
 
 def _path_of(folder, scorer, n):
@@ -146,7 +175,13 @@ def _scores_of(table, images, names): # rows of `scores` -> name -> (n,) scores
 # %% ../../nbs/6_evaluate/04_compare.ipynb #flag
 def _flag(ws, detector, path, progress):
     from hgdpo_curate.judge.anatomy import flag_images
-    flag_images(ws, detector, path, ('evaluation',), progress=progress)
+    flag_images(
+        ws,
+        detector,
+        path,
+        ('evaluation',),
+        progress=progress,
+    )
 
 def _flagged(ws, rows): # {} unless every image was looked at or flagged
     "Whether rules or people see a fault."
@@ -161,14 +196,31 @@ def _measure_all(ws, rows, photos, extractor, recognisers, progress): # -> (the 
     evaluator = workspace_evaluator(ws)
     photo_measurements = measure(photos, evaluator)
     measurements = {a: measure(r, evaluator) for a, r in rows.items()}
-    faces = distances_to_photos(ws, rows, photos, recognisers, progress=progress) if recognisers else {}
+    faces = (
+        distances_to_photos(
+            ws,
+            rows,
+            photos,
+            recognisers,
+            progress=progress,
+        )
+        if recognisers
+        else {}
+    )
     for a, r in rows.items(): measurements[a] |= _flagged(ws, r) | dict(identity=faces.get(a, {}))
     return photo_measurements, measurements
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #compared
 def _compared(ws, rows, prompts, *, scorers, extractor, recognisers, chose, progress): # what is drawn and scored
     photos, notes = photos_of(ws, prompts)
-    photo_measurements, measurements = _measure_all(ws, rows, photos, extractor, recognisers, progress)
+    photo_measurements, measurements = _measure_all(
+        ws,
+        rows,
+        photos,
+        extractor,
+        recognisers,
+        progress,
+    )
     groups, table = next(iter(rows.values())).prompt_id.to_numpy(), ws.table('scores')
     scores = {a: _scores_of(table, r.image_id, scorers) for a, r in rows.items()}
     against = photo_measurements, measurements.get('base')
@@ -190,7 +242,13 @@ def _compared(ws, rows, prompts, *, scorers, extractor, recognisers, chose, prog
         extractor=getattr(extractor, 'name', ''),
         feature_extractor=extractor,
         notes=notes + warnings,
-        measured_by=measured_by(ws, images, scorers, extractor, recognisers),
+        measured_by=measured_by(
+            ws,
+            images,
+            scorers,
+            extractor,
+            recognisers,
+        ),
     )
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #warnings

@@ -177,7 +177,15 @@ def features_of(
     # as earlier versions kept them: `hgdpo forget` cannot take one image out of such a file
     for old in (ws.root/'cache'/'features').glob('*.npz'): old.unlink(missing_ok=True)
     missing = rows[~rows.image_id.isin(kept.at)].drop_duplicates('image_id')
-    if len(missing): _extract(ws, missing, extractor, kept, batch=batch, progress=progress)
+    if len(missing):
+        _extract(
+            ws,
+            missing,
+            extractor,
+            kept,
+            batch=batch,
+            progress=progress,
+        )
     return kept.stack(rows.image_id).numpy() if len(rows) else np.zeros((0, 0), np.float32)
 
 def _extract(ws, rows, extractor, kept, *, batch, progress):

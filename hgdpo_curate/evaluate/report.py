@@ -48,7 +48,14 @@ def picture(
     out = io.BytesIO()
     image.save(out, 'PNG' if enlarged else 'JPEG', **({} if enlarged else dict(quality=88)))
     data, kind = base64.b64encode(out.getvalue()).decode(), 'png' if enlarged else 'jpeg'
-    return _html('picture.html', enlarged=enlarged, height=height, about=about, kind=kind, data=data)
+    return _html(
+        'picture.html',
+        enlarged=enlarged,
+        height=height,
+        about=about,
+        kind=kind,
+        data=data,
+    )
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #chart
 def chart(figure) -> Markup: # a matplotlib Figure -> <img>
@@ -82,7 +89,13 @@ def figures_section(comparison: Comparison) -> Markup:
         for m in [*LABELS, *c.beside]
         if m in measured
     ]
-    return _html('figures.html', models=models, rows=rows, number=_number, chart=_points(c))
+    return _html(
+        'figures.html',
+        models=models,
+        rows=rows,
+        number=_number,
+        chart=_points(c),
+    )
 
 def _mark(comparison, metric, model, first): # '', 'good' or 'bad'
     # distances to base have no gain over base
@@ -110,7 +123,13 @@ def _errorbars(ax, rows, paint):
     style = dict(fmt='o', capsize=3)
     for y, r in enumerate(rows.itertuples()):
         reach = [[max(0, r.value - r.low)], [max(0, r.high - r.value)]]
-        ax.errorbar(r.value, -y, xerr=reach, color=paint[r.arm], **style)
+        ax.errorbar(
+            r.value,
+            -y,
+            xerr=reach,
+            color=paint[r.arm],
+            **style,
+        )
     ax.tick_params(axis='x', labelsize=7)
     ax.margins(y=.2)
 
@@ -174,7 +193,14 @@ def faults_section(
             (picture(ws.open_image(rows.path[n]), 140, rows.prompt[n]), reasons[n][1])
             for n in sorted(reasons, key=lambda n: -reasons[n][0])[:most]
         ]
-        models.append(dict(name=a, faulty=len(reasons), images=len(rows), worst=worst))
+        models.append(
+            dict(
+                name=a,
+                faulty=len(reasons),
+                images=len(rows),
+                worst=worst,
+            )
+        )
     return _html('faults.html', models=models)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #distributions-section
@@ -202,7 +228,12 @@ def distributions_section(comparison: Comparison) -> Markup:
 def _histogram(ax, title, values, paint):
     finite = {a: v[np.isfinite(v)] for a, v in values.items()}
     span = np.concatenate(list(finite.values()))
-    style = dict(bins=np.linspace(span.min(), span.max() + 1e-9, 21), histtype='step', density=True, linewidth=1.4)
+    style = dict(
+        bins=np.linspace(span.min(), span.max() + 1e-9, 21),
+        histtype='step',
+        density=True,
+        linewidth=1.4,
+    )
     for a, v in finite.items(): ax.hist(v, color=paint.get(a, 'black'), label=a, **style)
     ax.set_title(title, fontsize=9)
     ax.set_yticks([])
@@ -234,7 +265,12 @@ def _distances_to(comparison, features, limit): # model -> its images' nearest p
         indices, distances = (v[:, 0] for v in nearest(comparison.measurements[a]['features'], features, 1))
         close = int((distances < limit).sum())
         near[a] = dict(
-            name=a, images=len(rows), indices=indices, distances=distances, median=np.median(distances), close=close
+            name=a,
+            images=len(rows),
+            indices=indices,
+            distances=distances,
+            median=np.median(distances),
+            close=close,
         )
     return near
 
@@ -267,7 +303,14 @@ def nearest_section(
         limit=limit,
         models=list(near.values()),
         nearest_model=model,
-        nearest=_nearest_pictures(ws, comparison.rows[model['name']], photos, model, with_photos, most),
+        nearest=_nearest_pictures(
+            ws,
+            comparison.rows[model['name']],
+            photos,
+            model,
+            with_photos,
+            most,
+        ),
     )
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #nearest-pictures
@@ -315,7 +358,12 @@ def provenance_section(
     "The exact command, hashes, versions and licences that made the report."
     from hgdpo_curate import __version__
     models = [
-        dict(name=a, key=r.model.iloc[0], steps=r.steps.iloc[0], guidance=r.guidance.iloc[0])
+        dict(
+            name=a,
+            key=r.model.iloc[0],
+            steps=r.steps.iloc[0],
+            guidance=r.guidance.iloc[0],
+        )
         for a, r in comparison.rows.items()
     ]
     packages = {p: metadata.version(p) for p in ('torch', 'diffusers', 'peft', 'transformers', 'numpy', 'pandas')}
@@ -379,6 +427,18 @@ def report_runs(
 ) -> Path:  # evaluation/report.html
     "Evaluate models and write the report. Stop it and run it again. Raises `UserError`."
     ws = open_workspace(workspace)
-    comparison, out = evaluate_named(ws, run, arms, with_photos=with_photos, **evaluate)
+    comparison, out = evaluate_named(
+        ws,
+        run,
+        arms,
+        with_photos=with_photos,
+        **evaluate,
+    )
     command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return write_report(ws, comparison, out/'report.html', with_photos, command)
+    return write_report(
+        ws,
+        comparison,
+        out / 'report.html',
+        with_photos,
+        command,
+    )

@@ -106,7 +106,17 @@ def make_world(
     do = functools.partial(timed, ws, say)
     if not ws.config['base_model']:
         do('photos', lambda: _import_drawn_people(ws, seed, size['photos'], progress))
-        do('base', lambda: train_sft(ws, MANNEQUIN, size['sft'], rank=8, seed=seed, progress=progress))
+        do(
+            'base',
+            lambda: train_sft(
+                ws,
+                MANNEQUIN,
+                size['sft'],
+                rank=8,
+                seed=seed,
+                progress=progress,
+            ),
+        )
     do('image pool', lambda: generate_pool(ws, size['pool'], batch=32, progress=progress))
     do('reconstructions', lambda: reconstruct(ws, batch=32, progress=progress))
     do('scores', lambda: score_images(ws, progress=progress))
@@ -131,7 +141,15 @@ def measure_seed(
     "Every model of a table on the test prompts of a world."
     candidates = {r.name: run_arm(ws, run_name(r), r.stage) for r in table.rows}
     tiny = dict(scorers=('tiny',), chose='tiny', extractor='tiny')
-    return compare_arms(ws, candidates, frozen_test_prompts(ws, 'v1'), per_prompt, batch=32, progress=progress, **tiny)
+    return compare_arms(
+        ws,
+        candidates,
+        frozen_test_prompts(ws, 'v1'),
+        per_prompt,
+        batch=32,
+        progress=progress,
+        **tiny,
+    )
 
 # %% ../../nbs/6_evaluate/10_reproduce.ipynb #figures-of
 def figures_of(comparison: Comparison, table: PaperTable) -> pd.DataFrame: # arm, against, metric, value, low, high, …
@@ -158,9 +176,26 @@ def run_seed(
     table, file = TABLES[name], Path(folder)/name/f'seed-{seed}.parquet'
     if file.exists(): return pd.read_parquet(file)
     say = Steps(shares_of(table, size), f'{name}, seed {seed}')
-    ws = make_world(folder, seed, size, say, progress)
+    ws = make_world(
+        folder,
+        seed,
+        size,
+        say,
+        progress,
+    )
     for control in _controls(table):
-        timed(ws, say, _training(control), lambda: _train(ws, control, seed, size, progress))
+        timed(
+            ws,
+            say,
+            _training(control),
+            lambda: _train(
+                ws,
+                control,
+                seed,
+                size,
+                progress,
+            ),
+        )
     c = timed(ws, say, f'evaluation, {table.source}', lambda: measure_seed(ws, table, size['per_prompt'], progress))
     with atomic_path(file.with_name(f'grid-{seed}.png')) as tmp: model_grid(ws, c).save(tmp, format='PNG')
     sharpness = float(c.photo_measurements['sharpness'].mean())
@@ -170,7 +205,17 @@ def run_seed(
 
 def _train(ws, control, seed, size, progress):
     run, quiet = control or 'curriculum', dict(report_to='none', progress=progress)
-    train_curriculum(ws, 'v1', 'mannequin', run, control=control, seed=seed, reuse=True, **quiet, **size['steps'])
+    train_curriculum(
+        ws,
+        'v1',
+        'mannequin',
+        run,
+        control=control,
+        seed=seed,
+        reuse=True,
+        **quiet,
+        **size['steps'],
+    )
 
 # %% ../../nbs/6_evaluate/10_reproduce.ipynb #read-figures
 def read_figures(folder, name: str) -> pd.DataFrame: # of the tables, a key of `TABLES` -> rows of `run_seed`, all seeds
@@ -235,6 +280,12 @@ def reproduce_table(
     seeds = TABLES[table].seeds[:1] if quick else seeds or TABLES[table].seeds
     command = command or f'hgdpo evaluate --workspace {folder.name} --table {table}{" --quick" if quick else ""}'
     for s in seeds:
-        run_seed(folder, table, s, TABLE_SIZES[size], progress)
+        run_seed(
+            folder,
+            table,
+            s,
+            TABLE_SIZES[size],
+            progress,
+        )
         done = write_table(folder, table, command)
     return done

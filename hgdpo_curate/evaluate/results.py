@@ -227,8 +227,21 @@ def evaluate_runs(
 
     Writes table and grid into the run. Raises `UserError`.
     """
-    measure |= dict(per_prompt=per_prompt, batch=batch, device=device, progress=progress)
-    return evaluate_named(workspace, run, arms, limit, scorer, with_photos, **measure)[0].table
+    measure |= dict(
+        per_prompt=per_prompt,
+        batch=batch,
+        device=device,
+        progress=progress,
+    )
+    return evaluate_named(
+        workspace,
+        run,
+        arms,
+        limit,
+        scorer,
+        with_photos,
+        **measure,
+    )[0].table
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #roles-in
 def _roles(ws, scorer): # -> (role -> image ids, most realistic last; prompt ids of the most realistic winners)

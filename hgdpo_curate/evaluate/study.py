@@ -228,7 +228,13 @@ def open_study(
     _check_question(question)
     candidates, configs = named_arms(ws, arms, run, device)
     prompts = frozen_test_prompts(ws, one_split(configs))
-    rows = draw_arms(ws, candidates, prompts, per_prompt, progress=progress)
+    rows = draw_arms(
+        ws,
+        candidates,
+        prompts,
+        per_prompt,
+        progress=progress,
+    )
     pairs = study_pairs(*(rows[a] for a in arms), arms, question, limit)
     return study_server(Session(ws, pairs, rater), port)
 
@@ -268,7 +274,15 @@ def study_results(workspace) -> dict: # 'rates', 'agreement', 'pairs': DataFrame
             own = rows if rater == 'by majority' else rows[rows.rater == rater]
             rates.append(names | _rates(rater, choices) | (_fault_rates(own) if question == 'anatomy' else {}))
         kappa, statistic, n = rater_agreement(wide)
-        agreements.append(names | dict(raters=wide.shape[1], pairs=n, kappa=kappa, statistic=statistic))
+        agreements.append(
+            names
+            | dict(
+                raters=wide.shape[1],
+                pairs=n,
+                kappa=kappa,
+                statistic=statistic,
+            )
+        )
         pair = rows.drop_duplicates('pair_id').set_index('pair_id')
         pair = pair[['study', 'question', 'prompt_id', 'image_a', 'image_b']]
         pairs.append(pair.join(wide).assign(majority=majority).reset_index())

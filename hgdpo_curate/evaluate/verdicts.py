@@ -52,7 +52,15 @@ def _gain_from_figures(figures, ordering, asked): # without the seeds that were 
     both = both[[(o.better, o.worse, o.metric, s) not in asked for s in both.index]]
     gain = (both[o.better] - both[o.worse])*(-1 if higher(o.metric) is False else 1)
     names = dict(arm=o.better, against=o.worse, metric=o.metric)
-    return pd.DataFrame(dict(**names, seed=both.index, value=gain.to_numpy(), low=np.nan, high=np.nan))
+    return pd.DataFrame(
+        dict(
+            **names,
+            seed=both.index,
+            value=gain.to_numpy(),
+            low=np.nan,
+            high=np.nan,
+        )
+    )
 
 def with_gains(figures, orderings) -> pd.DataFrame: # rows of `run_seed`, with further ones
     """The same, with the gains that were not asked for when the seeds were measured.
@@ -99,7 +107,14 @@ def judge(
         margin = SAME_SHARE*way_of(together, o.metric, ours)
         shown, contrary = -margin < low and high < margin, low > margin or high < -margin
     else: shown, contrary = low > 0, high < 0
-    return Verdict('shown' if shown else 'reversed' if contrary else 'not shown', gain, low, high, int(agree), alone)
+    return Verdict(
+        'shown' if shown else 'reversed' if contrary else 'not shown',
+        gain,
+        low,
+        high,
+        int(agree),
+        alone,
+    )
 
 # %% ../../nbs/6_evaluate/09_verdicts.ipynb #table-metrics
 EVALUATOR_DIMS = 64     # of the tiny evaluator's features, by which distances are measured
@@ -168,8 +183,21 @@ def table_markdown(
 def _seeds_panel(ax, together, each, heights): # of one metric; each: its rows, a seed a row; heights: name -> height
     rows, y = together.set_index('arm').loc[list(heights)], list(heights.values())
     reach = np.maximum(0, [rows.value - rows.low, rows.high - rows.value])
-    ax.errorbar(rows.value, y, xerr=reach, fmt='o', **dict(markersize=4, capsize=2, color='#1f6fb4'))
-    ax.plot(each.value, each.arm.map(heights), '.', markersize=3, color='#1f6fb4', alpha=.5)
+    ax.errorbar(
+        rows.value,
+        y,
+        xerr=reach,
+        fmt='o',
+        **dict(markersize=4, capsize=2, color='#1f6fb4'),
+    )
+    ax.plot(
+        each.value,
+        each.arm.map(heights),
+        '.',
+        markersize=3,
+        color='#1f6fb4',
+        alpha=0.5,
+    )
     span = max(float(np.ptp(each.value)), 1e-9)
     ax.set_xlim(each.value.min() - .2*span, each.value.max() + .2*span)
 
@@ -177,7 +205,14 @@ def _paper_panel(ax, figures): # (value, height) pairs
     if figures: ax.plot(*zip(*figures), 'D', markersize=4, color='#b3401f')
     else:
         middle = dict(ha='center', va='center', transform=ax.transAxes)
-        ax.text(.5, .5, 'not in the paper', fontsize=7, color='gray', **middle)
+        ax.text(
+            0.5,
+            0.5,
+            'not in the paper',
+            fontsize=7,
+            color='gray',
+            **middle,
+        )
         ax.set_xticks([])
 
 # %% ../../nbs/6_evaluate/09_verdicts.ipynb #table-figure-3

@@ -69,7 +69,12 @@ READERS = {  # what a folder may be described by; the first that exists counts
     'dataset_dict.json': _read_arrow,
     'state.json': _read_arrow,
 }
-SYNONYMS = dict(caption='text', prompt='text', license='licence', person_box='box')
+SYNONYMS = dict(
+    caption='text',
+    prompt='text',
+    license='licence',
+    person_box='box',
+)
 
 # %% ../../nbs/2_images/00_captions.ipynb #read-captions-2
 def read_captions(folder) -> pd.DataFrame: # file_name, text, and whatever else the metadata states

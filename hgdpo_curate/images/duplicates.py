@@ -68,7 +68,12 @@ def find_near_duplicates(
 def _new_pairs(ws, ids, others, distances) -> list: # rows of `duplicates` that are not there yet
     known = set(ws.table('duplicates').pipe(lambda t: zip(t.image_id, t.other_id)))
     return [
-        dict(image_id=a, other_id=b, kind='near', distance=float(d))
+        dict(
+            image_id=a,
+            other_id=b,
+            kind='near',
+            distance=float(d),
+        )
         for a, b, d in zip(ids, others, distances)
         if (a, b) not in known
     ]

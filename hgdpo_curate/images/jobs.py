@@ -47,7 +47,16 @@ def map_images(
     if not len(images): return 0
     batches = (images.iloc[i:i + batch] for i in range(0, len(images), batch))
     def _rows_of(part): return judge(part, [ws.open_image(p) for p in part.path])
-    _append_batches(ws, table, batches, _rows_of, len(images), label, keep, progress)
+    _append_batches(
+        ws,
+        table,
+        batches,
+        _rows_of,
+        len(images),
+        label,
+        keep,
+        progress,
+    )
     return len(images)
 
 # %% ../../nbs/2_images/04_jobs.ipynb #job
@@ -75,7 +84,18 @@ def image_job(
 ) -> dict:                 # keys of `JOB`
     "One image to make."
     guidance = float(guidance)
-    image_id = short_id('image', model, prompt, seed, size, sampler, steps, guidance, timestep or '', source_id)
+    image_id = short_id(
+        'image',
+        model,
+        prompt,
+        seed,
+        size,
+        sampler,
+        steps,
+        guidance,
+        timestep or '',
+        source_id,
+    )
     values = (image_id, prompt_id, prompt, seed, model, sampler, steps, guidance, timestep, source_id)
     return dict(zip(JOB, values))
 
@@ -131,5 +151,14 @@ def run_jobs(
         for j, im in zip(part, make(part)):
             recorded = {k: j[k] for k in ('prompt_id', 'model', 'seed', 'timestep', 'guidance', 'steps')}
             yield ws.save_image(im, domain, j['image_id'], **recorded)
-    _append_batches(ws, 'images', _batches(todo, batch), _rows_of, len(todo), label, 256, progress)
+    _append_batches(
+        ws,
+        'images',
+        _batches(todo, batch),
+        _rows_of,
+        len(todo),
+        label,
+        256,
+        progress,
+    )
     return len(todo)

@@ -176,7 +176,15 @@ class _Reader:
         self.seen[image_id], self.stated[image_id] = row['file_name'], stated
         if image_id in self.known: return self._again(row, stated)
         self.report.with_position += bool(gps)
-        self.rows.append(_rows_of(self.ws, row, im, stated, gps))
+        self.rows.append(
+            _rows_of(
+                self.ws,
+                row,
+                im,
+                stated,
+                gps,
+            )
+        )
 
     def _refuse(self, error):
         if not self.skip_bad:

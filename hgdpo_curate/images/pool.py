@@ -48,9 +48,9 @@ def check_base(ws, model: str): # weights hash of the base about to be used
 # %% ../../nbs/2_images/05_pool.ipynb #open-base
 def open_base(
     ws,                    # a `Workspace`
-    base=None,             # hub id or folder; None takes the workspace's. Set there if it has none yet
-    device=None,           # torch device
-    mixed_precision='no',  # 'no', 'fp16' or 'bf16'
+    base=None,             # base model: hub id or folder; None takes the workspace's. Set there if it has none yet
+    device=None,           # torch device, e.g. cuda or cpu; None takes a GPU where there is one
+    mixed_precision='no',  # 'no', 'fp16' or 'bf16': dtype of the frozen weights
     sampler=None,          # name of the solver; None takes the workspace's
 ) -> tuple:                # (pipeline, weights hash, sampler)
     "The workspace's base pipeline. Raises `UserError` for a base with other weights than the pool's."
@@ -92,18 +92,18 @@ def _warn_of_mannequin(ws):
 # %% ../../nbs/2_images/05_pool.ipynb #generate-pool
 def generate_pool(
     workspace,             # a `Workspace` or its folder
-    n: int = 20,           # images per prompt (the paper's N)
-    base=None,             # hub id or folder; None takes the workspace's
-    limit: int = None,     # only the first so many prompts
+    n: int = 20,           # images per prompt, the paper's N, 2..
+    base=None,             # base model: hub id or folder; None takes the workspace's
+    limit: int = None,     # only the first so many prompts, 1..
     fold: str = 'train',   # prompts of this fold
-    steps: int = None,     # solver steps; None takes the workspace's
+    steps: int = None,     # solver steps, 1..; None takes the workspace's
     guidance: float = None,# classifier-free guidance; None takes the workspace's
-    batch: int = 16,       # images per U-Net call (doubled by guidance)
-    device=None,           # torch device
-    mixed_precision='no',  # 'no', 'fp16' or 'bf16'
+    batch: int = 16,       # images per U-Net call (doubled by guidance), 1..
+    device=None,           # torch device, e.g. cuda or cpu; None takes a GPU where there is one
+    mixed_precision='no',  # 'no', 'fp16' or 'bf16': dtype of the frozen weights
     progress=None,         # called as progress(total, label) -> update(n); None shows a bar
 ) -> int:                  # how many images were made now
-    """Fill the image pool (X_gen, PAPER section 2).
+    """Make the image pool: images of every training prompt by the base model.
 
     Stop it and run it again; nothing is made twice. Raises `UserError` for fewer than two images per prompt.
     """
@@ -117,5 +117,21 @@ def generate_pool(
     pipe, model, sampler = open_base(ws, base, device, mixed_precision)
     _warn_of_mannequin(ws)
     steps, guidance = steps or ws.config['steps'], ws.config['guidance'] if guidance is None else guidance
-    jobs = _pool_jobs(ws, prompts, n, model, sampler, steps, guidance)
-    return run_jobs(ws, pipe, jobs, 'generated', batch, 'image pool', progress=progress)
+    jobs = _pool_jobs(
+        ws,
+        prompts,
+        n,
+        model,
+        sampler,
+        steps,
+        guidance,
+    )
+    return run_jobs(
+        ws,
+        pipe,
+        jobs,
+        'generated',
+        batch,
+        'image pool',
+        progress=progress,
+    )

@@ -76,7 +76,14 @@ def sdrecon(
     Raises `UserError` for a level outside (0, 1000].
     """
     from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, make_images
-    start = recon_start(pipe, [image], timestep, [seed], steps, image.size)
+    start = recon_start(
+        pipe,
+        [image],
+        timestep,
+        [seed],
+        steps,
+        image.size,
+    )
     return make_images(
         pipe,
         encode_prompts(pipe, [prompt]),
@@ -110,18 +117,19 @@ def _recon_jobs(ws, prompts, levels, model, sampler, steps, guidance) -> list:
 # %% ../../nbs/2_images/06_recon.ipynb #reconstruct
 def reconstruct(
     workspace,               # a `Workspace` or its folder
-    levels=TRAINING_LEVELS,  # noise levels to make: those the curriculum needs, or the paper's ten, `LEVELS`
-    limit: int = None,       # only the first so many prompts, as in `generate_pool`
+    # noise levels t of 1000 to make, 1..; the default is what the curriculum needs (100 400 500 600 700)
+    levels: list[int] = TRAINING_LEVELS,
+    limit: int = None,       # only the first so many prompts, 1..
     fold: str = 'train',     # prompts of this fold
-    steps: int = None,       # steps of the full grid; None takes the workspace's
+    steps: int = None,       # solver steps of the full grid, 1..; None takes the workspace's
     guidance: float = None,  # classifier-free guidance; None takes the workspace's
-    batch: int = 16,         # images per U-Net call (doubled by guidance)
-    device=None,             # torch device
-    mixed_precision='no',    # 'no', 'fp16' or 'bf16'
-    base=None,               # hub id or folder; None takes the workspace's
+    batch: int = 16,         # images per U-Net call (doubled by guidance), 1..
+    device=None,             # torch device, e.g. cuda or cpu; None takes a GPU where there is one
+    mixed_precision='no',    # 'no', 'fp16' or 'bf16': dtype of the frozen weights
+    base=None,               # base model: hub id or folder; None takes the workspace's
     progress=None,           # called as progress(total, label) -> update(n); None shows a bar
 ) -> int:                    # how many images were made now
-    """Make the intermediate domains (X_int) of the photos with the base model.
+    """Make the intermediate domains: each photo noised to some levels and denoised by the base model (SDRecon).
 
     Stop it and run it again; nothing is made twice. Raises `UserError` for a level outside (0, 1000].
     """
@@ -130,9 +138,33 @@ def reconstruct(
     prompts = choose_prompts(ws, fold, limit)
     pipe, model, sampler = open_base(ws, base, device, mixed_precision)
     steps, guidance = steps or ws.config['steps'], ws.config['guidance'] if guidance is None else guidance
-    jobs = _recon_jobs(ws, prompts, levels, model, sampler, steps, guidance)
+    jobs = _recon_jobs(
+        ws,
+        prompts,
+        levels,
+        model,
+        sampler,
+        steps,
+        guidance,
+    )
     path = ws.table('images').query("domain == 'real'").set_index('image_id').path
     def _start(part):
         photos, seeds = [ws.open_image(path[j['source_id']]) for j in part], [j['seed'] for j in part]
-        return recon_start(pipe, photos, part[0]['timestep'], seeds, steps, ws.size)
-    return run_jobs(ws, pipe, jobs, 'intermediate', batch, 'reconstructions', _start, progress=progress)
+        return recon_start(
+            pipe,
+            photos,
+            part[0]['timestep'],
+            seeds,
+            steps,
+            ws.size,
+        )
+    return run_jobs(
+        ws,
+        pipe,
+        jobs,
+        'intermediate',
+        batch,
+        'reconstructions',
+        _start,
+        progress=progress,
+    )

@@ -37,7 +37,12 @@ def _proposals(ws): # (image_id, flag, part, side) -> row of `flags`
             name, tuple(size.loc[image_id]), items.to_dict('records'), proportions.get(name, {})
         )
         for p in apply_rules(detections):
-            row = dict(p, image_id=image_id, source='rule', status='proposed')
+            row = dict(
+                p,
+                image_id=image_id,
+                source='rule',
+                status='proposed',
+            )
             out[image_id, p['flag'], p['part'], p['side']] = row
     return out
 
@@ -65,13 +70,15 @@ def _same(row, before):
 # %% ../../nbs/3_judge/06_anatomy.ipynb #flag-images
 def flag_images(
     workspace,        # a `Workspace` or its folder
-    detector='tiny',  # a key of `detectors.DETECTORS`
-    path=None,        # the detector's weights
+    # tiny (drawn people), yunet or insightface (faces), vitpose (people), mediapipe (hands or people), clip (opposite
+    # prompts)
+    detector='tiny',
+    path=None,        # the detector's weights: a file or folder
     domains=('real', 'generated'),  # which images
-    accept_noncommercial=False,     # for insightface
+    accept_noncommercial=False,     # for insightface, whose models are for non-commercial research only
     progress=None,    # called as progress(total, label) -> update(n); None shows a bar
 ) -> pd.DataFrame:  # flag, images
-    """Detect and propose in one go.
+    """Propose anatomy flags: let a detector look at the images, then apply the rules.
 
     Raises `UserError` where the detector's weights are missing.
     """

@@ -144,9 +144,14 @@ def detect(
 def _detection_rows(detector, rows, pictures):
     about = dict(detector=detector.name, detector_version=detector.version)
     return [
-        dict(image_id=image_id, **about, index=n, **item)
+        dict(
+            image_id=image_id,
+            **about,
+            index=n,
+            **item,
+        )
         for image_id, items in zip(rows.image_id, detector.detect(pictures))
-        for n, item in enumerate(items or [seen('none', 0.)])
+        for n, item in enumerate(items or [seen('none', 0.0)])
     ]
 
 # %% ../../nbs/3_judge/03_detections.ipynb #latest-detections

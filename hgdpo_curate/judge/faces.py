@@ -110,7 +110,13 @@ def distances_to_photos(
     paths = list(dict.fromkeys(used))
     with progress_bar(len(recognisers)*len(paths), 'comparing faces', progress) as bar:
         for net in recognisers:
-            vector, none = _face_vectors(ws, net, paths, part, bar)
+            vector, none = _face_vectors(
+                ws,
+                net,
+                paths,
+                part,
+                bar,
+            )
             for arm, r in rows.items():
                 of_photos = np.stack([vector.get(photo.get(p), none) for p in r.prompt_id])
                 out[arm][net.name] = face_distance(np.stack([vector[p] for p in r.path]), of_photos)

@@ -137,7 +137,15 @@ def rule_missing_limb(detections):
         for side, other in (('left', 'right'), ('right', 'left')):
             if not _missing(joints, side, limb): continue
             reason = f'no {side} {mid} and {end}, though the {root} and the whole {other} {limb} are seen'
-            out.append(proposal('missing_limb', reason, .6, limb, side))
+            out.append(
+                proposal(
+                    'missing_limb',
+                    reason,
+                    0.6,
+                    limb,
+                    side,
+                )
+            )
     return out
 
 # %% ../../nbs/3_judge/05_rules.ipynb #bones
@@ -187,7 +195,15 @@ def rule_bad_proportion(detections):
             if v > high*THRESHOLDS['longer']:
                 reason = f'the {bone} is {v:.2f} trunks long; in real photos at most {high:.2f}'
                 side = bone.split(' ')[0] if ' ' in bone else ''
-                return [proposal('bad_proportion', reason, min(1, v/high - .5), bone.split(' ')[-1], side)]
+                return [
+                    proposal(
+                        'bad_proportion',
+                        reason,
+                        min(1, v / high - 0.5),
+                        bone.split(' ')[-1],
+                        side,
+                    )
+                ]
             if bone == 'legs' and v < low*THRESHOLDS['shorter'] and 'legs' not in cut_parts(detections):
                 reason = f'the legs are {v:.2f} trunks long; in real photos at least {low:.2f}'
                 return [proposal('bad_proportion', reason, .7, 'legs')]
@@ -212,7 +228,15 @@ def rule_impossible_pose(detections):
                 angle = _fold(joints, chain)
                 if angle >= THRESHOLDS['fold'] or np.isnan(angle): continue
                 reason = f'the {side} {names[1]} is folded to {angle:.0f} degrees with both bones in full length'
-                return [proposal('impossible_pose', reason, .6, limb, side)]
+                return [
+                    proposal(
+                        'impossible_pose',
+                        reason,
+                        0.6,
+                        limb,
+                        side,
+                    )
+                ]
     return []
 
 # %% ../../nbs/3_judge/05_rules.ipynb #rule-second-face-2

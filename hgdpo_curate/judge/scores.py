@@ -148,10 +148,10 @@ def _score_rows(ws, scorer, rows, pictures):
 # %% ../../nbs/3_judge/02_scores.ipynb #score-images
 def score_images(
     workspace,             # a `Workspace` or its folder
-    scorer='tiny',         # a key of `SCORERS`, or a `Scorer`
+    scorer='tiny',         # preference estimator: a key of `SCORERS`, or a `Scorer`
     domains=('real', 'generated', 'intermediate', 'evaluation'),  # which images
-    path=None,             # folder of the scorer's weights
-    batch: int = 64,       # images at a time
+    path=None,             # folder of the scorer's weights; None looks in the local cache, then in the hub
+    batch: int = 64,       # images at a time, 1..
     device=None,           # torch device; None takes the best there is
     progress=None,         # called as progress(total, label) -> update(n); None shows a bar
     mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of the scorer's weights
@@ -163,7 +163,14 @@ def score_images(
     finite number.
     """
     ws = open_workspace(workspace)
-    if isinstance(scorer, str): scorer = workspace_scorer(ws, scorer, path, device, mixed_precision)
+    if isinstance(scorer, str):
+        scorer = workspace_scorer(
+            ws,
+            scorer,
+            path,
+            device,
+            mixed_precision,
+        )
     return map_images(
         ws,
         _unscored(ws, scorer, domains, images),

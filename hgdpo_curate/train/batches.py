@@ -226,4 +226,10 @@ class BatchReader:
         target = training_target(self.scheduler, clean, noise, timesteps)
         on_device = (x.to(self.device, non_blocking=True) for x in (noisy, target, timesteps))
         prompts = ['' if drop else p for p, drop in zip(rows.prompt, random['drop'].tolist())]
-        return Batch(rows.pair_id, pair, number, *on_device, prompts)
+        return Batch(
+            rows.pair_id,
+            pair,
+            number,
+            *on_device,
+            prompts,
+        )

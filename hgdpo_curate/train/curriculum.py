@@ -226,20 +226,23 @@ def _check_resume(resume_from):
 # %% ../../nbs/5_train/09_curriculum.ipynb #train-curriculum-2
 def train_curriculum(workspace,                  # a `Workspace` or its folder
                      split: str = 'v1',          # name of a frozen split
-                     preset='sd15-paper',        # name or `Preset`
+                     # sd15-paper, sd15-24gb, sd15-12gb, sdxl-48gb, mannequin or tiny-photos; or a `Preset`
+                     preset='sd15-paper',
                      run: str = None,            # name of the run; None takes the preset's
-                     base=None,                  # hub id or folder; None takes the workspace's
-                     resume_from_checkpoint='latest', # 'latest', or '' to start unfinished stages anew
+                     base=None,                  # base model: hub id or folder; None takes the workspace's
+                     resume_from_checkpoint='latest', # latest goes on; empty starts unfinished stages anew
                      device=None,                # torch device
                      progress=None,              # called as progress(total, label) -> update(n)
-                     control: str = '',          # a control of the preset in its place, see `presets.CONTROLS`
+                     # a control or another method in the preset's place: naive, e2e, n2, lan, ipo, mapo ..., see
+                     # `presets.CONTROLS`
+                     control: str = '',
                      scorer=None,                # for `keep_best`: a `Scorer` in place of the one that it names
                      # take a stage from another run of this workspace where the same recipe, pairs, base and start made
                      # it
                      reuse: bool = False,
                      **overrides                 # fields of the preset or its stages, as in `recipes.override`
                     ) -> RunFolder:              # runs/<run>, with a folder per stage and final/
-    """Train every stage of a preset, each from the one it names, and compose `final/` (PAPER sections 1 to 5).
+    """Train the curriculum on a frozen split: every stage from the one before, and `final/` composed of them.
 
     Stop it and run it again; `accelerate launch` spreads it over processes. Raises `UserError`.
     """
@@ -266,7 +269,19 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
         distributed=distributed,
         progress=progress,
     )
-    context.validation = validation_of(ws, preset, data, scorer=scorer, device=distributed.device)
+    context.validation = validation_of(
+        ws,
+        preset,
+        data,
+        scorer=scorer,
+        device=distributed.device,
+    )
     context.fill_cache([*pairs.values()])
-    train_stages(context, folder, pairs, resume_from=resume_from_checkpoint, reuse=reuse)
+    train_stages(
+        context,
+        folder,
+        pairs,
+        resume_from=resume_from_checkpoint,
+        reuse=reuse,
+    )
     return folder

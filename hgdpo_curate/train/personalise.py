@@ -84,7 +84,12 @@ def read_faceid(file: Path) -> dict: # {'image_proj': state, 'ip_adapter': state
 
 # %% ../../nbs/5_train/13_personalise.ipynb #attention-weights
 def _attention_weights(normal, number, name, attention, rank, width): # -> state of one attention layer
-    projections = dict(to_q=attention.to_q, to_k=attention.to_k, to_v=attention.to_v, to_out=attention.to_out[0])
+    projections = dict(
+        to_q=attention.to_q,
+        to_k=attention.to_k,
+        to_v=attention.to_v,
+        to_out=attention.to_out[0],
+    )
     state = {}
     for projection, layer in projections.items():
         lora = f'ip_adapter.{number}.{projection}_lora'
@@ -117,7 +122,14 @@ def random_faceid(unet,             # of the base model
     }
     for i, name in enumerate(unet.attn_processors):
         attention = unet.get_submodule(name.removesuffix('.processor'))
-        state |= _attention_weights(normal, i, name, attention, rank, width)
+        state |= _attention_weights(
+            normal,
+            i,
+            name,
+            attention,
+            rank,
+            width,
+        )
     save_file(state, file)
     return Path(file)
 

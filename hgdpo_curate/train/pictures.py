@@ -48,7 +48,15 @@ def drawings(n: int,              # how many
     else:
         edges = np.linspace(0, n, 9).astype(int)
         with ProcessPoolExecutor(2) as ex:
-            parts = list(ex.map(_draw_some, [seed]*8, edges[:-1], edges[1:], [faulty]*8))
+            parts = list(
+                ex.map(
+                    _draw_some,
+                    [seed] * 8,
+                    edges[:-1],
+                    edges[1:],
+                    [faulty] * 8,
+                )
+            )
     images, prompts, *truth = zip(*parts)
     return Pictures(np.concatenate(images), sum(prompts, []), *map(np.concatenate, truth))
 

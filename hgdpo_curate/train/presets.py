@@ -90,9 +90,21 @@ def sdxl_48gb():
 MINIATURE = GenerationConfig(size=8, resolution='40x56', steps=10)
 
 def _miniature(name, steps, **k): # k: lr and batch
-    stages = curriculum(steps, beta=4000., lam=2e6, text_rank=16, **k)
+    stages = curriculum(
+        steps,
+        beta=4000.0,
+        lam=2e6,
+        text_rank=16,
+        **k,
+    )
     inference = InferenceConfig(steps=10, lora_weight=1.)
-    return Preset(name, stages, inference, pool=MINIATURE, checkpointing_steps=100)
+    return Preset(
+        name,
+        stages,
+        inference,
+        pool=MINIATURE,
+        checkpointing_steps=100,
+    )
 
 def mannequin():
     "The miniature: minutes on two CPU cores, for the tiny base model of the package."

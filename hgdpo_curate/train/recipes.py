@@ -68,16 +68,16 @@ class Stage:
     start: str = ''
     # shuffled: every epoch its own order; by_gap: wide score gaps first (Curriculum-DPO, arXiv 2405.13637)
     order: str = 'shuffled'
-    max_train_steps: int = 1000      # optimiser steps, 1 or more
-    # pairs (or photos) per process and pass; a step takes this x passes x processes
+    max_train_steps: int = 1000      # optimiser steps, 1..
+    # pairs (or photos) per process and pass; a step takes this x passes x processes, 1..
     train_batch_size: int = 16
     learning_rate: float = 1e-5      # AdamW learning rate, above 0
     lr_scheduler: str = 'constant'   # constant, linear or cosine, after the warm-up
-    lr_warmup_steps: int = 0         # steps until the full learning rate
+    lr_warmup_steps: int = 0         # steps until the full learning rate, 0..
     # DPO strength, with the half of Diffusion-DPO's code (x2 to match diffusers' SD1.5 script); MaPO's own is .1
     beta_dpo: float = 2500.
     lambda_stat: float = 0.          # weight of statistics matching, in stages that start from base; 0 leaves it out
-    rank: int = 8                    # rank of the LoRA, 1 or more
+    rank: int = 8                    # rank of the LoRA, 1..
     caption_dropout: float = 0.      # share of pairs trained with the empty prompt, drawn once per pair, 0 to below 1
     max_grad_norm: float = 1.        # gradients are clipped to this norm, above 0
 
@@ -155,7 +155,7 @@ class Preset:
     mixed_precision: str = 'no'                    # no, fp16 or bf16: dtype of the frozen weights; the LoRA is float32
     optimizer: str = 'adamw'                       # adamw or adamw8bit (bitsandbytes)
     adam_betas: tuple = (.9, .999)                 # decay rates of AdamW's two running means, 0 to 1
-    seed: int = 0                                  # seed of everything random, 0 or more
+    seed: int = 0                                  # seed of everything random, 0..
     gradient_accumulation_steps: int = 1           # passes per step; a step takes batch x passes x processes
     gradient_checkpointing: bool = False           # recompute activations: less memory, a third more time
     # noises that each pair meets, the reference's errors being worked out once for each; 0: fresh noise every time

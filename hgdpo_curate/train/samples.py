@@ -48,21 +48,23 @@ def _draw_samples(pipe, jobs, size, face, progress): # jobs: (prompt, seed, file
 
 # %% ../../nbs/5_train/14_samples.ipynb #sample-images
 def sample_images(workspace,            # a `Workspace` or its folder
-                  prompts: list,        # texts
-                  run: str = None,      # name of a run; None draws with base
+                  prompts: list[str],   # texts to draw
+                  run: str = None,      # name of a run; None draws with the base model
                   # folder for the PNG files; None is <workspace>/samples. `forget` does not reach pictures outside the
                   # workspace
                   output=None,
-                  per_prompt: int = 1,  # images per prompt
-                  seed: int = 0,        # of each prompt's first image
+                  per_prompt: int = 1,  # images per prompt, 1..
+                  seed: int = 0,        # seed of each prompt's first image, 0..
                   device=None,          # torch device; None takes a GPU where there is one
                   progress=None,        # as in `generate_pool`
-                  face=None,            # whose face, as in `face_embedding`
-                  ip_adapter=None,      # FaceID's file, as in `load_personalised`
-                  detector_path=None,   # as in `face_embedding`
-                  accept_noncommercial: bool = False # as in `face_embedding`
+                  # draw this person: a picture of a face, or its embedding as .npy or .safetensors
+                  face=None,
+                  ip_adapter=None,      # file of IP-Adapter FaceID for the base model's family
+                  detector_path=None,   # folder of an insightface model pack, for a face given as a picture
+                  # for insightface, whose models are for non-commercial research only
+                  accept_noncommercial: bool = False
                  ) -> list:             # paths
-    """Draw images by the paper's inference rules and write them as PNG files, which say from what they were drawn.
+    """Draw images with the trained LoRA by the paper's inference rules; the PNG files say what drew them.
 
     Those there already are not drawn again. Raises `UserError` where there is no such run, or half of a face is given.
     """
@@ -79,8 +81,20 @@ def sample_images(workspace,            # a `Workspace` or its folder
         options['identity'] = face_embedding(face, detector_path, accept_noncommercial)
         pipe = load_personalised(ws.base_at(config['base']), final, ip_adapter, **options)
     else: pipe = load_for_inference(ws.base_at(config['base']), final, **options)
-    weights = _weights_id(ws, run, config, final, (face, ip_adapter) if face else ())
+    weights = _weights_id(
+        ws,
+        run,
+        config,
+        final,
+        (face, ip_adapter) if face else (),
+    )
     folder, seeds = Path(output or ws.root/'samples'), range(seed, seed + per_prompt)
     jobs = [(p, k, folder/f'{short_id(weights, p)}-{k}.png') for p in prompts for k in seeds]
-    _draw_samples(pipe, jobs, ws.size, face, progress)
+    _draw_samples(
+        pipe,
+        jobs,
+        ws.size,
+        face,
+        progress,
+    )
     return [file for *_, file in jobs]

@@ -78,17 +78,17 @@ def _save_base(context, base, state, photos): # fused, written down, and the wor
 
 # %% ../../nbs/5_train/10_sft.ipynb #train-sft
 def train_sft(workspace,                     # a `Workspace` or its folder
-              base=None,                     # hub id or folder to start from; None takes the workspace's
-              max_train_steps: int = 1000,   # as in `Stage`
-              train_batch_size: int = 16,    # as in `Stage`
-              learning_rate: float = 1e-4,   # as in `Stage`
-              rank: int = 32,                # as in `Stage`
-              mixed_precision='no',          # as in `Preset`
-              seed: int = 0,                 # as in `Preset`
+              base=None,                     # base model to start from: hub id or folder; None takes the workspace's
+              max_train_steps: int = 1000,   # optimiser steps, 1..
+              train_batch_size: int = 16,    # photos per process and step, 1..
+              learning_rate: float = 1e-4,   # AdamW learning rate
+              rank: int = 32,                # rank of the LoRA that is fused, 1..
+              mixed_precision='no',          # 'no', 'fp16' or 'bf16': dtype of the frozen weights
+              seed: int = 0,                 # seed of everything random, 0..
               device=None,                   # torch device
               progress=None                  # called as progress(total, label) -> update(n)
              ) -> Path:                      # models/sft, a pipeline folder; the workspace's base from now on
-    """Fine-tune on the training photos and make the result the workspace's base.
+    """Fine-tune the base on the training photos first; the result is the workspace's base from then on.
 
     Raises `UserError` once images of another base exist.
     """

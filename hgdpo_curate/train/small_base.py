@@ -19,7 +19,15 @@ def cosine_ramp(step: int, steps: int) -> float: # of `steps` -> share of the le
 def _write_state(file, net, opt, step, average):
     import torch
     with atomic_path(file) as tmp:
-        torch.save(dict(net=net.state_dict(), opt=opt.state_dict(), step=step, average=average), tmp)
+        torch.save(
+            dict(
+                net=net.state_dict(),
+                opt=opt.state_dict(),
+                step=step,
+                average=average,
+            ),
+            tmp,
+        )
 
 def _read_state(file, net, opt): # -> step to go on with, averaged weights
     import torch
@@ -80,7 +88,14 @@ def fit_network(folder,           # for the state
             )
         _optimiser_step(net, opt, loss, float(lr*cosine_ramp(step, steps)))
         if ema: _follow(average, net, step, ema)
-        if (step + 1) % every == 0 and step + 1 < steps: _write_state(state, net, opt, step + 1, average)
+        if (step + 1) % every == 0 and step + 1 < steps:
+            _write_state(
+                state,
+                net,
+                opt,
+                step + 1,
+                average,
+            )
     if ema: net.load_state_dict(average)
     net.eval()
     return state
@@ -115,7 +130,16 @@ def fit_vae(pipe,          # of `tiny_pipeline`; its autoencoder is trained in p
     def loss_of(step, g):
         x = data.tensor(torch.randint(len(data), (batch,), generator=g).numpy())
         return _autoencoder_loss(vae, x.contiguous(memory_format=torch.channels_last)*2 - 1, g)
-    state = fit_network(folder, 'vae', dict(vae=vae), loss_of, steps, 3e-3, seed, progress)
+    state = fit_network(
+        folder,
+        'vae',
+        dict(vae=vae),
+        loss_of,
+        steps,
+        3e-3,
+        seed,
+        progress,
+    )
     vae.register_to_config(scaling_factor=_latent_deviation(vae, data))
     return state
 
@@ -164,7 +188,17 @@ def fit_unet(pipe,           # of `tiny_pipeline`, its autoencoder trained; U-Ne
         pred = pipe.unet(noisy, t, pipe.text_encoder(words)[0]).sample
         return (pred - training_target(ddpm, latents[i], noise, t)).square().mean()
     modules = dict(unet=pipe.unet, text=pipe.text_encoder)
-    return fit_network(folder, 'base', modules, loss_of, steps, 1.5e-3, seed, progress, ema=.995)
+    return fit_network(
+        folder,
+        'base',
+        modules,
+        loss_of,
+        steps,
+        1.5e-3,
+        seed,
+        progress,
+        ema=0.995,
+    )
 
 # %% ../../nbs/5_train/16_small_base.ipynb #train-vae
 def _train_vae(pipe, pictures, folder, steps, seed, progress): # -> file that holds it until the base is saved
@@ -175,7 +209,14 @@ def _train_vae(pipe, pictures, folder, steps, seed, progress): # -> file that ho
         pipe.vae.load_state_dict(kept['vae'])
         pipe.vae.register_to_config(scaling_factor=kept['scaling_factor'])
         return done
-    state = fit_vae(pipe, pictures, folder, steps, seed, progress)
+    state = fit_vae(
+        pipe,
+        pictures,
+        folder,
+        steps,
+        seed,
+        progress,
+    )
     with atomic_path(done) as tmp:
         torch.save(dict(vae=pipe.vae.state_dict(), scaling_factor=pipe.vae.config.scaling_factor), tmp)
     state.unlink(missing_ok=True)
@@ -196,8 +237,22 @@ def train_base(folder: Path,  # `<folder>/base` is written
     from hgdpo_curate.toy.networks import save_pipeline, tiny_pipeline
     if not (folder/'base'/'model_index.json').exists():
         pipe = tiny_pipeline(captions, size, seed)
-        done = _train_vae(pipe, pictures, folder, steps['vae'], seed, progress)
-        state = fit_unet(pipe, pictures, folder, steps['base'], seed + 1, progress)
+        done = _train_vae(
+            pipe,
+            pictures,
+            folder,
+            steps['vae'],
+            seed,
+            progress,
+        )
+        state = fit_unet(
+            pipe,
+            pictures,
+            folder,
+            steps['base'],
+            seed + 1,
+            progress,
+        )
         save_pipeline(pipe, folder/'base')
         for file in (state, done): file.unlink(missing_ok=True)
     # what is measured is what is on the disk

@@ -25,7 +25,17 @@ def smear(x, g): # (n, 3, h, w) in 0..1 and a generator -> the same, each blurre
     k = (k[:, None]*k)[None, None].expand(3, 1, 5, 5).to(x)
     blurred = F.conv2d(F.pad(x, (2,)*4, mode='reflect'), k, groups=3)
     out = torch.lerp(x, blurred, amount.view(-1, 1, 1, 1).to(x))
-    noise = torch.randn(x.shape, generator=g)*.03*torch.rand(n, 1, 1, 1, generator=g)
+    noise = (
+        torch.randn(x.shape, generator=g)
+        * 0.03
+        * torch.rand(
+            n,
+            1,
+            1,
+            1,
+            generator=g,
+        )
+    )
     return (out + noise*(amount > 0).view(-1, 1, 1, 1)).clamp(0, 1), amount
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #batch-loss
@@ -67,9 +77,30 @@ def fit_scorer(net,            # `TinyScorer`, trained in place
         t, w = net.embed_prompts(torch.cat([ids[i], wrong_ids]), torch.cat([mask[i], wrong_mask])).chunk(2)
         changed = torch.tensor([a != b for a, b in zip(wrong, prompts)]).float()
         scale = net.logit_scale.exp().clamp(max=50)
-        caption = _batch_loss(v, t, i.tolist(), data.prompts, scale) + _changed_word_loss(v, t, w, changed, scale)
+        caption = _batch_loss(
+            v,
+            t,
+            i.tolist(),
+            data.prompts,
+            scale,
+        ) + _changed_word_loss(
+            v,
+            t,
+            w,
+            changed,
+            scale,
+        )
         return caption + 2*F.cross_entropy(logit, kind[i])
-    return fit_network(folder, 'scorer', dict(scorer=net), loss_of, steps, 1e-3, seed, progress)
+    return fit_network(
+        folder,
+        'scorer',
+        dict(scorer=net),
+        loss_of,
+        steps,
+        1e-3,
+        seed,
+        progress,
+    )
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #score-pictures-2
 def score_pictures(net,             # `TinyScorer`
@@ -164,7 +195,16 @@ def fit_evaluator(net,            # `TinyEvaluator`, trained in place
         x, amount = smear(data.tensor(i.numpy()), g)
         out = net(x)
         return _heads_loss(out, targets[i], amount) + _truth_loss(out, data, i, fault)
-    return fit_network(folder, 'evaluator', dict(evaluator=net), loss_of, steps, 1.5e-3, seed, progress)
+    return fit_network(
+        folder,
+        'evaluator',
+        dict(evaluator=net),
+        loss_of,
+        steps,
+        1.5e-3,
+        seed,
+        progress,
+    )
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #evaluate-batch
 def _evaluate_batch(net, images): # (n, h, w, 3) uint8
@@ -212,7 +252,15 @@ def train_scorer(folder: Path,  # `scorer.json` and its weights are written
     if not (folder/'scorer.json').exists():
         torch.manual_seed(seed + 3)
         net = TinyScorer(len(pipe.tokenizer), pipe.tokenizer.model_max_length, faults, size=size)
-        state = fit_scorer(net, pipe.tokenizer, pictures(), folder, steps, seed + 3, progress)
+        state = fit_scorer(
+            net,
+            pipe.tokenizer,
+            pictures(),
+            folder,
+            steps,
+            seed + 3,
+            progress,
+        )
         save_network(net, folder, 'scorer')
         state.unlink(missing_ok=True)
     return load_network(folder, 'scorer')
@@ -236,7 +284,14 @@ def train_evaluator(folder: Path,  # `evaluator.json` and its weights are writte
         torch.manual_seed(seed + 5)
         keypoints, kinds = (data.keypoints.shape[1], len(faults)) if truth else (0, 0)
         net = TinyEvaluator(heads_of(data.prompts), keypoints, kinds, size=size)
-        state = fit_evaluator(net, data, folder, steps, seed + 5, progress)
+        state = fit_evaluator(
+            net,
+            data,
+            folder,
+            steps,
+            seed + 5,
+            progress,
+        )
         if truth: calibrate(net, for_threshold())
         save_network(net, folder, 'evaluator')
         state.unlink(missing_ok=True)

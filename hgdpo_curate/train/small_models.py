@@ -62,7 +62,12 @@ def wilson(wins) -> tuple: # (share, low, high): 95%
 
 # %% ../../nbs/5_train/18_small_models.ipynb #recipe
 # optimiser steps; the base is stopped early on purpose
-RECIPE = dict(vae=2600, base=3000, scorer=3000, evaluator=3000)
+RECIPE = dict(
+    vae=2600,
+    base=3000,
+    scorer=3000,
+    evaluator=3000,
+)
 
 def _hold_to_recipe(folder, seed, steps):
     "Networks that were begun with one seed and so many steps are finished with them, or made anew elsewhere."
@@ -89,14 +94,50 @@ def train_mannequins(output,             # folder for base/, scorer and evaluato
     n, s = drawings_each, 1000*seed
     captions = [describe(sample_attributes(np.random.default_rng([s + 77, i]))) for i in range(4000)]
     def faulty(n, seed): return lambda: drawings(n, seed, True)
-    pipe = train_base(folder, drawings(n[0], s + 100), captions, SIZE, seed, steps, progress)
-    judge = dict(faults=list(FAULTS), size=SIZE, seed=seed, progress=progress)
-    scorer = train_scorer(folder, pipe, faulty(n[1], s + 200), steps=steps['scorer'], **judge)
+    pipe = train_base(
+        folder,
+        drawings(n[0], s + 100),
+        captions,
+        SIZE,
+        seed,
+        steps,
+        progress,
+    )
+    judge = dict(
+        faults=list(FAULTS),
+        size=SIZE,
+        seed=seed,
+        progress=progress,
+    )
+    scorer = train_scorer(
+        folder,
+        pipe,
+        faulty(n[1], s + 200),
+        steps=steps['scorer'],
+        **judge,
+    )
     evaluator = train_evaluator(
-        folder, faulty(n[2], s + 300), faulty(1500, s + 301), steps=steps['evaluator'], **judge)
-    figures = measure_tiny(pipe, scorer, evaluator, drawings(400, s + 990), drawings(1000, s + 991, True))
+        folder,
+        faulty(n[2], s + 300),
+        faulty(1500, s + 301),
+        steps=steps['evaluator'],
+        **judge,
+    )
+    figures = measure_tiny(
+        pipe,
+        scorer,
+        evaluator,
+        drawings(400, s + 990),
+        drawings(1000, s + 991, True),
+    )
     command = f'hgdpo tiny --mannequins --seed {seed} --output FOLDER'
-    about = dict(command=command, seed=seed, steps=steps, drawings=n, measured_on_held_out_drawings=figures)
+    about = dict(
+        command=command,
+        seed=seed,
+        steps=steps,
+        drawings=n,
+        measured_on_held_out_drawings=figures,
+    )
     write_json(folder/'about.json', about)
     return figures
 
@@ -128,16 +169,46 @@ def train_tiny(workspace,          # a `Workspace` or its folder, with photos im
     _check_no_pool(ws)
     train = photographs(ws, 'train')
     _hold_to_recipe(folder, seed, steps)
-    pipe = train_base(folder, train, train.prompts, ws.size, seed, steps, progress)
+    pipe = train_base(
+        folder,
+        train,
+        train.prompts,
+        ws.size,
+        seed,
+        steps,
+        progress,
+    )
     for_scorer, for_evaluator = _halves(train, seed)
-    judge = dict(faults=['corrupted'], size=ws.size, seed=seed, progress=progress)
-    scorer = train_scorer(folder, pipe, lambda: with_corruptions(for_scorer, seed), steps=steps['scorer'], **judge)
-    train_evaluator(folder, lambda: for_evaluator, None, steps=steps['evaluator'], **judge)
+    judge = dict(
+        faults=['corrupted'],
+        size=ws.size,
+        seed=seed,
+        progress=progress,
+    )
+    scorer = train_scorer(
+        folder,
+        pipe,
+        lambda: with_corruptions(for_scorer, seed),
+        steps=steps['scorer'],
+        **judge,
+    )
+    train_evaluator(
+        folder,
+        lambda: for_evaluator,
+        None,
+        steps=steps['evaluator'],
+        **judge,
+    )
     test = photographs(ws, 'test')
     wins = scorer_accuracy(scorer, pipe.tokenizer, with_corruptions(test, seed + 9))
     figures = dict(vae_psnr=vae_psnr(pipe.vae, test), test_photos=len(test), anatomy_failures='not measured')
     figures |= _scorer_figures(wins)
-    about = dict(seed=seed, steps=steps, photos=len(train), measured_on_test_photos=figures)
+    about = dict(
+        seed=seed,
+        steps=steps,
+        photos=len(train),
+        measured_on_test_photos=figures,
+    )
     write_json(folder/'about.json', about)
     set_base_model(ws, folder/'base')
     return figures
