@@ -615,8 +615,8 @@ def report(took, peak, waited, batch, full, size, device):
 
 def caching(n=64):
     "How much of the filling of a cache is the VAE's own work."
-    from hgdpo_curate import models as m
     from hgdpo_curate.toy.drawings import draw_person
+    from hgdpo_curate import pipelines as m
     from hgdpo_curate.pipelines import load_pipeline
     from hgdpo_curate.toy.layouts import random_sd15
     from hgdpo_curate.train.cache import TrainingCache

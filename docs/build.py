@@ -264,7 +264,7 @@ def api_index(modules) -> str: # MyST
     wings = {}
     for m in modules: wings.setdefault(m.split('.')[0] if '.' in m else 'house', []).append(m)
     trees = [
-        f'## {WINGS.get(w, "The house")}\n\n```{{toctree}}\n:maxdepth: 1\n\n' + '\n'.join(wings[w]) + '\n```'
+        f'## {WINGS.get(w, "Base and run")}\n\n```{{toctree}}\n:maxdepth: 1\n\n' + '\n'.join(wings[w]) + '\n```'
         for w in [*WINGS, 'house']
         if w in wings
     ]
@@ -290,13 +290,13 @@ def api_index(modules) -> str: # MyST
 def front_page(pages) -> str: # MyST
     "The README, with the way through the wings beside it."
     text = (ROOT/'README.md').read_text(encoding='utf-8').replace('](docs/', '](/pictures/')
-    chapters = lambda wing: [p for p in pages if p.startswith(f'{wing}/')]
-    house = [p for p in pages if '/' not in p and p != 'index']
+    chapters = lambda wing: [p for p in pages if re.sub(r'^\d+_', '', p).startswith(f'{wing}/')]
     groups = {
         'Start here': ["One photo's way <way>"] if 'index' in pages else [],
         'Tutorials': chapters('tutorials'),
+        'Base': chapters('base'),
         **{WINGS[w]: chapters(w) for w in WINGS},
-        'The house': house,
+        'Run': chapters('run'),
         'Reference': ['api/index', 'Changes <changelog>'],
     }
     trees = [

@@ -115,7 +115,7 @@ def test_another_base_model_is_refused(finished, copy_of, random_base, tmp_path,
 
 
 def test_a_base_whose_weights_were_exchanged_is_refused(finished, copy_of, random_base, tmp_path, capsys):
-    from hgdpo_curate import networks
+    from hgdpo_curate.toy import networks
     from hgdpo_curate.toy.drawings import draw_person
     ws = copy_of(finished)
     other = networks.save_pipeline(

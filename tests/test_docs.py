@@ -31,9 +31,9 @@ def site(tmp_path_factory):
             sys.executable,
             ROOT / 'docs' / 'build.py',
             '--only',
-            'images/05_captions',
-            'images/10_mannequins',
-            'evaluate/55_verdicts',
+            '2_images/00_captions',
+            '1_toy/01_drawings',
+            '6_evaluate/09_verdicts',
             '--out',
             out,
         ],
@@ -57,7 +57,7 @@ class Addresses(HTMLParser):
 
 
 def test_a_chapter_is_a_page_with_what_its_cells_show(site):
-    captions, drawn = (site/'images'/f'{n}.html' for n in ('05_captions', '10_mannequins'))
+    captions, drawn = (site/f'{n}.html' for n in ('2_images/00_captions', '1_toy/01_drawings'))
     assert (
         'a woman by the sea' in captions.read_text() and '<table border="1" class="dataframe">' in captions.read_text()
     )
@@ -66,7 +66,7 @@ def test_a_chapter_is_a_page_with_what_its_cells_show(site):
 
 
 def test_a_table_that_a_cell_writes_in_markdown_is_a_table(site):
-    page = (site/'evaluate'/'55_verdicts.html').read_text()
+    page = (site/'6_evaluate'/'09_verdicts.html').read_text()
     assert re.search(r'<th[^>]*><p>score ↑', page) and not re.search(r'<p>\| ', page)
 
 
@@ -75,8 +75,8 @@ def test_a_module_is_a_page_with_its_parameters_and_a_way_to_its_chapter(site):
     assert 'id="hgdpo_curate.toy.drawings.draw_person"' in page
     # the comment beside the parameter
     assert 'the same seed draws the same picture' in page
-    assert re.search(r'href="\.\./images/10_mannequins\.html#source-images-mannequins-draw-person"', page)
-    assert 'id="source-images-mannequins-draw-person"' in (site/'images'/'10_mannequins.html').read_text()
+    assert re.search(r'href="\.\./1_toy/01_drawings\.html#source-toy-drawings-draw-person"', page)
+    assert 'id="source-toy-drawings-draw-person"' in (site/'1_toy'/'01_drawings.html').read_text()
 
 
 def test_the_comment_beside_further_arguments_is_told(monkeypatch):
@@ -147,7 +147,7 @@ def test_a_chapter_looks_whole_on_a_wide_and_on_a_narrow_screen(site, tmp_path):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         page = browser.new_page()
-        page.goto(f'file://{site}/images/10_mannequins.html')
+        page.goto(f'file://{site}/1_toy/01_drawings.html')
         pictures = page.locator('article img, main img')
         assert pictures.count() >= 2 and page.evaluate(
             '[...document.images].every(i => i.complete && i.naturalWidth > 0)'

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, quiet
 from lab import CHROMIUM, run_in_lab
 
-COUNT = ("from hgdpo_curate.progress import progress_bar\nwith progress_bar(5, 'counting', done=2) as update:\n    for "
+COUNT = ("from hgdpo_curate.show import progress_bar\nwith progress_bar(5, 'counting', done=2) as update:\n    for "
          "_ in range(3): update(1)")
 
 
