@@ -1,4 +1,6 @@
-"""How the App's dataset behaves at size: build, bring up to date, first page of every view, a review's way to the table, memory; beside FiftyOne's plain `add_samples`.
+"""How the App's dataset behaves at size, beside FiftyOne's plain `add_samples`.
+
+Build, bring up to date, first page of every view, a review's way to the table, memory.
 
     python benchmarks/curate.py 1000 10000 100000
 """

@@ -1,4 +1,6 @@
-"""Why naive training does not collapse on drawn people, and why fine-tuning harms: guesses tried on a development seed that no table reports.
+"""Why naive training does not collapse on drawn people, and why fine-tuning harms.
+
+Guesses tried on a development seed that no table reports.
 
     python benchmarks/guesses.py guesses      # a folder for the world; stopped and run again, it goes on
 

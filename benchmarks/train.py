@@ -1,11 +1,13 @@
 """What a training step costs, side by side with what a user would run otherwise.
 
-    python benchmarks/train.py count          FLOPs of a step in U-Net forwards, and its peak memory, full-size SD1.5 and SDXL; counted, nothing is computed
+    python benchmarks/train.py count          FLOPs of a step in U-Net forwards, its peak memory, full-size
+                                              SD1.5 and SDXL; counted, nothing is computed
     python benchmarks/train.py speed          pairs per second of four ways of training the same pairs, alternating in one process
     python benchmarks/train.py speed --full   the same on full-size SD1.5 with random weights, for a GPU
 
-Four ways: ours; ours with fixed draws; a plain step in the manner of public scripts (VAE and text encoder in the loop, gradient checkpointing, online reference); a plain step that already caches latents and embeddings
-and does not checkpoint.
+Four ways: ours; ours with fixed draws; a plain step in the manner of public scripts (VAE and text encoder in the
+loop, gradient checkpointing, online reference); a plain step that already caches latents and embeddings and does not
+checkpoint.
 """
 import argparse
 import contextlib
@@ -268,9 +270,12 @@ def meta_unet(config, checkpointing):
 
 
 def count_memory(config, size, name, batch, checkpointing, xl=False, way='ours'):
-    """Peak memory of one pass and its backward, counted on the meta device: everything in bf16, the reference online. What cuDNN and cuBLAS take as workspace and fragmentation come on top.
+    """Peak memory of one pass and its backward, counted on the meta device: everything in bf16, the reference online.
 
-    `way`: 'ours' (one U-Net, latents cached; VAE and text encoder, idle while training, not counted), 'cached' (the same with a frozen copy as reference), 'public' (the copy, and VAE and text encoder in the loop).
+    What cuDNN and cuBLAS take as workspace and fragmentation come on top.
+
+    `way`: 'ours' (one U-Net, latents cached; VAE and text encoder, idle while training, not counted), 'cached' (the same
+    with a frozen copy as reference), 'public' (the copy, and VAE and text encoder in the loop).
     """
     from diffusers import DDPMScheduler
 

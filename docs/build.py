@@ -4,7 +4,9 @@
     python docs/build.py --only index 2_images/04_pool     # these notebooks alone
     python docs/build.py --no_run                        # without running any: what is shown is text and code
 
-A notebook is run again when it, or any module of the package, has changed. Only drawn people are shown: what looks for photographs of real people finds none."""
+A notebook is run again when it, or any module of the package, has changed.
+Only drawn people are shown: what looks for photographs of real people finds none.
+"""
 import argparse
 import contextlib
 import hashlib
@@ -96,10 +98,8 @@ def run(name, nb) -> dict: # the notebook with outputs
     "Run a notebook in its own kernel, unless the same one was run with the same package before."
     import nbformat
     from nbclient import NotebookClient
-    kept = (
-        RUNS
-        / f'{name.replace("/", "-")}-{hashlib.sha256((json.dumps(nb, sort_keys=True) + package_hash()).encode()).hexdigest()[:16]}.ipynb'
-    )
+    stamp = hashlib.sha256((json.dumps(nb, sort_keys=True) + package_hash()).encode()).hexdigest()[:16]
+    kept = RUNS/f'{name.replace("/", "-")}-{stamp}.ipynb'
     if kept.exists(): return json.loads(kept.read_text(encoding='utf-8'))
     node, start = nbformat.from_dict(nb), time.time()
     NotebookClient(

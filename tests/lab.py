@@ -199,10 +199,13 @@ def _tell(seen, nb):
 def _scroll(page, shots, name): # paths
     "Screenshots of the notebook, a screen each."
     shots.mkdir(parents=True, exist_ok=True)
-    scroll = '''y => { const panes = [...document.querySelectorAll('.jp-NotebookPanel, .jp-NotebookPanel *')].filter(e => e.scrollHeight > e.clientHeight + 40 && /auto|scroll/.test(getComputedStyle(e).overflowY))
+    scroll = '''y => {
+        const scrolls = e => e.scrollHeight > e.clientHeight + 40 && /auto|scroll/.test(getComputedStyle(e).overflowY)
+        const panes = [...document.querySelectorAll('.jp-NotebookPanel, .jp-NotebookPanel *')].filter(scrolls)
         const pane = panes.sort((a, b) => b.clientHeight - a.clientHeight)[0]
         if (!pane) return 0
-        pane.scrollTop = y; return Math.min(pane.scrollTop + .9*pane.clientHeight, pane.scrollHeight - pane.clientHeight) }'''
+        pane.scrollTop = y
+        return Math.min(pane.scrollTop + .9*pane.clientHeight, pane.scrollHeight - pane.clientHeight) }'''
     top, last, out = 0, -1, []
     while top > last and len(out) < 40:
         last, top = top, page.evaluate(scroll, top)

@@ -285,11 +285,33 @@ def test_doctor_names_a_database_that_does_not_answer_and_two_opencvs(monkeypatc
     )
 
 
-@pytest.mark.parametrize('argv, code, word', [
-    (['train', '--preset', 'nonsense'], 2, 'no preset'), (['train', '--beta-dpo', '-1'], 2, 'greater than 0'), (['train', '--rank', 'eight'], 2, 'invalid int'),
-    (['train', '--set', 'soft.rank=3'], 2, 'no stage'), (['train', '--resume_from_checkpoint', 'newest'], 2, 'latest'), (['tiny', '--steps', 'vae'], 2, '--steps takes'), (['train', '--split', 'v9'], 1, 'hgdpo pairs'), (['score', '--scorer', 'nonsense'], 2, 'pickscore'), (['pool', '--colour', 'red'], 2, 'hgdpo pool --help'),
-    (['pool', '--batch', '0'], 2, 'below 1'), (['pool', '--limit', '-5'], 2, 'below 1'), (['train', '--checkpointing_steps', '0'], 2, 'below 1'), (['curate', '--port', '99999'], 2, 'between 1024'), (['train', '--device', 'nonsense'], 2, '--device cpu'),
-    (['init', '--resolution', '512x512x3'], 2, 'multiples of 8'), (['recon', '--levels', '0'], 2, 'below 1'), (['recon', '--levels', '2000'], 2, 'noise level'), (['evaluate', '--run', 'none'], 1, 'hgdpo train'), (['evaluate', '--quick'], 2, 'belong to --table'), (['evaluate', '--table', 'stages'], 2, 'is a workspace'), (['flag', '--detector', 'yunet'], 1, '--detector_path'), (['card', '--split', 'v9'], 1, 'v9')])
+@pytest.mark.parametrize(
+    'argv, code, word',
+    [
+        (['train', '--preset', 'nonsense'], 2, 'no preset'),
+        (['train', '--beta-dpo', '-1'], 2, 'greater than 0'),
+        (['train', '--rank', 'eight'], 2, 'invalid int'),
+        (['train', '--set', 'soft.rank=3'], 2, 'no stage'),
+        (['train', '--resume_from_checkpoint', 'newest'], 2, 'latest'),
+        (['tiny', '--steps', 'vae'], 2, '--steps takes'),
+        (['train', '--split', 'v9'], 1, 'hgdpo pairs'),
+        (['score', '--scorer', 'nonsense'], 2, 'pickscore'),
+        (['pool', '--colour', 'red'], 2, 'hgdpo pool --help'),
+        (['pool', '--batch', '0'], 2, 'below 1'),
+        (['pool', '--limit', '-5'], 2, 'below 1'),
+        (['train', '--checkpointing_steps', '0'], 2, 'below 1'),
+        (['curate', '--port', '99999'], 2, 'between 1024'),
+        (['train', '--device', 'nonsense'], 2, '--device cpu'),
+        (['init', '--resolution', '512x512x3'], 2, 'multiples of 8'),
+        (['recon', '--levels', '0'], 2, 'below 1'),
+        (['recon', '--levels', '2000'], 2, 'noise level'),
+        (['evaluate', '--run', 'none'], 1, 'hgdpo train'),
+        (['evaluate', '--quick'], 2, 'belong to --table'),
+        (['evaluate', '--table', 'stages'], 2, 'is a workspace'),
+        (['flag', '--detector', 'yunet'], 1, '--detector_path'),
+        (['card', '--split', 'v9'], 1, 'v9'),
+    ],
+)
 def test_a_wrong_flag_value_says_what_is_allowed(finished, capsys, argv, code, word):
     got = main([argv[0], '--workspace', str(finished.root), *argv[1:]])
     err = capsys.readouterr().err

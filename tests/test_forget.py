@@ -205,7 +205,10 @@ def without_cards(ws):
     for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')]: f.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize('label,n', [('taking out', k) for k in range(1, 7)] + [('rewriting', k) for k in (1, 7, 20, 60)] + [('searching', 1)])
+@pytest.mark.parametrize(
+    'label,n',
+    [('taking out', k) for k in range(1, 7)] + [('rewriting', k) for k in (1, 7, 20, 60)] + [('searching', 1)],
+)
 def test_interrupted_at_any_step_it_finishes_when_run_again(lived_in, copy_of, label, n):
     ws = copy_of(lived_in)
     one = winner(ws)
@@ -368,7 +371,9 @@ def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(live
     assert main(['forget', '--workspace', str(ws.root), '--no_app']) == 0 and not (ws.root/PLAN).exists()
 
 
-@pytest.mark.parametrize('kind,where', [('_erase_tensors', 'cache/'), ('_erase_rows', 'tables/'), ('_erase_json', 'split.json')])
+@pytest.mark.parametrize(
+    'kind,where', [('_erase_tensors', 'cache/'), ('_erase_rows', 'tables/'), ('_erase_json', 'split.json')]
+)
 def test_the_proof_does_not_rest_on_the_erasing(lived_in, copy_of, monkeypatch, kind, where):
     "Were one kind of file forgotten, the search would still find it, and the plan would stay."
     ws = copy_of(lived_in)

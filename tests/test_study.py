@@ -59,9 +59,20 @@ def browser():
         b.close()
 
 
-GREENER = '''() => { const mean = i => { const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight; const x = c.getContext('2d'); x.drawImage(i, 0, 0);
-    const d = x.getImageData(0, 0, c.width, c.height).data; let s = 0; for (let k = 0; k < d.length; k += 4) s += d[k + 1] - d[k]; return s };
-    return mean(document.getElementById('left')) > mean(document.getElementById('right')) ? 'ArrowLeft' : 'ArrowRight' }'''
+GREENER = '''() => {
+    const greenness = image => {
+        const canvas = document.createElement('canvas')
+        canvas.width = image.naturalWidth
+        canvas.height = image.naturalHeight
+        const context = canvas.getContext('2d')
+        context.drawImage(image, 0, 0)
+        const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data
+        let sum = 0
+        for (let k = 0; k < pixels.length; k += 4) sum += pixels[k + 1] - pixels[k]
+        return sum
+    }
+    const left = greenness(document.getElementById('left'))
+    return left > greenness(document.getElementById('right')) ? 'ArrowLeft' : 'ArrowRight' }'''
 
 
 def at(page, n):

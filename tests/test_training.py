@@ -149,7 +149,9 @@ def test_half_precision_trains_a_float32_adapter(finished, precision):
     )
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ('cc', 'gcc', 'clang'))), reason='no C compiler here, which torch.compile needs on a CPU')
+@pytest.mark.skipif(
+    not any(map(shutil.which, ('cc', 'gcc', 'clang'))), reason='no C compiler here, which torch.compile needs on a CPU'
+)
 def test_a_compiled_unet_trains_to_the_same_weights(finished):
     from hgdpo_curate import train_curriculum
     kw = KW | dict(control='easy_only', max_train_steps=2)

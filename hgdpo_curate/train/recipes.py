@@ -156,15 +156,15 @@ class Preset:
     optimizer: str = 'adamw'                       # adamw or adamw8bit (bitsandbytes)
     adam_betas: tuple = (.9, .999)                 # decay rates of AdamW's two running means, 0 to 1
     seed: int = 0                                  # seed of everything random, 0..
-    gradient_accumulation_steps: int = 1           # passes per step; a step takes batch x passes x processes
+    gradient_accumulation_steps: int = 1           # passes per step, 1..; a step takes batch x passes x processes
     gradient_checkpointing: bool = False           # recompute activations: less memory, a third more time
-    # noises that each pair meets, the reference's errors being worked out once for each; 0: fresh noise every time
+    # noises that each pair meets, the reference's errors being worked out once for each, 0..; 0: fresh noise every time
     fixed_draws: int = 0
     # torch.compile the U-Net's transformer blocks: a wait at the start, faster steps after
     compile: bool = False
-    checkpointing_steps: int = 500                 # steps between checkpoints
-    checkpoints_total_limit: int = 2               # checkpoints kept per stage
-    validation_steps: int = 0                      # steps between grids of fixed prompts and seeds; 0: none
+    checkpointing_steps: int = 500                 # steps between checkpoints, 1..
+    checkpoints_total_limit: int = 2               # checkpoints kept per stage, 1..
+    validation_steps: int = 0                      # steps between grids of fixed prompts and seeds, 0..; 0: none
     # scorer whose scores on held-out prompts choose the adapter that a stage keeps; empty: the last is kept
     keep_best: str = ''
     report_to: str = 'tensorboard'                 # trackers: tensorboard, wandb or none; several joined by a comma
