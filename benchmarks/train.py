@@ -2,7 +2,7 @@
 
     python benchmarks/train.py count          FLOPs of a step in U-Net forwards, its peak memory, full-size
                                               SD1.5 and SDXL; counted, nothing is computed
-    python benchmarks/train.py speed          pairs per second of four ways of training the same pairs, alternating in one process
+    python benchmarks/train.py speed          pairs per second of four ways of training, alternating in one process
     python benchmarks/train.py speed --full   the same on full-size SD1.5 with random weights, for a GPU
 
 Four ways: ours; ours with fixed draws; a plain step in the manner of public scripts (VAE and text encoder in the
@@ -274,8 +274,8 @@ def count_memory(config, size, name, batch, checkpointing, xl=False, way='ours')
 
     What cuDNN and cuBLAS take as workspace and fragmentation come on top.
 
-    `way`: 'ours' (one U-Net, latents cached; VAE and text encoder, idle while training, not counted), 'cached' (the same
-    with a frozen copy as reference), 'public' (the copy, and VAE and text encoder in the loop).
+    `way`: 'ours' (one U-Net, latents cached; VAE and text encoder, idle while training, not counted), 'cached' (the
+    same with a frozen copy as reference), 'public' (the copy, and VAE and text encoder in the loop).
     """
     from diffusers import DDPMScheduler
 

@@ -77,8 +77,8 @@ def test_a_tiny_training_that_was_stopped_goes_on_where_it_was(tmp_path):
 def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
     """Each figure of `data_cards/measured.json` lies in the 99% interval of a smaller measurement on other drawings.
 
-    Exact binomial for shares, a bootstrap over blocks for means. The draws are a third and a tenth of the stated ones, so
-    the intervals are wider; a figure that is wrong by less than their half passes. All seven measured figures are
+    Exact binomial for shares, a bootstrap over blocks for means. The draws are a third and a tenth of the stated ones
+    so the intervals are wider; a figure that is wrong by less than their half passes. All seven measured figures are
     measured again. Not measured again, since it would need training anew: how many drawings and steps the networks were
     trained with, from which seed and by which command (`assets/about.json`). Parameters, bytes and hashes are computed
     from the files whenever a card is compared, see `test_cards.py`.
