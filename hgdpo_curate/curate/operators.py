@@ -12,11 +12,12 @@ __all__ = ['SHOWN_FIELDS', 'GRID', 'VIEWER', 'OPERATORS', 'workspace_of', 'decid
 import fiftyone.operators as foo
 from fiftyone.operators import types
 from .dataset import refresh_prompts
-from .pairs import pair_id, PAIR_STAGES
+from .pairs import PAIR_STAGES
 from hgdpo_curate.curate.reviews import (
     clear_flags, decide, differs, flag_images_by_hand, last_words, mark_duplicates, review_progress, reviewer_name,
 )
 from .samples import is_ours, ROLE_COLOURS, tags_of, update_samples
+from ..files import pair_id_of
 
 # %% ../../nbs/4_curate/06_operators.ipynb #imports-2
 from ..files import UserError
@@ -141,7 +142,7 @@ def swap_samples(ds,                   # a dataset
     ws = workspace_of(ds)
     stage, prompt, pair = _pair_of(ds, sample_id, stage)
     (winner, winner_score), (loser, loser_score) = pair['winner'], pair['loser']
-    drawn, turned = pair_id(stage, prompt, winner, loser), pair_id(stage, prompt, loser, winner)
+    drawn, turned = pair_id_of(stage, prompt, winner, loser), pair_id_of(stage, prompt, loser, winner)
     before = last_words(ws, [turned])
     if turned in before.index and before.decision[turned] == 'swap': decide(ws, [turned], 'undecided', reviewer)
     else:

@@ -9,10 +9,12 @@ __all__ = ['reviewer_name', 'decide', 'mark_duplicates', 'last_words', 'flag_ima
 # %% ../../nbs/4_curate/02_reviews.ipynb #imports
 import getpass, os
 import pandas as pd
-from .pairs import pair_id, PAIR_STAGES, without_pair
+from .pairs import PAIR_STAGES, without_pair
 from .splits import pairs_of, SplitInfo
 from ..judge.anatomy import open_flags
 from ..judge.detections import latest_detections
+from ..files import pair_id_of
+from ..tables import last_decisions
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #imports-2
 from ..files import UsageError, UserError
@@ -80,7 +82,7 @@ def last_words(ws,           # a `Workspace`
             ),
             dtype=object,
         )
-    out = r.drop_duplicates('subject_id', keep='last').set_index('subject_id')[['decision', 'reviewer']]
+    out = last_decisions(r)[['decision', 'reviewer']]
     decided = r[r.decision != 'undecided']
     quotes = (decided.reviewer + ': ' + decided.decision).groupby(decided.subject_id).agg(list)
     kinds = decided.groupby('subject_id').decision.nunique()
@@ -241,7 +243,7 @@ def _add_roles(rows, ws, choices, prompts):
     # nothing to pair yet: the photos can be reviewed all the same
     except UserError as e: pairs, rows.attrs['no_pairs'] = {}, str(e)
     for stage, df in pairs.items():
-        ids = [pair_id(stage, r.prompt_id, r.winner_id, r.loser_id) for r in df.itertuples()]
+        ids = [pair_id_of(stage, r.prompt_id, r.winner_id, r.loser_id) for r in df.itertuples()]
         rows[stage] = rows.image_id.map(dict.fromkeys(df.loser_id, 'loser') | dict.fromkeys(df.winner_id, 'winner'))
         rows[f'{stage}_pair'] = rows.image_id.map(dict(zip(df.loser_id, ids)) | dict(zip(df.winner_id, ids)))
     flagged = bool(ws.parts('flags'))

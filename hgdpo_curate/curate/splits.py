@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from hgdpo_curate.curate.pairs import (
-    choose_pairs, control_pairs, NORMAL_LEVELS, PAIR, PAIR_CONTROLS, pair_id, PAIR_STAGES, without_pair,
-)
+from .pairs import choose_pairs, control_pairs, NORMAL_LEVELS, PAIR, PAIR_CONTROLS, PAIR_STAGES, without_pair
+from ..files import pair_id_of
+from ..tables import last_decisions
 
 # %% ../../nbs/4_curate/01_splits.ipynb #imports-2
 from ..files import atomic_path, file_sha256, read_json, short_id, UserError, write_json
@@ -27,8 +27,8 @@ from ..workspace import open_workspace
 # %% ../../nbs/4_curate/01_splits.ipynb #approved-photos
 def approved_photos(ws) -> set: # image ids
     "Photos whose last decision, by any reviewer, is an approval."
-    last = ws.table('reviews').drop_duplicates('subject_id', keep='last')
-    return set(last.subject_id[last.decision == 'approve'])
+    last = last_decisions(ws.table('reviews')).decision
+    return set(last.index[last == 'approve'])
 
 # %% ../../nbs/4_curate/01_splits.ipynb #excluded-photos
 def excluded_photos(ws,                         # a `Workspace`
@@ -153,7 +153,7 @@ def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
     stages = pairs_of(ws, **choices)
     ws.append('pairs', [
         dict(
-            pair_id=pair_id(s, r.prompt_id, r.winner_id, r.loser_id), stage=s, **{k: getattr(r, k) for k in PAIR}
+            pair_id=pair_id_of(s, r.prompt_id, r.winner_id, r.loser_id), stage=s, **{k: getattr(r, k) for k in PAIR}
         )
         for s in PAIR_STAGES
         for r in stages[s].itertuples()
@@ -247,7 +247,7 @@ def _with_files(pairs, ws, stage):
     images = ws.table('images').set_index('image_id')
     text = ws.table('prompts').set_index('prompt_id').prompt
     out = pairs.assign(
-        pair_id=[pair_id(stage, r.prompt_id, r.winner_id, r.loser_id) for r in pairs.itertuples()],
+        pair_id=[pair_id_of(stage, r.prompt_id, r.winner_id, r.loser_id) for r in pairs.itertuples()],
         prompt=text.reindex(pairs.prompt_id).to_numpy(),
     )
     for role in ('winner', 'loser'):

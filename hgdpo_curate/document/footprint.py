@@ -12,10 +12,11 @@ from itertools import permutations
 from pathlib import Path
 from ..curate.pairs import PAIR_STAGES
 from .pages import escape
-from ..files import read_json, short_id, UserError
+from ..files import read_json, UserError
 from ..images.decode import pixel_hash, read_photo
 from ..images.photos import offered_files, tombstone_of
 from ..train.cache import prompt_key
+from ..files import pair_id_of
 
 # %% ../../nbs/7_document/08_footprint.ipynb #footprint
 @dataclass
@@ -127,7 +128,7 @@ def _alike(ws, photo) -> list: # image ids of its near duplicates
 def _pair_ids(images) -> list: # of every pair that images of one prompt could be in, whatever stage and order
     return sorted(
         {
-            short_id('pair', stage, prompt, *two)
+            pair_id_of(stage, prompt, *two)
             for prompt, g in images.groupby('prompt_id')
             for stage in PAIR_STAGES
             for two in permutations(sorted(set(g.image_id)), 2)

@@ -14,6 +14,7 @@ import pandas as pd
 from ..pipelines import MANNEQUIN
 from ..files import atomic_path
 from ..show import render
+from ..show import contact_sheet, padded_rows
 
 # %% ../../nbs/7_document/00_pages.ipynb #named
 NAMED = {
@@ -68,16 +69,8 @@ def sheet(
     tall: int = 132,  # height of a picture in pixels
 ):  # PIL image
     "Rows of pictures with their names on the left."
-    from PIL import Image, ImageDraw, ImageFont
-    w, h = rows[0][0].size
-    wide, left, font = round(w*tall/h), 110, ImageFont.load_default(size=15)
-    out = Image.new('RGB', (left + max(map(len, rows))*(wide + 6), len(rows)*(tall + 6)), 'white')
-    smoothing = Image.NEAREST if h < 100 else Image.LANCZOS
-    for y, (name, images) in enumerate(zip(names, rows)):
-        ImageDraw.Draw(out).multiline_text((8, y*(tall + 6) + tall//2 - 12), name, fill='#333333', font=font)
-        for x, im in enumerate(images):
-            out.paste(im.resize((wide, tall), smoothing), (left + x*(wide + 6), y*(tall + 6)))
-    return out
+    style = dict(gap=(6, 6), margin=110, font_size=15, ink='#333333')
+    return contact_sheet(*padded_rows(rows), labels=names, height=tall, **style)
 
 # %% ../../nbs/7_document/00_pages.ipynb #inline
 def inline(file) -> str:

@@ -16,6 +16,7 @@ from .features import workspace_evaluator
 from .measures import HIGHER, LABELS, measure_images, paired_gain, within
 from .statistics import bootstrap, FEW
 from ..toy.drawings import is_drawn
+from ..show import contact_sheet, padded_rows
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #imports-2
 from ..files import atomic_path, read_json, UserError, write_json, write_text
@@ -115,15 +116,8 @@ def labelled_rows(
     zoom: int = None,  # how much pictures are enlarged; None makes them about 120 pixels high
 ):  # a PIL image
     "Rows of pictures with their names on the left."
-    from PIL import Image, ImageDraw
-    w, h = rows[0][0].size
-    zoom = zoom or max(1, round(120/h))
-    width, height = w*zoom + 2, h*zoom + 2
-    sheet = Image.new('RGB', (170 + max(map(len, rows))*width, len(rows)*height), 'white')
-    for y, (name, images) in enumerate(zip(names, rows)):
-        ImageDraw.Draw(sheet).multiline_text((6, y*height + h*zoom//2 - 10), name, fill='black')
-        for x, image in enumerate(images): sheet.paste(image.resize((w*zoom, h*zoom), 0), (170 + x*width, y*height))
-    return sheet
+    height = rows[0][0].height
+    return contact_sheet(*padded_rows(rows), labels=names, height=height*(zoom or max(1, round(120/height))))
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #model-grid
 def model_grid(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .bodies import FAULTS, KEYPOINTS, pose_body, POSES, SIZE
+from ..show import contact_sheet
 
 # %% ../../nbs/1_toy/01_drawings.ipynb #size
 COLOURS = dict(
@@ -108,13 +109,9 @@ def picture_grid(
     zoom: int = 3,     # enlargement, nearest neighbour
 ):  # one PIL image
     "Lay pictures out in rows, enlarged so that small ones can be looked at."
-    from PIL import Image
-    ims = [i if isinstance(i, Image.Image) else Image.fromarray(np.asarray(i)) for i in images]
-    w, h = ims[0].width*zoom + 2, ims[0].height*zoom + 2
-    sheet = Image.new('RGB', (w*min(columns, len(ims)), h*(-(-len(ims)//columns))), 'white')
-    for n, im in enumerate(ims):
-        sheet.paste(im.convert('RGB').resize((w - 2, h - 2), 0), ((n % columns)*w, (n//columns)*h))
-    return sheet
+    first = images[0]
+    height = first.height if hasattr(first, 'height') else len(first)
+    return contact_sheet(images, columns, height=height*zoom)
 
 # %% ../../nbs/1_toy/01_drawings.ipynb #background
 def _background(place, rng, light):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from ..show import render
 from ..files import atomic_path, read_json, short_id, UserError
+from ..show import contact_sheet
 
 # %% ../../nbs/5_train/05_log.ipynb #stepfigures
 @dataclasses.dataclass(kw_only=True)
@@ -227,7 +228,7 @@ class MetricLogger:
 
     def grid(self, images, step: int):
         "Keep a row of pictures of this step; TensorBoard gets them too."
-        sheet = _side_by_side(images)
+        sheet = contact_sheet(images, len(images), gap=(2, 0))
         with atomic_path(self.folder/'grids'/f'step-{step:09d}.png') as tmp: sheet.save(tmp, format='PNG')
         for t in self.trackers:
             if t.name != 'tensorboard': continue

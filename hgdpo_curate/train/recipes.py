@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass, replace
 from .losses import OBJECTIVES
 from ..files import UsageError
+from ..images.recon import TRAINING_LEVELS
 
 # %% ../../nbs/5_train/01_recipes.ipynb #must
 def _must(what, value, good, words):
@@ -116,7 +117,7 @@ class GenerationConfig:
     `hgdpo init --preset` takes these as the workspace's settings.
     """
     size: int = 20                                 # images per prompt in the pool, N in the paper
-    levels: tuple = (100, 400, 500, 600, 700)      # noise levels of the reconstructions, 1 to 1000
+    levels: tuple = TRAINING_LEVELS                # noise levels of the reconstructions, 1 to 1000
     resolution: str = '512'                        # side in pixels, or width x height as in 704x1024
     sampler: str = 'dpm'                           # sampler of the pool; dpm is DPM-Solver multistep
     steps: int = 50                                # solver steps per image
