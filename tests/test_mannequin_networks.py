@@ -86,7 +86,7 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
     import json
     import numpy as np
     from scipy.stats import binomtest, bootstrap
-    from hgdpo_curate.document.shipped import MEASURED, MEASURED_ON, share_interval, SHARES
+    from hgdpo_curate.document.shipped import MEASURED, MEASURED_ON, share_interval, CARD_SHARES
     from hgdpo_curate.train.pictures import drawings
     from hgdpo_curate.pipelines import assets_folder, load_pipeline, MANNEQUIN
     from hgdpo_curate.toy.networks import load_network
@@ -102,7 +102,7 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
     assert set(stated) == set(MEASURED) == set(found[0])
     for name in MEASURED:
         values = [f[name] for f in found]
-        if name in SHARES:
+        if name in CARD_SHARES:
             assert stated[name] == [round(x, 4) for x in share_interval(round(stated[name][0]*n), n)], name
             low, high = binomtest(round(sum(values)*each), blocks*each).proportion_ci(.99)
         else:
@@ -113,7 +113,7 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
                 rng=np.random.default_rng(0),
                 method='percentile',
             ).confidence_interval
-        figure = stated[name][0] if name in SHARES else stated[name]
+        figure = stated[name][0] if name in CARD_SHARES else stated[name]
         print(f'{name}: stated {figure}, found {np.mean(values):.4f} [{low:.4f}, {high:.4f}]')
         assert low <= figure <= high, name
         # narrow enough to say something

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .pairs import choose_pairs, control_pairs, NORMAL_LEVELS, PAIR, PAIR_CONTROLS, PAIR_STAGES, without_pair
+from hgdpo_curate.curate.pairs import (
+    choose_pairs,
+    control_pairs,
+    NORMAL_LEVELS,
+    PAIR,
+    PAIR_CONTROLS,
+    PAIR_STAGES,
+    without_pair,
+)
 from ..files import pair_id_of
 from ..tables import last_decisions
 

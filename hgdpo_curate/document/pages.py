@@ -69,7 +69,12 @@ def sheet(
     tall: int = 132,  # height of a picture in pixels
 ):  # PIL image
     "Rows of pictures with their names on the left."
-    style = dict(gap=(6, 6), margin=110, font_size=15, ink='#333333')
+    style = dict(
+        gap=(6, 6),
+        margin=110,
+        font_size=15,
+        ink='#333333',
+    )
     return contact_sheet(*padded_rows(rows), labels=names, height=tall, **style)
 
 # %% ../../nbs/7_document/00_pages.ipynb #inline
