@@ -11,6 +11,7 @@ import base64, dataclasses, re, shutil, time, warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from ..families import denoiser
 from ..show import render
 from ..files import atomic_path, read_json, short_id, UserError
 
@@ -285,7 +286,7 @@ class Validation:
         from hgdpo_curate.pipelines import encode_unconditional, make_images
         import torch
         pipe, size, images = model.pipe, self.ws.size, []
-        dtype, sampling = pipe.unet.dtype, dict(steps=self.rules.steps, guidance=self.rules.guidance)
+        dtype, sampling = denoiser(pipe).dtype, dict(steps=self.rules.steps, guidance=self.rules.guidance)
         with torch.no_grad(), model.mixed():
             negative = {k: v.to(dtype) for k, v in encode_unconditional(pipe).items()}
             for i in range(0, len(self.prompts), batch):
