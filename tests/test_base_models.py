@@ -32,7 +32,7 @@ def variant(models, tmp_path):
 def draw(pipe, **start):
     from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, make_images
     prompts = encode_prompts(pipe, ['a person'])
-    return np.asarray(make_images(pipe, prompts, encode_unconditional(pipe), [1], SIZE, 4, 3., **start)[0]).astype(int)
+    return np.asarray(make_images(pipe, prompts, encode_unconditional(pipe), [1], SIZE, 2, 3., **start)[0]).astype(int)
 
 
 # as checkpoints of dreamshaper, of A1111's converters and of older diffusers have them
@@ -47,16 +47,16 @@ SOLVERS = dict(
 )
 
 
-@pytest.mark.parametrize('sampler', ['dpm', 'euler', 'ddim'])
-@pytest.mark.parametrize('name', SOLVERS)
+@pytest.mark.parametrize('name, sampler', [*((n, 'dpm') for n in SOLVERS), ('karras', 'euler'), ('karras', 'ddim')])
 def test_a_base_with_another_solvers_configuration_draws_and_reconstructs(name, sampler, variant):
     from hgdpo_curate import sdrecon
     from hgdpo_curate.pipelines import load_pipeline
     from hgdpo_curate.toy.drawings import draw_person
-    pipe = load_pipeline(variant('sd15', whole=True, steps_offset=1, **SD_BETAS, **SOLVERS[name]), 'cpu', sampler=sampler)
+    folder = variant('sd15', whole=True, steps_offset=1, **SD_BETAS, **SOLVERS[name])
+    pipe = load_pipeline(folder, 'cpu', sampler=sampler)
     before, scheduler = draw(pipe), pipe.scheduler
     photo = draw_person(1).pil().resize(SIZE)
-    low, high = (np.asarray(sdrecon(pipe, photo, 'a person', t, 1, 4, 3.)).astype(int) for t in (100, 700))
+    low, high = (np.asarray(sdrecon(pipe, photo, 'a person', t, 1, 2, 3.)).astype(int) for t in (100, 700))
     assert (low != high).any()
     # the spacing of noise that the base came with is its own again
     assert pipe.scheduler is scheduler and np.abs(draw(pipe) - before).max() <= 1
@@ -67,6 +67,7 @@ def test_a_reconstruction_by_ddim_is_ddims(models):
     import torch
     from hgdpo_curate.pipelines import entered_midway, load_pipeline
     pipe = load_pipeline(models['sd15'], 'cpu', sampler='ddim')
+    pipe.scheduler.register_to_config(clip_sample=False)      # as the hub's own configurations say
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     pipe.scheduler.set_timesteps(10)
     grid = [int(t) for t in pipe.scheduler.timesteps]
@@ -84,7 +85,8 @@ WRONG = dict(
     flow_sigmas=('sd15', dict(_class_name='DPMSolverMultistepScheduler', use_flow_sigmas=True,
                               prediction_type='flow_prediction', **SD_BETAS), 'flow'),
     sample=('sd15', dict(_class_name='DDIMScheduler', prediction_type='sample', **SD_BETAS), 'sample'),
-    continuous=('sdxl', dict(_class_name='EulerDiscreteScheduler', timestep_type='continuous', **SD_BETAS), 'continuous'),
+    continuous=('sdxl', dict(_class_name='EulerDiscreteScheduler', timestep_type='continuous', **SD_BETAS),
+                'continuous'),
     no_betas=('sd15', dict(_class_name='CMStochasticIterativeScheduler', sigma_min=.002), 'betas'),
 )
 
@@ -96,13 +98,14 @@ def test_a_base_with_another_noise_is_refused_before_its_weights_are_read(name, 
     folder = variant(family, whole=True, **config)
     for f in folder.glob('*/*.safetensors'): f.write_bytes(b'')
     with pytest.raises(UserError, match=word) as e: load_pipeline(folder, 'cpu')
-    assert str(folder) in str(e.value) and 'give a base model' in str(e.value) or name == 'sample'
+    assert str(folder) in str(e.value)
 
 
 @pytest.mark.parametrize('setting', [dict(latents_mean=[-1.6, 1.9, -1.4, 2.5]), dict(shift_factor=.1)])
 def test_a_vae_that_does_more_than_scale_is_refused(setting, variant):
     from hgdpo_curate.pipelines import load_pipeline
-    with pytest.raises(UserError, match=[*setting][0]): load_pipeline(variant('sdxl', 'vae/config.json', **setting), 'cpu')
+    folder = variant('sdxl', 'vae/config.json', **setting)
+    with pytest.raises(UserError, match=[*setting][0]): load_pipeline(folder, 'cpu')
 
 
 @pytest.mark.parametrize('setting, word', [(dict(in_channels=9), 'inpainting'), (dict(time_cond_proj_dim=256), 'LCM')])
@@ -119,7 +122,8 @@ def test_the_refiner_is_refused_by_name(variant):
         tokenizer=[None, None],
         requires_aesthetics_score=True,
     )
-    with pytest.raises(UserError, match='refiner.*base-1.0'): load_pipeline(variant('sdxl', 'model_index.json', **refiner), 'cpu')
+    folder = variant('sdxl', 'model_index.json', **refiner)
+    with pytest.raises(UserError, match='refiner.*base-1.0'): load_pipeline(folder, 'cpu')
     with pytest.raises(UserError, match='no text_encoder'):
         load_pipeline(variant('sdxl', 'model_index.json', **refiner | dict(requires_aesthetics_score=False)), 'cpu')
 
@@ -134,7 +138,7 @@ def test_a_folder_with_half_precision_weights_only_is_loaded(parts, models, tmp_
     assert np.abs(draw(load_pipeline(folder, 'cpu')) - draw(load_pipeline(models['sd15'], 'cpu'))).max() <= 1
 
 
-def test_an_index_that_is_no_json_is_named(variant, tmp_path):
+def test_an_index_that_is_no_json_is_named(variant):
     from hgdpo_curate.pipelines import load_pipeline
     folder = variant('sd15')
     (folder/'model_index.json').write_text('{"_class_name": ')
