@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MANNEQUIN', 'SAMPLERS', 'assets_folder', 'pipeline_folder', 'model_hash', 'best_device', 'usable_device',
-           'torch_dtype', 'load_pipeline', 'set_sampler', 'noise_scheduler', 'encode_prompts', 'embed_prompts',
-           'join_conditioning', 'take_conditioning', 'encode_unconditional', 'count_truncated', 'to_pixels',
-           'encode_posterior', 'seeded', 'make_images']
+           'torch_dtype', 'load_pipeline', 'set_sampler', 'entered_midway', 'noise_scheduler', 'encode_prompts',
+           'embed_prompts', 'join_conditioning', 'take_conditioning', 'encode_unconditional', 'count_truncated',
+           'to_pixels', 'encode_posterior', 'seeded', 'make_images']
 
 # %% ../nbs/0_base/05_pipelines.ipynb #import-functools-json-os
-import functools, os
+import contextlib, functools, os
 from importlib import resources
 from pathlib import Path
 from .files import file_sha256, short_id, UsageError, UserError
@@ -49,11 +49,14 @@ def pipeline_folder(name) -> Path: # hub id, folder, or 'mannequin'
 # %% ../nbs/0_base/05_pipelines.ipynb #from-hub
 def _from_hub(name):
     from diffusers import DiffusionPipeline
+    failures = []
     for local in (True, False):
-        try: return Path(DiffusionPipeline.download(name, use_safetensors=True, local_files_only=local))
-        except Exception as e: why = e
+        for variant in (None, 'fp16'):                     # some repositories have half precision only
+            options = dict(use_safetensors=True, local_files_only=local, variant=variant)
+            try: return Path(DiffusionPipeline.download(name, **options))
+            except Exception as e: failures.append(type(e).__name__)
     raise UserError(
-        f'The base model {name} is not in the local cache and could not be downloaded ({type(why).__name__}); '
+        f'The base model {name} is not in the local cache and could not be downloaded ({failures[2]}); '
         f'check the name and the network, or download it elsewhere with `hf download {name}` and give the folder.'
     )
 
@@ -79,11 +82,11 @@ def _hash_folder(folder, stamp): # stamp: names, sizes and times, so that a chan
 
 # %% ../nbs/0_base/05_pipelines.ipynb #deciding-files
 def _weight_files(folder):
-    parts = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+    parts = family_in(folder).weight_parts
     return sorted(p for p in Path(folder).glob('*/*.safetensors') if p.parent.name in parts)
 
 def _deciding_files(folder):
-    configs = [p for d in ('scheduler', 'vae', 'unet', 'tokenizer') for p in (Path(folder)/d).glob('*.json')]
+    configs = [p for d in family_in(folder).config_parts for p in (Path(folder)/d).glob('*.json')]
     return sorted([*_weight_files(folder), *(p for p in configs if 'tokenizer_config' not in p.name)])
 
 # %% ../nbs/0_base/05_pipelines.ipynb #best-device
@@ -129,32 +132,33 @@ def load_pipeline(
 ):  # a diffusers pipeline
     """Load a pipeline as safetensors, without safety checker or watermark, all weights frozen.
 
-    Raises `UserError` for another family or broken files.
+    Raises `UserError` for another family, for a base that was made for another noise (see `Family.check`), or for
+    broken files.
     """
-    import torch
     folder = pipeline_folder(name)
     family = family_in(folder)
+    family.check(folder)
     _quiet()
     pipe = _from_folder(folder, family, torch_dtype(mixed_precision))
     pipe.set_progress_bar_config(disable=True)
-    for part in ('unet', 'vae', *family.text_encoders): getattr(pipe, part).requires_grad_(False).eval()
-    pipe.unet.to(memory_format=torch.channels_last)
+    for part in family.weight_parts: getattr(pipe, part).requires_grad_(False).eval()
+    family.prepare(pipe)
     set_sampler(pipe, sampler)
     return pipe.to(usable_device(device))
 
 # %% ../nbs/0_base/05_pipelines.ipynb #from-folder
 def _from_folder(folder, family, dtype):
     import diffusers
-    left_out = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    if family.text_encoders[1:]: left_out = dict(add_watermarker=False)     # XL has no checker, and marks its images
-    try:
-        return getattr(diffusers, family.pipeline).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **left_out
-        )
+    options = dict(use_safetensors=True, variant=_variant(folder, family), **family.load_options)
+    try: return getattr(diffusers, family.pipeline).from_pretrained(folder, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError) as e:
         raise UserError(
             f'The pipeline in {folder} cannot be loaded ({str(e).splitlines()[0]}); fetch or save it again.'
         ) from e
+
+def _variant(folder, family): # 'fp16' where a part has no other weights, else None
+    names = ({f.name for f in (Path(folder)/part).glob('*.safetensors')} for part in family.weight_parts)
+    return 'fp16' if any(n and all('.fp16.' in f or '.fp16-' in f for f in n) for n in names) else None
 
 def _quiet():
     import diffusers, transformers
@@ -164,19 +168,48 @@ def _quiet():
 
 # %% ../nbs/0_base/05_pipelines.ipynb #set-sampler
 def set_sampler(pipe, sampler: str): # a key of `SAMPLERS`
-    "Give the pipeline a sampler built from its own noise schedule. Raises `UserError` for an unknown one."
+    """Give the pipeline a sampler built from its own noise schedule.
+
+    Raises `UserError` for an unknown one, or one that the base's schedule does not fit.
+    """
     import diffusers
     if sampler not in SAMPLERS:
         raise UserError(f'There is no sampler {sampler!r}; choose one of {", ".join(SAMPLERS)}.')
-    pipe.scheduler = getattr(diffusers, SAMPLERS[sampler]).from_config(pipe.scheduler.config)
+    made, config = getattr(diffusers, SAMPLERS[sampler]), pipe.scheduler.config
+    try: pipe.scheduler = made.from_config(config, **(_dpm_settings(config) if sampler == 'dpm' else {}))
+    except (ValueError, NotImplementedError, ImportError) as e:
+        raise UserError(
+            f'The noise schedule of the base model does not fit the sampler {sampler} ({str(e).splitlines()[0]}); '
+            f'choose another with --sampler: {", ".join(s for s in SAMPLERS if s != sampler)}.'
+        ) from e
+
+def _dpm_settings(config): # what DPM-Solver would refuse of another solver's configuration
+    kind, settings = config.get('algorithm_type', 'dpmsolver++'), {}
+    if 'dpmsolver' not in kind: settings['algorithm_type'] = 'dpmsolver++'
+    elif not kind.endswith('++'): settings['final_sigmas_type'] = 'sigma_min'
+    if config.get('solver_type', 'midpoint') not in ('midpoint', 'heun'): settings['solver_type'] = 'midpoint'
+    return settings
+
+# %% ../nbs/0_base/05_pipelines.ipynb #entered-midway
+_SPACINGS = ('use_karras_sigmas', 'use_exponential_sigmas', 'use_beta_sigmas', 'use_lu_lambdas')
+
+@contextlib.contextmanager
+def entered_midway(pipe): # a pipeline of `load_pipeline`; yields it
+    "Inside the block the sampler takes `timesteps`: it has no spacing of its own, and DDIM is first-order DPM-Solver."
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    kept = pipe.scheduler
+    plain = {k: False for k in _SPACINGS if kept.config.get(k)}
+    if isinstance(kept, DDIMScheduler):
+        settings = dict(solver_order=1) | plain | _dpm_settings(kept.config)
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(kept.config, **settings)
+    elif plain: pipe.scheduler = type(kept).from_config(kept.config, **plain)
+    try: yield pipe
+    finally: pipe.scheduler = kept
 
 # %% ../nbs/0_base/05_pipelines.ipynb #noise-scheduler
 def noise_scheduler(pipe):
-    "The DDPM forward process of the pipeline, as training uses it (PAPER section 3)."
-    from diffusers import DDPMScheduler
-    return DDPMScheduler.from_config(
-        pipe.scheduler.config, clip_sample=False, variance_type='fixed_small', timestep_spacing='leading'
-    )
+    "The scheduler of the forward process, as training uses it (PAPER section 3)."
+    return family_of(pipe).noise_scheduler(pipe)
 
 # %% ../nbs/0_base/05_pipelines.ipynb #encode-prompts-2
 def encode_prompts(
@@ -191,10 +224,7 @@ def encode_prompts(
 
 def embed_prompts(pipe, prompts) -> dict:
     "As `encode_prompts`, in one batch and with gradients, for a text encoder in training."
-    out = pipe.encode_prompt(
-        prompt=list(prompts), device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    return dict(prompt_embeds=out[0]) if len(out) == 2 else dict(prompt_embeds=out[0], pooled_prompt_embeds=out[2])
+    return family_of(pipe).condition(pipe, prompts)
 
 # %% ../nbs/0_base/05_pipelines.ipynb #join-conditioning
 def join_conditioning(parts) -> dict:
@@ -238,15 +268,7 @@ def encode_posterior(
     pixels,  # (n, 3, h, w) in -1..1
 ):  # mean and deviation: (n, c, h', w') each, scaled as the U-Net wants them
     "The VAE's posterior; a deterministic autoencoder (AutoencoderTiny) has deviation 0."
-    import torch
-    vae, kept = pipe.vae, pipe.vae.dtype
-    wide = kept == torch.float16 and family_of(pipe).upcasts_vae and vae.config.get('force_upcast', False)
-    if wide: vae.float()
-    with torch.no_grad(): out = vae.encode(pixels.to(vae.dtype))
-    if wide: vae.to(kept)
-    s = vae.config.scaling_factor
-    if hasattr(out, 'latent_dist'): return out.latent_dist.mean.float()*s, out.latent_dist.std.float()*s
-    return out.latents.float()*s, torch.zeros_like(out.latents, dtype=torch.float32)
+    return family_of(pipe).encode(pipe, pixels)
 
 # %% ../nbs/0_base/05_pipelines.ipynb #seeded
 def seeded(seed: int, device='cpu'):
@@ -267,13 +289,12 @@ def make_images(
 ) -> list:  # PIL images
     "A batch of images, one per seed and prompt, by the pipeline's own call."
     negative = {f'negative_{k}': v.expand(len(seeds), *v.shape[1:]) for k, v in negative.items()}
-    return pipe(
-        **conditioning,
-        **negative,
+    options = dict(
         generator=[seeded(s) for s in seeds],
         width=size[0],
         height=size[1],
         num_inference_steps=steps,
         guidance_scale=guidance,
-        **start,
-    ).images
+    )
+    with entered_midway(pipe) if 'timesteps' in start else contextlib.nullcontext():
+        return pipe(**conditioning, **negative, **options, **start).images

@@ -39,7 +39,7 @@ def test_the_demo_runs_whole_and_a_second_time_does_nothing_twice(tmp_path, caps
     run = ws.root/'runs'/'demo'
     for f in (
         'final/pytorch_lora_weights.safetensors',
-        'final/kohya_lora_weights.safetensors',
+        'final/demo-demo.safetensors',
         'evaluation/table.md',
         'evaluation/grid.png',
         'evaluation/pool.png',

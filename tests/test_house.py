@@ -57,3 +57,25 @@ def test_import_loads_nothing_heavy():
 def test_public_names_are_importable_from_the_top():
     import hgdpo_curate
     for name in hgdpo_curate.__all__: assert callable(getattr(hgdpo_curate, name))
+
+
+# what only the family may know, as a pattern -> rooms that may have it too, and why
+FAMILY_ONLY = {
+    r'\.unet\b': {'toy/networks.py'},                            # builds and saves pipelines of its own
+    r'''['"]up_blocks\.''': set(),                               # `up_blocks` alone is a setting of recipes
+    r'alphas_cumprod|\.add_noise\(.*scheduler|scheduler\.add_noise|get_velocity|init_noise_sigma': set(),
+    r'config\.(prediction_type|scaling_factor)': {'train/small_base.py'},    # trains the tiny VAE and its scale
+}
+
+
+def test_only_the_families_room_knows_what_differs_between_base_models():
+    "The denoiser's name, its late blocks, the arithmetic of noise schedules and the scale of latents."
+    for pattern, others in FAMILY_ONLY.items():
+        users = {
+            str(p.relative_to(ROOT/'hgdpo_curate'))
+            for p in (ROOT/'hgdpo_curate').rglob('*.py')
+            if p.name != '_modidx.py' and re.search(pattern, p.read_text())
+        }
+        assert users - {'families.py'} <= others, pattern
+        # the pattern still finds what it is for
+        assert 'families.py' in users or others <= users, pattern

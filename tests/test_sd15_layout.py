@@ -33,6 +33,7 @@ def test_pool_to_lora_and_back_through_plain_diffusers(family, tmp_path):
     from safetensors.torch import load_file
 
     from hgdpo_curate import freeze_split, train_curriculum
+    from hgdpo_curate.adapters import twin_file
     from hgdpo_curate.families import family_in
     from hgdpo_curate.toy import networks
     base = getattr(networks, f'random_{family}')(tmp_path/'model')
@@ -92,7 +93,8 @@ def test_pool_to_lora_and_back_through_plain_diffusers(family, tmp_path):
         plain.unload_lora_weights()
         assert differ(alone, before) and differ(alone, both), part
     # the twin for ComfyUI and A1111, text encoders included
-    plain.load_lora_weights(run/'final', weight_name='kohya_lora_weights.safetensors')
+    assert twin_file(run/'final').name == f'ws-{run.name}.safetensors'
+    plain.load_lora_weights(run/'final', weight_name=twin_file(run/'final').name)
     assert not differ(draw(), both)
 
 

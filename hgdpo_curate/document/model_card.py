@@ -10,7 +10,7 @@ __all__ = ['stage_rows', 'evaluation_table', 'called_faulty', 'own_arms', 'worst
 from functools import partial
 from pathlib import Path
 import pandas as pd
-from ..adapters import KOHYA_FILE, LORA_FILE
+from ..adapters import LORA_FILE, twin_file
 from .answers import answer_text, missing, read_answers
 from .contents import read_split
 from .facts import sft_of
@@ -136,6 +136,8 @@ def diffusers_class(base: str) -> str: # hub id, folder, or 'mannequin' -> name 
 def loading(
     config,                           # of the run
     kind: str = 'DiffusionPipeline',  # diffusers' class of the base, as `diffusers_class` gives it
+    # name of the kohya twin, see `adapters.twin_file`
+    kohya_file: str = 'WORKSPACE-RUN.safetensors',
 ) -> str:                             # Markdown
     "For hgdpo_curate, diffusers, ComfyUI and A1111, and what a plain file cannot carry."
     preset = config['preset']
@@ -151,7 +153,7 @@ def loading(
         rules=preset['inference'],
         has_text_encoder=any(s['part'] == 'text_encoder' for s in preset['stages']),
         lora_file=LORA_FILE,
-        kohya_file=KOHYA_FILE,
+        kohya_file=kohya_file,
     )
 
 # %% ../../nbs/7_document/06_model_card.ipynb #unanswered
@@ -194,7 +196,7 @@ def model_card_text(
     folder, parts = ws.root/'runs'/run, components(ws, config, data, answers)
     evaluation = folder/'evaluation'/'table.parquet'
     content = info.get('broken', [{}])[0].get('content', info['content'])    # before the first removal
-    weights = [f for f in (folder/'final'/LORA_FILE, folder/'final'/KOHYA_FILE) if f.exists()]
+    weights = [f for f in (folder/'final'/LORA_FILE, twin_file(folder/'final')) if f.exists()]
     return render_card(
         'model_card.md',
         run=run,
@@ -209,7 +211,7 @@ def model_card_text(
         evaluation=evaluation_table(evaluation),
         faulty=called_faulty(evaluation),
         failures=failures,
-        loading=loading(config, diffusers_class(ws.base_at(config['base']))),
+        loading=loading(config, diffusers_class(ws.base_at(config['base'])), twin_file(folder/'final').name),
         licences=licence_text(ws, parts, answer_text(answers, 'model_licence', begins=True)),
         weights=[[code(f.name), code(file_sha256(f))] for f in weights],
         **_asked(answers, base),

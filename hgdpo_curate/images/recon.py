@@ -47,19 +47,21 @@ def recon_start(
     Raises `UserError` for a level outside (0, 1000], or a sampler that cannot start there.
     """
     import torch
-    from hgdpo_curate.pipelines import encode_posterior, seeded, to_pixels
-    ts = recon_timesteps(pipe.scheduler, timestep, steps)
+    from hgdpo_curate.families import family_of
+    from hgdpo_curate.pipelines import encode_posterior, entered_midway, seeded, to_pixels
+    _check_level(timestep)
     if timestep == 1000: return {}
     clean = encode_posterior(pipe, to_pixels(images, size, pipe.device, pipe.vae.dtype))[0]
     noise = torch.cat([torch.randn((1, *clean.shape[1:]), generator=seeded(s)) for s in seeds]).to(clean)
-    try: pipe.scheduler.set_timesteps(timesteps=ts, device=pipe.device)
-    except TypeError:
-        raise UserError(
-            f'The sampler {type(pipe.scheduler).__name__} cannot start at a noise level of its own; use --sampler '
-            'dpm in the workspace.'
-        ) from None
-    noisy = pipe.scheduler.add_noise(clean, noise, torch.tensor(ts[:1]*len(clean)).to(clean.device))
-    return dict(latents=(noisy/pipe.scheduler.init_noise_sigma).to(pipe.unet.dtype), timesteps=ts)
+    with entered_midway(pipe):
+        ts = recon_timesteps(pipe.scheduler, timestep, steps)
+        try: pipe.scheduler.set_timesteps(timesteps=ts, device=pipe.device)
+        except (TypeError, ValueError):
+            raise UserError(
+                f'The sampler {type(pipe.scheduler).__name__} cannot start at a noise level of its own; use '
+                '--sampler dpm in the workspace.'
+            ) from None
+        return dict(latents=family_of(pipe).start_at(pipe, clean, noise, ts[0]), timesteps=ts)
 
 # %% ../../nbs/2_images/06_recon.ipynb #sdrecon
 def sdrecon(

@@ -10,8 +10,9 @@ __all__ = ['GAP_LEVELS', 'Distributed', 'step_indices', 'shuffled_order', 'order
 import dataclasses, os
 import numpy as np
 import pandas as pd
+from ..families import process_of, uniform_timestep
 from ..pipelines import usable_device
-from .losses import OBJECTIVES, training_target
+from .losses import OBJECTIVES
 from .recipes import Stage
 from ..files import short_id, UserError
 
@@ -100,18 +101,17 @@ def order_by_gap(gaps,      # (n,) winner's score minus loser's
 def sample_noise(keys,                       # n keys, each of any values that have a text
                  shape,                      # (c, h, w) of the latents
                  caption_dropout: float = 0., # probability of `drop`, 0..1
-                 timesteps: int = 1000       # of the scheduler
+                 draw_timestep=uniform_timestep # a torch generator -> timestep, as the noise process draws it
                 ) -> dict:
     """What is random of each pair, by its key alone.
 
-    `noise` and the posterior noises `winner`, `loser` (n, *shape), `timesteps` (n,) in 0..timesteps-1, `drop` (n,)
-    bool.
+    `noise` and the posterior noises `winner`, `loser` (n, *shape), `timesteps` (n,), `drop` (n,) bool.
     """
     import torch
     rows = []
     for k in keys:
         g = torch.Generator().manual_seed(int(short_id('draw', *k), 16) % 2**63)
-        t, u = torch.randint(0, timesteps, (), generator=g), torch.rand((), generator=g)
+        t, u = draw_timestep(g), torch.rand((), generator=g)
         rows.append((t, u < caption_dropout, torch.randn((3, *shape), generator=g)))
     timesteps, drop, noise = (torch.stack(column) for column in zip(*rows))
     return dict(timesteps=timesteps, drop=drop) | dict(noise=noise[:, 0], winner=noise[:, 1], loser=noise[:, 2])
@@ -217,13 +217,13 @@ class BatchReader:
         if self.reference_cache:
             number = self.reference_cache.noise_number(indices)
             keys = [('fixed', s.name, self.seed, int(p), int(k)) for p, k in zip(pair, number)]
-        random = sample_noise(keys, self.shape, s.caption_dropout, self.scheduler.config.num_train_timesteps)
+        process = process_of(self.scheduler)
+        random = sample_noise(keys, self.shape, s.caption_dropout, process.draw_timestep)
         rows = self.pairs.iloc[pair]
         sides = ('winner', 'loser') if OBJECTIVES[s.objective].needs_loser else ('winner',)
         clean = torch.cat([self.cache.sample_latents(rows[f'{side}_sha256'], random[side]) for side in sides])
         noise, timesteps = (torch.cat([random[k]]*len(sides)) for k in ('noise', 'timesteps'))
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        target = training_target(self.scheduler, clean, noise, timesteps)
+        noisy, target = (make(clean, noise, timesteps) for make in (process.add_noise, process.target))
         on_device = (x.to(self.device, non_blocking=True) for x in (noisy, target, timesteps))
         prompts = ['' if drop else p for p, drop in zip(rows.prompt, random['drop'].tolist())]
         return Batch(

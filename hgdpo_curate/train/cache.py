@@ -8,6 +8,7 @@ __all__ = ['Shards', 'decodes_black', 'encode_posteriors', 'prompt_key', 'Traini
 # %% ../../nbs/5_train/03_cache.ipynb #import-uuid-warnings
 import uuid, warnings
 from pathlib import Path
+from ..families import family_of
 from ..show import progress_bar
 from ..files import atomic_path, short_id, UserError
 
@@ -52,8 +53,7 @@ def decodes_black(pipe,   # pipeline whose VAE is asked; in float32 it is not
     "Whether the VAE turns an image's own latents into NaN, or into black that the image is not."
     import torch
     if pipe.vae.dtype == torch.float32: return False
-    with torch.no_grad():
-        back = pipe.vae.decode((latents/pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample.float()
+    back = family_of(pipe).decode(pipe, latents)
     return not back.isfinite().all().item() or (back.max() < -.98 and pixels.max() > -.5).item()
 
 # %% ../../nbs/5_train/03_cache.ipynb #open-images

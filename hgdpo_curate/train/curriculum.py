@@ -212,7 +212,7 @@ def train_stages(context: RunContext,
         given = folder/s.name, content, states.get(s.start)
         states[s.name] = context.train(s, df, *given, **how)
     if context.distributed.main and rules.up_blocks in states and rules.other_blocks in states:
-        write_final(folder, rules, 'text_encoder' in states)
+        write_final(folder, rules, 'text_encoder' in states, context.pipe)
     context.distributed.wait()
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #check-resume

@@ -8,12 +8,16 @@ __all__ = ['compose_adapter', 'random_lora', 'write_final']
 # %% ../../nbs/5_train/07_final_adapter.ipynb #import-pathlib
 from pathlib import Path
 from ..adapters import adapter_state, add_lora, read_lora, save_lora
+from ..families import family_of, SD
 from ..files import UserError, write_json
 from ..pipelines import load_pipeline
 from .recipes import as_dict, InferenceConfig
 
 # %% ../../nbs/5_train/07_final_adapter.ipynb #compose-adapter-2
-def compose_adapter(up_blocks: dict, other_blocks: dict) -> dict: # two adapter states of one shape -> one
+def compose_adapter(up_blocks: dict,   # the adapter state that acts in the late blocks
+                    other_blocks: dict, # the one that acts elsewhere
+                    family=SD          # which blocks are late
+                   ) -> dict:          # an adapter state
     """Up-sampling blocks from the first (the hard stage), everything else from the second (normal).
 
     Raises `UserError` if their layers differ.
@@ -22,7 +26,7 @@ def compose_adapter(up_blocks: dict, other_blocks: dict) -> dict: # two adapter 
         raise UserError(
             'The two LoRAs do not have the same layers, so they cannot be composed; train both stages with one preset.'
         )
-    return {k: (up_blocks if k.startswith('up_blocks.') else other_blocks)[k].clone() for k in other_blocks}
+    return {k: (up_blocks if family.is_late(k) else other_blocks)[k].clone() for k in other_blocks}
 
 # %% ../../nbs/5_train/07_final_adapter.ipynb #random-lora
 def random_lora(base,               # hub id or folder of a pipeline
@@ -42,11 +46,14 @@ def random_lora(base,               # hub id or folder of a pipeline
 # %% ../../nbs/5_train/07_final_adapter.ipynb #write-final
 def write_final(run,                       # run folder with the stages' folders
                 inference: InferenceConfig, # which stages are composed, and the rules to write
-                has_text_encoder: bool     # whether the run has a text-encoder stage
+                has_text_encoder: bool,    # whether the run has a text-encoder stage
+                pipe=None                  # the base, which other tools are told; None tells them nothing
                ) -> Path:                  # run/final
     "Write `final/`: the composed U-Net LoRA, the text encoders' beside it, and the inference rules as JSON."
     run = Path(run)
-    unet = compose_adapter(read_lora(run/inference.up_blocks)['unet'], read_lora(run/inference.other_blocks)['unet'])
-    save_lora(run/'final', unet, **(read_lora(run/'text_encoder') if has_text_encoder else {}))
+    late, other = (read_lora(run/stage)['unet'] for stage in (inference.up_blocks, inference.other_blocks))
+    family = family_of(pipe) if pipe else SD
+    texts, about = read_lora(run/'text_encoder') if has_text_encoder else {}, family.describe(pipe) if pipe else None
+    save_lora(run/'final', compose_adapter(late, other, family), **texts, metadata=about)
     write_json(run/'final'/'inference.json', as_dict(inference))
     return run/'final'

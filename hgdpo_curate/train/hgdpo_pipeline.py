@@ -12,7 +12,7 @@ import contextlib
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
-from ..families import family_of
+from ..families import denoiser, family_of
 from .recipes import InferenceConfig
 
 # %% ../../nbs/5_train/11_hgdpo_pipeline.ipynb #text-lora-acts
@@ -107,12 +107,10 @@ def starting_noise(pipe,          # a diffusers pipeline
     "The noise that the pipeline's call itself would draw."
     prompt = call['prompt']
     prompts = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else options['prompt_embeds'])
-    cell = pipe.vae_scale_factor
-    w, h = (options.get(side) or pipe.unet.config.sample_size*cell for side in ('width', 'height'))
-    shape = (prompts*call['num_images_per_prompt'], pipe.unet.config.in_channels, h//cell, w//cell)
-    return randn_tensor(
-        shape, generator=options.get('generator'), device=pipe._execution_device, dtype=pipe.unet.dtype
-    )
+    family, size = family_of(pipe), (options.get('width'), options.get('height'))
+    shape = (prompts*call['num_images_per_prompt'], *family.latent_shape(pipe, size))
+    device, dtype = pipe._execution_device, family.denoiser(pipe).dtype
+    return randn_tensor(shape, generator=options.get('generator'), device=device, dtype=dtype)
 
 # %% ../../nbs/5_train/11_hgdpo_pipeline.ipynb #lan-rule
 def lan_rule(pipe,          # with a LoRA
@@ -175,7 +173,7 @@ class HGDPORules:
         callbacks = [callback_on_step_end] if callback_on_step_end else []
         tensors = {*callback_on_step_end_tensor_inputs, 'latents'}
         if self.identity is not None:
-            face = identity_embeds(self.identity, guidance).to(self._execution_device, self.unet.dtype)
+            face = identity_embeds(self.identity, guidance).to(self._execution_device, denoiser(self).dtype)
             options['ip_adapter_image_embeds'] = [face]
         if self.rules.lan:
             if options.get('latents') is None: options['latents'] = starting_noise(self, call, options)
@@ -200,8 +198,7 @@ def pipeline_class(name: str = 'StableDiffusionPipeline'): # name of the diffuse
 # %% ../../nbs/5_train/11_hgdpo_pipeline.ipynb #pipeline-options
 def pipeline_options(pipe) -> dict:
     "What a pipeline of the same components must be told besides them."
-    if family_of(pipe).pipeline == 'StableDiffusionPipeline': return dict(requires_safety_checker=False)
-    return dict(add_watermarker=False, force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt)
+    return family_of(pipe).pipeline_options(pipe)
 
 def with_rules(pipe): # a pipeline of `load_pipeline` -> one of `HGDPOPipeline`, `HGDPOXLPipeline`
     "The same components in a pipeline that draws by the rules."

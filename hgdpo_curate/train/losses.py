@@ -10,6 +10,7 @@ __all__ = ['PREFERENCE', 'OBJECTIVES', 'denoising_error', 'training_target', 'im
 # %% ../../nbs/5_train/00_losses.ipynb #imports
 from dataclasses import dataclass
 from typing import Callable
+from ..families import process_of
 
 # %% ../../nbs/5_train/00_losses.ipynb #denoising-error-2
 def denoising_error(pred, target): # (B, ...) predictions and what they should be -> (B,) float32
@@ -25,8 +26,7 @@ def training_target(scheduler,  # DDPM scheduler, whose `prediction_type` decide
                     timesteps   # (B,) timestep of each, 0..999
                    ):           # (B, c, h, w)
     "What the U-Net should predict: the noise, or the velocity for a v-prediction model."
-    if scheduler.config.prediction_type == 'v_prediction': return scheduler.get_velocity(clean, noise, timesteps)
-    return noise
+    return process_of(scheduler).target(clean, noise, timesteps)
 
 # %% ../../nbs/5_train/00_losses.ipynb #implicit-reward-margin
 def implicit_reward_margin(err_w, # (B,) winner's error under the trained model
@@ -58,17 +58,7 @@ def ddpm_step_mean(pred,      # (B, c, h, w) what the model predicted
                    scheduler  # DDPM scheduler
                   ):          # (B, c, h, w) float32 or wider
     "$\\mu_t$: the mean of one DDPM reverse step t -> t-1 without clipping (Ho et al. 2020, equation 7)."
-    import torch
-    wide = torch.promote_types(pred.dtype, torch.float32)
-    def per_sample(v): return v.to(wide).view(-1, *[1]*(pred.ndim - 1))
-    a_bar = scheduler.alphas_cumprod.to(pred.device)
-    a_t, before = a_bar[timesteps], a_bar[(timesteps - 1).clamp(min=0)]
-    a_prev = per_sample(torch.where(timesteps > 0, before, torch.ones_like(a_t)))
-    a_t, pred, noisy = per_sample(a_t), pred.to(wide), noisy.to(wide)
-    if scheduler.config.prediction_type == 'v_prediction': clean = a_t.sqrt()*noisy - (1 - a_t).sqrt()*pred
-    else: clean = (noisy - (1 - a_t).sqrt()*pred)/a_t.sqrt()
-    alpha = a_t/a_prev
-    return a_prev.sqrt()*(1 - alpha)/(1 - a_t)*clean + alpha.sqrt()*(1 - a_prev)/(1 - a_t)*noisy
+    return process_of(scheduler).step_mean(pred, noisy, timesteps)
 
 # %% ../../nbs/5_train/00_losses.ipynb #statistics-matching-loss
 def statistics_matching_loss(pred,       # (B, c, h, w) trained model's prediction on the noised winner

@@ -31,20 +31,21 @@ class AdaptedModel:
                  start: dict = None # {part: adapter state} to continue, which is also the reference
                 ):
         self.pipe, self.stage, self.preset = pipe, stage, preset
-        self.parts = ('unet',) if stage.part == 'unet' else family_of(pipe).text_encoders
+        self.family = family_of(pipe)
+        self.denoiser, self.parts = self.family.denoiser(pipe), self.family.trained_parts(stage.part)
         self.models = {p: getattr(pipe, p) for p in self.parts}
         self.frozen = 'reference' if start else ''
         self.params = [p for part in self.parts for p in self._adapt(part, (start or {}).get(part))]
-        if preset.gradient_checkpointing: pipe.unet.enable_gradient_checkpointing()
+        if preset.gradient_checkpointing: self.denoiser.enable_gradient_checkpointing()
         # the transformer blocks: most of the gain, a fraction of the wait
-        if preset.compile: pipe.unet.compile_repeated_blocks()
+        if preset.compile: self.denoiser.compile_repeated_blocks()
 
     def _adapt(self, part, state) -> list: # the trainable parameters of a part
         model, rank = self.models[part], self.stage.rank
         seed = int(short_id(self.preset.seed, self.stage.name, part), 16) % 2**31
-        params = add_lora(model, part, rank, seed=seed)
+        params = add_lora(model, part, rank, seed=seed, family=self.family)
         if state is not None:
-            add_lora(model, part, rank, 'reference')
+            add_lora(model, part, rank, 'reference', family=self.family)
             for name in ('default', 'reference'): set_adapter_state(model, state, name)
             model.set_adapter('default')
             freeze_all_but(model)
@@ -52,7 +53,7 @@ class AdaptedModel:
 
     def reference(self):
         "The U-Net is the reference inside the block."
-        return reference(self.pipe.unet, self.frozen) if self.stage.part == 'unet' else contextlib.nullcontext()
+        return reference(self.denoiser, self.frozen) if self.stage.part == 'unet' else contextlib.nullcontext()
 
     def state_dict(self) -> dict:
         "The LoRA: {part: adapter state}."
@@ -65,8 +66,8 @@ class AdaptedModel:
     def close(self):
         "Leave the pipeline as it was: base, without adapters."
         for m in self.models.values(): remove_lora(m)
-        if self.preset.gradient_checkpointing: self.pipe.unet.disable_gradient_checkpointing()
-        for m in self.pipe.unet.modules(): m._compiled_call_impl = None
+        if self.preset.gradient_checkpointing: self.denoiser.disable_gradient_checkpointing()
+        for m in self.denoiser.modules(): m._compiled_call_impl = None
 
 # %% ../../nbs/5_train/06_passes.ipynb #stagemodel
 class StageModel(AdaptedModel):
@@ -84,8 +85,9 @@ class StageModel(AdaptedModel):
     def mixed(self):
         "Half precision where the base is in half precision; the LoRA's weights stay float32."
         import torch
-        half = self.pipe.unet.dtype != torch.float32
-        return torch.autocast(self.pipe.device.type, self.pipe.unet.dtype) if half else contextlib.nullcontext()
+        dtype = self.denoiser.dtype
+        half = dtype != torch.float32
+        return torch.autocast(self.pipe.device.type, dtype) if half else contextlib.nullcontext()
 
     def predict(self,
                 noisy,       # (n, c, h, w)
@@ -93,16 +95,14 @@ class StageModel(AdaptedModel):
                 conditioning # of n prompts
                ):            # (n, c, h, w)
         "What the U-Net predicts."
-        import torch
-        inputs = family_of(self.pipe).unet_inputs(conditioning, self.cache.ws.size)
-        noisy = noisy.contiguous(memory_format=torch.channels_last).to(self.pipe.unet.dtype)
-        with self.mixed(): return self.pipe.unet(noisy, timesteps, **inputs).sample
+        given = (noisy, timesteps, conditioning, self.cache.ws.size)
+        with self.mixed(): return self.family.predict(self.pipe, *given)
 
     def conditioning(self, prompts, trained: bool) -> dict: # trained: by the text encoder in training, if one is
         "The embeddings of prompts: from the text encoder in training, else base's from the cache."
         if trained and self.stage.part == 'text_encoder':
             with self.mixed(): return embed_prompts(self.pipe, prompts)
-        return {k: v.to(self.pipe.device, self.pipe.unet.dtype) for k, v in self.cache.conditioning(prompts).items()}
+        return {k: v.to(self.pipe.device, self.denoiser.dtype) for k, v in self.cache.conditioning(prompts).items()}
 
 # %% ../../nbs/5_train/06_passes.ipynb #pass
 @dataclasses.dataclass

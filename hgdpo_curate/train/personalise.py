@@ -8,6 +8,7 @@ __all__ = ['face_embedding', 'face_mark', 'read_faceid', 'random_faceid', 'load_
 # %% ../../nbs/5_train/13_personalise.ipynb #import-warnings
 import warnings
 from pathlib import Path
+from ..families import denoiser
 from ..files import file_sha256, UserError
 from ..images.decode import pixel_hash, read_photo
 from .inference import load_for_inference
@@ -146,7 +147,7 @@ def _load_faceid(pipe, file, weights):
         ) from e
 
 def _activate(pipe, lora_weights): # {adapter's name: weight} of the LoRAs that were there before FaceID's
-    faceid = [n for n in getattr(pipe.unet, 'peft_config', {}) if n.startswith('faceid')]
+    faceid = [n for n in getattr(denoiser(pipe), 'peft_config', {}) if n.startswith('faceid')]
     wanted = lora_weights | dict.fromkeys(faceid, 1.)
     if not wanted: return
     pipe.set_adapters([*wanted], [*wanted.values()])

@@ -9,6 +9,7 @@ __all__ = ['photo_pairs', 'fused_pipeline', 'train_sft']
 from pathlib import Path
 import pandas as pd
 from ..adapters import add_lora, set_adapter_state
+from ..families import denoiser, family_of
 from ..images.pool import choose_prompts
 from .batches import Distributed
 from .curriculum import recipe_of, RunContext
@@ -38,10 +39,11 @@ def fused_pipeline(base,        # hub id or folder
     "A base with a LoRA worked into its weights."
     from hgdpo_curate.pipelines import load_pipeline
     pipe = load_pipeline(base, device)
-    add_lora(pipe.unet, 'unet', rank)
-    set_adapter_state(pipe.unet, state)
-    pipe.unet.fuse_lora()
-    pipe.unet.unload_lora()
+    model = denoiser(pipe)
+    add_lora(model, 'unet', rank, family=family_of(pipe))
+    set_adapter_state(model, state)
+    model.fuse_lora()
+    model.unload_lora()
     return pipe
 
 # %% ../../nbs/5_train/10_sft.ipynb #sft-preset

@@ -8,6 +8,7 @@ __all__ = ['cosine_ramp', 'step_bar', 'fit_network', 'fit_vae', 'vae_psnr', 'fit
 # %% ../../nbs/5_train/16_small_base.ipynb #from-pathlib-import-path
 from pathlib import Path
 import numpy as np
+from ..families import denoiser, family_of, process_of
 from ..files import atomic_path, UserError
 
 # %% ../../nbs/5_train/16_small_base.ipynb #cosine-ramp
@@ -176,18 +177,19 @@ def fit_unet(pipe,           # of `tiny_pipeline`, its autoencoder trained; U-Ne
     `prediction_type` says."""
     import torch
     from hgdpo_curate.pipelines import noise_scheduler
-    from hgdpo_curate.train.losses import training_target
     pipe.vae.requires_grad_(False)
-    latents, ids, ddpm = _latents_of(pipe, data), _token_ids(pipe, data.prompts), noise_scheduler(pipe)
-    pipe.unet.to(memory_format=torch.channels_last)
+    latents, ids = _latents_of(pipe, data), _token_ids(pipe, data.prompts)
+    process = process_of(noise_scheduler(pipe))
+    family_of(pipe).prepare(pipe)
     def loss_of(step, g):
         i = torch.randint(len(data), (batch,), generator=g)
         words = torch.where(torch.rand(batch, 1, generator=g) < .1, ids[-1:], ids[i])
         noise, t = torch.randn(latents[i].shape, generator=g), torch.randint(1000, (batch,), generator=g)
-        noisy = ddpm.add_noise(latents[i], noise, t).contiguous(memory_format=torch.channels_last)
-        pred = pipe.unet(noisy, t, pipe.text_encoder(words)[0]).sample
-        return (pred - training_target(ddpm, latents[i], noise, t)).square().mean()
-    modules = dict(unet=pipe.unet, text=pipe.text_encoder)
+        noisy = process.add_noise(latents[i], noise, t)
+        prompts = dict(prompt_embeds=pipe.text_encoder(words)[0])
+        pred = family_of(pipe).predict(pipe, noisy, t, prompts, None)
+        return (pred - process.target(latents[i], noise, t)).square().mean()
+    modules = dict(unet=denoiser(pipe), text=pipe.text_encoder)
     return fit_network(
         folder,
         'base',

@@ -178,7 +178,7 @@ class StageParts:
             )
         self.model = StageModel(*settings, start)
         self.pass_loss = PassLoss(self.model, make_reader(*settings, self.pairs, self.batch), self.distributed)
-        self.optimizer = StageOptimizer(self.model.params, stage, preset, pipe.unet)
+        self.optimizer = StageOptimizer(self.model.params, stage, preset, self.model.denoiser)
         self.checkpoints = Checkpoints(self.folder/'checkpoints', preset.checkpoints_total_limit)
         reporting = (preset.report_to, progress) if main else ('none', True)
         self.logger = MetricLogger(self.folder, stage.name, stage.max_train_steps, *reporting)
@@ -264,7 +264,8 @@ def write_result(trainer: ResumableStage) -> Path: # the LoRA's file
     "Write the log, the best adapter or else the last, and `done.json`, which says how it came about."
     trainer.logger.finish()
     best = trainer.best or {}
-    file = save_lora(trainer.folder, **best.get('adapters') or trainer.model.state_dict())
+    about = trainer.model.family.describe(trainer.model.pipe)
+    file = save_lora(trainer.folder, **best.get('adapters') or trainer.model.state_dict(), metadata=about)
     record = dict(
         stage=dataclasses.asdict(trainer.stage),
         fingerprint=trainer.fingerprint,
