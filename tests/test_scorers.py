@@ -83,7 +83,7 @@ def test_imagereward_gives_what_its_authors_code_gave_on_the_same_random_weights
 def test_the_real_aesthetic_head_loads_and_gives_known_numbers(test_data, clip_folder, tmp_path):
     import torch
     from hgdpo_curate.judge.clip import aesthetic_head
-    from hgdpo_curate.registry import load_state
+    from hgdpo_curate.weights import load_state
     file = test_data/'models'/'sac+logos+ava1-l14-linearMSE.pth'
     head, state = aesthetic_head(file), {k: v.double().numpy() for k, v in load_state(file).items()}
     # nothing, the first direction, all directions alike
@@ -161,7 +161,7 @@ def test_weights_that_hold_code_or_other_names_are_refused(tmp_path):
         def __reduce__(self): return (open, (str(tmp_path/'touched'), 'w'))
     torch.save(Evil(), tmp_path/'HPS_v2.1_compressed.pt')
     with pytest.raises(UserError, match='cannot be read as weights'):
-        from hgdpo_curate.registry import load_state
+        from hgdpo_curate.weights import load_state
         load_state(tmp_path/'HPS_v2.1_compressed.pt')
     assert not (tmp_path/'touched').exists()
 

@@ -12,7 +12,7 @@ import pandas as pd
 from .pairs import pair_id, PAIR_STAGES, without_pair
 from .splits import pairs_of, SplitInfo
 from ..judge.anatomy import open_flags
-from ..judge.detections import latest_detections
+from ..judge.detections import face_detectors, latest_detections
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #imports-2
 from ..files import UsageError, UserError
@@ -214,7 +214,7 @@ def _add_facts(rows, facts): # rows of `photo_facts`
 
 def _add_faces(rows, seen): # rows of `detections`
     "The number of faces, by the detector that saw most."
-    seen = seen.query("detector in ('yunet', 'insightface')")
+    seen = seen[seen.detector.isin(face_detectors())]
     faces = (seen.kind == 'face').groupby([seen.image_id, seen.detector]).sum() if len(seen) else None
     rows['faces'] = rows.image_id.map({} if faces is None else faces.groupby('image_id').max())
 
