@@ -9,7 +9,7 @@ __all__ = ['missing_sentence', 'find_weights', 'loaded_revision', 'weights_versi
 import re
 from pathlib import Path
 from .files import file_sha256, short_id, UserError
-from .registry import WEIGHTS
+from .image_models import WEIGHTS
 
 # %% ../nbs/0_base/09_weights.ipynb #missing-sentence-2
 def missing_sentence(name: str, flag='--scorer_path') -> str: # a key of `WEIGHTS`; the option that takes the folder

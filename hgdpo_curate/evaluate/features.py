@@ -11,11 +11,12 @@ __all__ = ['load_pixels', 'laplacian_sharpness', 'hue_vectors', 'mean_hue', 'hue
 from pathlib import Path
 import numpy as np
 from ..toy.drawings import is_drawn
-from ..registry import Extractor, open_model, WEIGHTS
+from ..image_models import Extractor, WEIGHTS
+from ..registry import open_model
 from ..weights import find_weights, load_state, weights_version
+from ..images.jobs import map_images
 from ..train.cache import Shards
 from ..train.small_judges import run_evaluator
-from ..show import progress_bar
 from ..files import file_sha256, short_id, UserError
 
 # %% ../../nbs/6_evaluate/01_features.ipynb #load-pixels
@@ -183,29 +184,21 @@ def features_of(
     progress=None,  # as in `progress_bar`
 ) -> np.ndarray:  # (n, d), in the order of the rows
     "Features of images, computed once per image. Stop it and run it again."
+    import torch
     kept = Shards(ws.root/'cache'/f'features-{extractor.name}-{short_id(extractor.version)}')
     # as earlier versions kept them: `hgdpo forget` cannot take one image out of such a file
     for old in (ws.root/'cache'/'features').glob('*.npz'): old.unlink(missing_ok=True)
-    missing = rows[~rows.image_id.isin(kept.at)].drop_duplicates('image_id')
-    if len(missing):
-        _extract(
-            ws,
-            missing,
-            extractor,
-            kept,
-            batch=batch,
-            progress=progress,
-        )
+    def judge(part, pictures):
+        fitting = [im if im.size == ws.size else im.resize(ws.size) for im in pictures]
+        features = np.asarray(extractor.extract(fitting), np.float32)
+        return [*zip(part.image_id, map(torch.tensor, features))]
+    map_images(
+        ws,
+        rows[~rows.image_id.isin(kept.at)].drop_duplicates('image_id'),
+        lambda features: kept.add(dict(features)),
+        judge,
+        f'features by {extractor.name}',
+        batch,
+        progress=progress,
+    )
     return kept.stack(rows.image_id).numpy() if len(rows) else np.zeros((0, 0), np.float32)
-
-def _extract(ws, rows, extractor, kept, *, batch, progress):
-    import torch
-    new, fit = {}, lambda im: im if im.size == ws.size else im.resize(ws.size)
-    try:
-        with progress_bar(len(rows), f'features by {extractor.name}', progress) as bar:
-            for i in range(0, len(rows), batch):
-                part = rows.iloc[i:i + batch]
-                features = extractor.extract([fit(ws.open_image(p)) for p in part.path])
-                new |= dict(zip(part.image_id, map(torch.tensor, np.asarray(features, np.float32))))
-                bar(len(part))
-    finally: kept.add(new)

@@ -12,7 +12,8 @@ import numpy as np
 from ..toy.bodies import FAULTS
 from .clip import pixel_batch
 from .detections import JOINTS, MEDIAPIPE, seen
-from ..registry import allowed, Detector, DETECTORS, open_model
+from ..image_models import Detector
+from ..registry import allowed, DETECTORS, open_model
 from ..weights import find_weights, weights_version
 from ..files import read_json, UserError, write_json
 from ..tables import now

@@ -8,10 +8,12 @@ __all__ = ['face_distance', 'SFace', 'ArcFace', 'load_recogniser', 'distances_to
 # %% ../../nbs/3_judge/07_faces.ipynb #from-pathlib-import-path
 from pathlib import Path
 import numpy as np
+import pandas as pd
+from ..images.jobs import map_images
 from .detectors import bgr, InsightFaces, licence_accepted_for, YuNetFaces
-from ..registry import open_model, Recogniser, RECOGNISERS, WEIGHTS
+from ..image_models import Recogniser, WEIGHTS
+from ..registry import open_model, RECOGNISERS
 from ..weights import missing_sentence, weights_version
-from ..show import progress_bar
 from ..files import UserError
 
 # %% ../../nbs/3_judge/07_faces.ipynb #face-distance-2
@@ -111,25 +113,29 @@ def distances_to_photos(
     photo, out = photos.drop_duplicates('prompt_id').set_index('prompt_id').path, {arm: {} for arm in rows}
     used = [p for r in rows.values() for p in [*photo.reindex(r.prompt_id.unique()).dropna(), *r.path]]
     paths = list(dict.fromkeys(used))
-    with progress_bar(len(recognisers)*len(paths), 'comparing faces', progress) as bar:
-        for net in recognisers:
-            vector, none = _face_vectors(
-                ws,
-                net,
-                paths,
-                part,
-                bar,
-            )
-            for arm, r in rows.items():
-                of_photos = np.stack([vector.get(photo.get(p), none) for p in r.prompt_id])
-                out[arm][net.name] = face_distance(np.stack([vector[p] for p in r.path]), of_photos)
+    for net in recognisers:
+        vector, none = _face_vectors(
+            ws,
+            net,
+            paths,
+            part,
+            progress,
+        )
+        for arm, r in rows.items():
+            of_photos = np.stack([vector.get(photo.get(p), none) for p in r.prompt_id])
+            out[arm][net.name] = face_distance(np.stack([vector[p] for p in r.path]), of_photos)
     return out
 
-def _face_vectors(ws, net, paths, part, bar): # -> path -> vector, the vector of no face
+def _face_vectors(ws, net, paths, part, progress): # -> path -> vector, the vector of no face
     vectors = []
-    for i in range(0, len(paths), part):
-        some = paths[i:i + part]
-        vectors += [v if np.isfinite(v).all() else None for v in net.embed([ws.open_image(p) for p in some])]
-        bar(len(some))
+    map_images(
+        ws,
+        pd.DataFrame(dict(path=paths)),
+        vectors.extend,
+        lambda rows, pictures: [v if np.isfinite(v).all() else None for v in net.embed(pictures)],
+        f'comparing faces by {net.name}',
+        part,
+        progress=progress,
+    )
     *filled, none = _filled([*vectors, None])
     return dict(zip(paths, filled)), none

@@ -11,7 +11,8 @@ import numpy as np
 from ..toy.drawings import is_drawn
 from ..images.jobs import map_images
 from .clip import OpenClip
-from ..registry import open_model, Scorer
+from ..image_models import Scorer
+from ..registry import open_model
 from ..weights import find_weights
 
 # %% ../../nbs/3_judge/02_scores.ipynb #imports-2
