@@ -12,7 +12,7 @@ import importlib, inspect, re, sys, warnings
 from collections.abc import Mapping
 from functools import cache
 from .files import read_json, UsageError, UserError, write_json
-from .image_models import ImageModel, METHODS, PARTS, ROWS, Weights, WEIGHTS
+from .image_models import ImageModel, OFFERS, PARTS, ROWS, Weights, WEIGHTS
 
 # %% ../nbs/0_base/08_registry.ipynb #plugins
 @cache
@@ -30,7 +30,7 @@ def _plugins(kind, path): # `sys.path` as a tuple -> name -> `ImageModel`
 
 class Registered(Mapping):
     "Name -> `ImageModel` of one kind: the package's, then those of other packages and those registered here."
-    def __init__(self, kind: str): self.kind = kind # a key of `METHODS`
+    def __init__(self, kind: str): self.kind = kind # a key of `OFFERS`
 
     def _more(self): return _REGISTERED[self.kind] | _plugins(self.kind, tuple(sys.path))
 
@@ -43,8 +43,8 @@ class Registered(Mapping):
 
     def __len__(self): return sum(1 for _ in self)
 
-_REGISTERED = {kind: {} for kind in METHODS}          # kind -> name -> `ImageModel`
-SCORERS, DETECTORS, EXTRACTORS, RECOGNISERS = map(Registered, METHODS)
+_REGISTERED = {kind: {} for kind in OFFERS}          # kind -> name -> `ImageModel`
+SCORERS, DETECTORS, EXTRACTORS, RECOGNISERS = map(Registered, OFFERS)
 REGISTERS = dict(
     SCORERS=SCORERS,
     DETECTORS=DETECTORS,
@@ -54,7 +54,7 @@ REGISTERS = dict(
 
 # %% ../nbs/0_base/08_registry.ipynb #register
 def _register(
-    kind: str,          # a key of `METHODS`
+    kind: str,          # a key of `OFFERS`
     name: str,          # what it is called from now on
     model,              # class, factory, or loaded model
     measures: str,      # in words
@@ -66,8 +66,8 @@ def _register(
         raise UsageError(f'{name!r} cannot name a {kind}; use letters, digits and underscores.')
     if (kind, name) in ROWS:
         raise UsageError(f'The {kind} {name!r} is one of the package; choose another name.')
-    if not callable(model) and not hasattr(model, METHODS[kind]):
-        raise UsageError(f'The {kind} {name!r} has no `{METHODS[kind]}`; see `{kind.capitalize()}`.')
+    if not callable(model) and not hasattr(model, OFFERS[kind]):
+        raise UsageError(f'The {kind} {name!r} has no `{OFFERS[kind]}`; see `{kind.capitalize()}`.')
     weights = Weights('', (), licence, commercial, 'whoever registered it') if licence else None
     _REGISTERED[kind][name] = ImageModel(kind, name, model, measures, weights=weights, recorded=(name,))
 
@@ -104,7 +104,7 @@ def register_extractor(
 
 # %% ../nbs/0_base/08_registry.ipynb #open-model
 def open_model(
-    kind: str,      # a key of `METHODS`
+    kind: str,      # a key of `OFFERS`
     name: str,      # of the row
     ws=None,        # the workspace that keeps what was stated of a model that is not the package's
     **offered,      # path, device, mixed_precision, accept_noncommercial: each passed on where the signature takes it
@@ -115,10 +115,11 @@ def open_model(
         raise UsageError(f'There is no {kind} {name!r}; choose one of {", ".join(register)}.')
     row = register[name]
     source = model_source(row)
-    finished = hasattr(source, METHODS[kind]) and not isinstance(source, type)
+    finished = hasattr(source, OFFERS[kind]) and not isinstance(source, type)
     model = source if finished else source(**_taken(source, dict(offered, name=name, ws=ws)))
-    if not row.recorded or row.recorded == (name,): _named(model, row)
-    if ws is not None and row.recorded == (name,): _remember(ws, row, getattr(model, 'joints', None))
+    if (kind, name) in ROWS: return model
+    _named(model, row)
+    if ws is not None: _remember(ws, row, getattr(model, 'joints', None))
     return model
 
 def model_source(row: ImageModel): # what `make` names
@@ -138,7 +139,7 @@ def _taken(source, offered): # the arguments that a class or factory takes
 
 def _named(model, row):
     "Give a model the name of its row, and hold it to what its kind offers."
-    for wanted in (METHODS[row.kind], 'version'):
+    for wanted in (OFFERS[row.kind], 'version'):
         if not hasattr(model, wanted):
             raise UsageError(f'The {row.kind} {row.name!r} has no `{wanted}`; see `{row.kind.capitalize()}`.')
     if getattr(model, 'name', None) == row.name: return
@@ -159,7 +160,7 @@ def allowed(row: ImageModel) -> dict: # licence, commercial, stated
 # %% ../nbs/0_base/08_registry.ipynb #recorded-as
 def recorded_as(
     name: str,    # as a table has it
-    kind: str,    # a key of `METHODS`
+    kind: str,    # a key of `OFFERS`
 ) -> ImageModel:  # None where no row says so
     "The row of a model by the name that it leaves in tables."
     rows = [*REGISTERS[f'{kind.upper()}S'].values()]
@@ -174,7 +175,7 @@ def _remember(ws, row, joints=None):
 
 def remembered(
     ws,         # a `Workspace`
-    kind: str,  # a key of `METHODS`
+    kind: str,  # a key of `OFFERS`
     name: str,  # as a table has it
 ) -> dict:  # what, licence, commercial, stated, and joints of a detector that names them; None where it is not there
     "What a workspace keeps of a model of one's own that looked at its images."
@@ -182,7 +183,7 @@ def remembered(
 
 def stated_of(
     name: str,      # as a table has it
-    kind: str,      # a key of `METHODS`
+    kind: str,      # a key of `OFFERS`
     ws=None,        # the workspace that remembers models of one's own
 ) -> dict:  # what, licence, commercial, stated; None for a model that nobody knows
     "What is known of the model that left a name in a table."
@@ -197,7 +198,7 @@ def licence_of(
     ws=None,         # the workspace that remembers models of one's own
 ) -> dict:  # licence, commercial, stated
     "What the licence of a model's weights allows, for cards and reports; an unknown name gives 'unknown' and None."
-    kinds = [PARTS[part]] if part else METHODS
+    kinds = [PARTS[part]] if part else OFFERS
     known = next((row for kind in kinds if (row := stated_of(name, kind, ws))), None)
     if known is None and name in WEIGHTS: known = vars(WEIGHTS[name])
     return {k: known[k] if known else v for k, v in dict(licence='unknown', commercial=None, stated='').items()}

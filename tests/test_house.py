@@ -57,3 +57,15 @@ def test_import_loads_nothing_heavy():
 def test_public_names_are_importable_from_the_top():
     import hgdpo_curate
     for name in hgdpo_curate.__all__: assert callable(getattr(hgdpo_curate, name))
+
+
+def test_no_public_name_stands_in_two_rooms():
+    home = {}
+    for name in rooms():
+        text = (ROOT/'hgdpo_curate'/(name.replace('.', '/') + '.py')).read_text()
+        passed_on = {a.asname or a.name for n in ast.parse(text).body if isinstance(n, ast.ImportFrom) for a in n.names}
+        listed = re.search(r'^__all__ = (\[.*?\])', text, re.M | re.S)
+        for public in {*(ast.literal_eval(listed[1]) if listed else [])} - passed_on:
+            home.setdefault(public, []).append(name)
+    assert len(home) > 400
+    assert {n: modules for n, modules in home.items() if len(modules) > 1} == {}

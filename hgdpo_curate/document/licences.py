@@ -14,7 +14,7 @@ from .facts import judges, sft_of
 from .pages import escape, render_card, shown_base
 from ..files import file_sha256, read_json
 from ..pipelines import assets_folder, MANNEQUIN
-from ..image_models import METHODS, PARTS, WEIGHTS
+from ..image_models import OFFERS, PARTS, WEIGHTS
 from ..registry import licence_of, recorded_as, stated_of
 
 # %% ../../nbs/7_document/05_licences.ipynb #forbidden
@@ -78,7 +78,7 @@ def about(
     ws=None,            # the workspace that remembers models of one's own
 ) -> dict:  # what, licence, commercial, stated
     "What a model is and what its weights' licence allows: by the registry, else unknown."
-    kind = kind or next((k for k in METHODS if recorded_as(name, k)), 'scorer')
+    kind = kind or next((k for k in OFFERS if recorded_as(name, k)), 'scorer')
     if _taught(name, version, kind): return dict(TAUGHT)
     known = stated_of(name, kind, ws) or (dict(what=name, **licence_of(name)) if name in WEIGHTS else None)
     if known is None:
