@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORERS', 'DETECTORS', 'EXTRACTORS', 'RECOGNISERS', 'REGISTERS', 'Registered', 'register_scorer', 'register_detector',
            'register_extractor', 'open_model', 'model_source', 'allowed', 'recorded_as', 'remembered', 'stated_of',
-           'licence_of', 'listing', 'spelled_out']
+           'joint_names', 'licence_of', 'listing', 'spelled_out']
 
 # %% ../nbs/0_base/08_registry.ipynb #imports
 import importlib, inspect, re, sys, warnings
@@ -22,7 +22,7 @@ def _plugins(kind, path): # `sys.path` as a tuple -> name -> `ImageModel`
     rows = {}
     for e in entry_points(group=f'hgdpo_curate.{kind}s'):
         source = e.dist.name if e.dist else e.module
-        if (kind, e.name) in ROWS:
+        if (kind, e.name) in ROWS or e.name in rows:
             warnings.warn(f'The {kind} {e.name!r} of {source} is left out: its name is taken; rename it.', stacklevel=2)
             continue
         rows[e.name] = ImageModel(kind, e.name, f'{e.module}:{e.attr}', f'of {source}', recorded=(e.name,))
@@ -188,8 +188,20 @@ def stated_of(
 ) -> dict:  # what, licence, commercial, stated; None for a model that nobody knows
     "What is known of the model that left a name in a table."
     row = recorded_as(name, kind)
-    if row is None: return remembered(ws, kind, name) if ws else None
-    return dict(what=row.what or row.measures or row.name, **allowed(row))
+    kept = remembered(ws, kind, name) if ws else None
+    if row is None: return kept
+    try: return dict(what=row.what or row.measures or row.name, **allowed(row))
+    except UserError: return kept                               # a package that cannot be imported any more
+
+def joint_names(
+    name: str,  # of a detector, as the table `detections` has it
+    ws,         # the workspace that remembers models of one's own
+) -> list:  # None where it names no joints
+    "The keypoints of a detector of people, by its class or by what the workspace remembers."
+    row = recorded_as(name, 'detector')
+    try: joints = getattr(model_source(row), 'joints', None) if row and row.make else None
+    except UserError: joints = None
+    return joints or (remembered(ws, 'detector', name) or {}).get('joints')
 
 # %% ../nbs/0_base/08_registry.ipynb #licence-of
 def licence_of(

@@ -9,7 +9,7 @@ __all__ = ['COCO', 'MEDIAPIPE', 'JOINTS', 'LINES', 'seen', 'face_detectors', 'sh
 import numpy as np
 from ..toy.bodies import KEYPOINTS
 from ..images.jobs import map_images
-from ..registry import DETECTORS, remembered
+from ..registry import DETECTORS, joint_names
 from ..workspace import open_workspace
 
 # %% ../../nbs/3_judge/03_detections.ipynb #seen
@@ -75,10 +75,9 @@ LINES = [
 
 # %% ../../nbs/3_judge/03_detections.ipynb #detectors-of-ones-own
 def _learn_joints(ws, names):
-    "The joints of detectors that are not the package's, as the workspace remembers them."
+    "The joints of detectors that name their own."
     for name in {*names} - {*JOINTS}:
-        joints = (remembered(ws, 'detector', name) or {}).get('joints')
-        if joints: JOINTS[name] = joints
+        if joints := joint_names(name, ws): JOINTS[name] = list(joints)
 
 def face_detectors() -> list: # names in the table `detections`
     "Whose faces are counted: detectors that the registry says see faces."
