@@ -344,7 +344,7 @@ def licence_accepted_for(
 # %% ../../nbs/3_judge/04_detectors.ipynb #load-detector-2
 def load_detector(
     name: str,  # a key of `DETECTORS`, or a `Detector`
-    path=None,  # its weights: a file or folder, see the table above
+    path=None,  # its weights: a file or folder, see its class
     ws=None,    # the workspace, whose own tiny scorer is used
     accept_noncommercial: bool = False,  # for insightface
 ) -> Detector:
