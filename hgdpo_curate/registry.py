@@ -116,7 +116,10 @@ def open_model(
     row = register[name]
     source = model_source(row)
     finished = hasattr(source, OFFERS[kind]) and not isinstance(source, type)
-    model = source if finished else source(**_taken(source, dict(offered, name=name, ws=ws)))
+    taken = {} if finished else _taken(source, dict(offered, name=name, ws=ws))
+    if offered.get('path') and 'path' not in taken:
+        warnings.warn(f'The {kind} {name!r} takes no weights; {offered["path"]} is not used.', stacklevel=2)
+    model = source if finished else source(**taken)
     if (kind, name) in ROWS: return model
     _named(model, row)
     if ws is not None: _remember(ws, row, getattr(model, 'joints', None))

@@ -336,6 +336,7 @@ class Corner:
 
 
 def test_every_row_of_the_registry_has_a_class_a_licence_and_words():
+    import inspect
     from hgdpo_curate.image_models import OFFERS, ROWS
     from hgdpo_curate.registry import allowed, model_source
     assert len(ROWS) > 20 and {kind for kind, _ in ROWS} == {*OFFERS, 'truth'}
@@ -349,6 +350,8 @@ def test_every_row_of_the_registry_has_a_class_a_licence_and_words():
         # a factory says what it gives
         made = source if isinstance(source, type) else source.__annotations__['return']
         assert callable(getattr(made, OFFERS[row.kind])), place
+        # `path` is what --scorer_path and its like become; the tiny evaluator's place is known
+        assert 'path' in inspect.signature(source).parameters or place == ('extractor', 'tiny'), place
 
 
 def test_the_registry_imports_nothing_heavy_and_help_is_made_of_its_rows():
@@ -470,5 +473,8 @@ def test_a_name_that_is_taken_or_a_model_that_offers_nothing_is_refused(no_rows_
     with pytest.raises(UsageError, match='is one of the package; choose another name'): register_scorer('hps', Bright)
     with pytest.raises(UsageError, match='letters, digits'): register_scorer('a,b', Bright)
     with pytest.raises(UsageError, match='has no `detect`'): register_detector('eyes', 7)
+    register_scorer('light', Bright)
+    with pytest.warns(UserWarning, match="scorer 'light' takes no weights; models is not used"):
+        assert load_scorer('light', 'models').name == 'light'
     register_scorer('eyes', Halves)
     with pytest.raises(UsageError, match='has no `score`'): load_scorer('eyes')

@@ -109,15 +109,15 @@ class VitPosePeople:
 
     def __init__(
         self,
-        pose=None,                 # hub id or folder of ViTPose, or a folder that holds pose/ and person/
+        path=None,                 # hub id or folder of ViTPose, or a folder that holds pose/ and person/
         person=None,               # hub id or folder of the person detector
         confidence: float = 0.3,   # lowest confidence of a person
         device=None,               # torch device; None takes the best there is
     ):
         from transformers import AutoModelForObjectDetection, VitPoseForPoseEstimation
         from hgdpo_curate.pipelines import usable_device
-        if pose and (Path(pose)/'pose').is_dir(): pose, person = Path(pose)/'pose', person or Path(pose)/'person'
-        pose = str(pose or 'usyd-community/vitpose-base-simple')
+        if path and (Path(path)/'pose').is_dir(): path, person = Path(path)/'pose', person or Path(path)/'person'
+        pose = str(path or 'usyd-community/vitpose-base-simple')
         person = str(person or 'PekingU/rtdetr_r50vd_coco_o365')
         self.device, self.confidence, self.version = usable_device(device), confidence, weights_version(pose, person)
         try:
