@@ -6,6 +6,7 @@ _PUBLIC = {
     for module, names in {
         'files': 'UserError UsageError',
         'workspace': 'Workspace create_workspace open_workspace workspace_status',
+        'registry': 'register_scorer register_detector register_extractor',
         'images.photos': 'import_photos',
         'images.pool': 'generate_pool',
         'images.recon': 'reconstruct sdrecon',

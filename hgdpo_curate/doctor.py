@@ -79,6 +79,17 @@ def _check_models():
         f'missing: {", ".join(str(f) for f in need if not f.exists())}; install the package again',
     )
 
+# %% ../nbs/8_run/00_doctor.ipynb #check-plugins
+def _check_plugins(): # scorers, detectors and so on of other packages
+    from hgdpo_curate.image_models import ROWS
+    from hgdpo_curate.registry import model_source, REGISTERS
+    rows = [row for register in REGISTERS.values() for row in register.values() if (row.kind, row.name) not in ROWS]
+    broken = []
+    for row in rows:
+        try: model_source(row)
+        except UserError as e: broken.append(str(e))
+    return not broken, ', '.join(f'{row.kind} {row.name}' for row in rows) or 'none', ' '.join(broken)
+
 # %% ../nbs/8_run/00_doctor.ipynb #check-disk
 def _check_disk():
     import shutil
@@ -97,6 +108,7 @@ CHECKS = dict(
     MongoDB=_check_mongodb,
     OpenCV=_check_opencv,
     models=_check_models,
+    plugins=_check_plugins,
     disk=_check_disk,
 )
 

@@ -103,9 +103,7 @@ def train_small(
 # %% ../nbs/8_run/03_verbs.ipynb #score-by
 def score_by(
     workspace,                   # a workspace or its folder
-    # preference estimators by comma: tiny, pickscore, hps, imagereward, aesthetic, clip, clipiqa_quality or
-    # clipiqa_sharpness
-    scorer: str = 'tiny',
+    scorer: str = 'tiny',        # preference estimators by comma: keys of `SCORERS`
     scorer_path: str = None,     # folder of the weights (default: the local cache, then the hub)
     batch: int = 64,             # images at a time, 1..
     device: str = None,          # torch device, e.g. cuda or cpu (default: a GPU where there is one)
@@ -182,21 +180,18 @@ def measure_models(
     run: str = None,                    # name of a run (default: the newest)
     # models by comma: stages of --run (base,easy,normal,hard), other runs, or RUN/STAGE (default: every stage)
     runs: str = None,
-    # preference estimators by comma: tiny, pickscore, hps, imagereward, aesthetic, clip, clipiqa_quality or
-    # clipiqa_sharpness
-    scorer: str = 'tiny',
+    scorer: str = 'tiny',               # preference estimators by comma: keys of `SCORERS`
     scorer_path: str = None,            # folder of the weights, or one with a folder per scorer
     per_prompt: int = 2,                # images per prompt, 1..
     limit: int = None,                  # only the first so many test prompts, 1..
     device: str = None,                 # torch device
-    # features for distances: tiny, inception or clip (auto: Inception where its weights are, never for drawings; else
-    # the tiny evaluator that knows these pictures, else CLIP)
+    # features for distances: a key of `EXTRACTORS`, or auto: Inception where its weights are, never for drawings; else
+    # the tiny evaluator that knows these pictures, else CLIP
     extractor: str = 'auto',
     extractor_path: str = None,         # its weights
-    detector: str = None,               # flag the images by rules: vitpose, yunet ... as in hgdpo flag
+    detector: str = None,               # flag the images by rules: a key of `DETECTORS`
     detector_path: str = None,          # its weights
-    # compare each face with the photo of its prompt: sface, arcface (non-commercial), or both by comma
-    recogniser: str = '',
+    recogniser: str = '',               # compare each face with its prompt's photo, by comma: keys of `RECOGNISERS`
     recogniser_path: str = None,        # folder of its weights, or one with a folder per recogniser
     accept_noncommercial: bool = False, # for arcface
     with_photos: bool = False,          # embed photographs of real people in the report

@@ -83,7 +83,7 @@ def test_imagereward_gives_what_its_authors_code_gave_on_the_same_random_weights
 def test_the_real_aesthetic_head_loads_and_gives_known_numbers(test_data, clip_folder, tmp_path):
     import torch
     from hgdpo_curate.judge.clip import aesthetic_head
-    from hgdpo_curate.registry import load_state
+    from hgdpo_curate.weights import load_state
     file = test_data/'models'/'sac+logos+ava1-l14-linearMSE.pth'
     head, state = aesthetic_head(file), {k: v.double().numpy() for k, v in load_state(file).items()}
     # nothing, the first direction, all directions alike
@@ -161,7 +161,7 @@ def test_weights_that_hold_code_or_other_names_are_refused(tmp_path):
         def __reduce__(self): return (open, (str(tmp_path/'touched'), 'w'))
     torch.save(Evil(), tmp_path/'HPS_v2.1_compressed.pt')
     with pytest.raises(UserError, match='cannot be read as weights'):
-        from hgdpo_curate.registry import load_state
+        from hgdpo_curate.weights import load_state
         load_state(tmp_path/'HPS_v2.1_compressed.pt')
     assert not (tmp_path/'touched').exists()
 
@@ -295,3 +295,186 @@ def test_inception_comes_before_a_tiny_evaluator_but_not_for_drawings(finished, 
     assert features.load_extractor(ws) == 'inception'
     monkeypatch.setattr(features, 'hub_inception', lambda: None)
     assert features.load_extractor(ws).name == 'tiny'
+
+
+@pytest.fixture
+def no_rows_of_ones_own():
+    "What a test registers is gone after it."
+    from hgdpo_curate import registry
+    yield
+    for rows in registry._REGISTERED.values(): rows.clear()
+
+
+@pytest.fixture
+def few_photos(tmp_path):
+    "A workspace of four drawings."
+    from conftest import plain
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.toy.drawings import export_photos
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    import_photos(ws, export_photos(tmp_path/'photos', 4), progress=plain)
+    return ws
+
+
+class Bright:
+    version = '1'
+    def score(self, images, prompts): return [np.asarray(im, float).mean()/255 for im in images]
+
+
+class Halves:
+    "Sees a person in every picture, with two joints, and an extra face by a coin that always falls the same way."
+    version, joints = '1', ['nose', 'left_shoulder']
+    def detect(self, images):
+        from hgdpo_curate.judge.detections import seen
+        person = seen('person', .9, [8, 4, 24, 48], [[20, 10, 1.], [14, 20, 1.]])
+        return [[person, seen('extra_face', .9)] for _ in images]
+
+
+class Corner:
+    version = '1'
+    def extract(self, images): return [np.asarray(im.resize((2, 2)), float).ravel() for im in images]
+
+
+def test_every_row_of_the_registry_has_a_class_a_licence_and_words():
+    import inspect
+    from hgdpo_curate.image_models import OFFERS, ROWS
+    from hgdpo_curate.registry import allowed, model_source
+    assert len(ROWS) > 20 and {kind for kind, _ in ROWS} == {*OFFERS, 'truth'}
+    for place, row in ROWS.items():
+        terms = allowed(row)
+        assert terms['licence'] not in ('', 'unknown') and terms['stated'], place
+        assert terms['commercial'] in (True, False), place
+        assert row.measures and row.what, place
+        if row.kind == 'truth': continue
+        source = model_source(row)
+        # a factory says what it gives
+        made = source if isinstance(source, type) else source.__annotations__['return']
+        assert callable(getattr(made, OFFERS[row.kind])), place
+        # `path` is what --scorer_path and its like become; the tiny evaluator's place is known
+        assert 'path' in inspect.signature(source).parameters or place == ('extractor', 'tiny'), place
+
+
+def test_the_registry_imports_nothing_heavy_and_help_is_made_of_its_rows():
+    import subprocess
+    import sys
+    code = (
+        'import sys\n'
+        'from hgdpo_curate.cli import make_parser\n'
+        "text = {v: ' '.join(make_parser(v).format_help().split()) for v in ('score', 'flag', 'evaluate')}\n"
+        'from hgdpo_curate.registry import REGISTERS\n'
+        "for v, register in (('score', 'SCORERS'), ('flag', 'DETECTORS'), ('evaluate', 'RECOGNISERS')):\n"
+        "    for name, row in REGISTERS[register].items(): assert f'{name} ({row.measures}' in text[v], (v, name)\n"
+        "assert 'non-commercial)' in text['flag'] and '`' not in text['evaluate']\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'PIL', 'transformers', 'matplotlib', 'fiftyone'} & set(sys.modules)\n"
+        'assert not heavy, heavy'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ones_own_scorer_detector_and_extractor_are_taken_as_the_packages(few_photos, no_rows_of_ones_own):
+    from conftest import quiet
+    from hgdpo_curate import compare_arms, flag_images, score_images
+    from hgdpo_curate import register_detector, register_extractor, register_scorer
+    from hgdpo_curate.evaluate.report import provenance_section
+    from hgdpo_curate.judge.detections import JOINTS, latest_detections
+    ws = few_photos
+    register_scorer('bright', Bright, measures='brightness', licence='MIT', commercial=True)
+    register_detector('halves', Halves(), measures='people', licence='research only')
+    register_extractor('corner', Corner, licence='CC0-1.0', commercial=True)
+    assert score_images(ws, 'bright', progress=quiet) == 4 and score_images(ws, 'bright', progress=quiet) == 0
+    assert set(flag_images(ws, 'halves', progress=quiet).flag) >= {'extra_face'}
+    assert len(latest_detections(ws)) == 8 and JOINTS['halves'] == Halves.joints
+    rows = ws.table('images')
+    compared = compare_arms(
+        ws,
+        dict(base=rows.head(2), other=rows.tail(2).assign(prompt_id=rows.head(2).prompt_id.tolist())),
+        ws.table('prompts'),
+        scorers=['bright'],
+        extractor='corner',
+        detector='halves',
+        progress=quiet,
+    )
+    assert [m['name'] for m in compared.measured_by['extractor']] == ['corner'] and list(compared.scorers) == ['bright']
+    page = provenance_section(ws, compared, 'hgdpo evaluate')
+    assert all(f'<td>{name}</td>' in page for name in ('bright', 'halves', 'corner')) and 'CC0-1.0' in page
+
+
+def test_a_card_written_by_another_process_knows_what_was_registered(few_photos, no_rows_of_ones_own):
+    from conftest import quiet
+    from hgdpo_curate import flag_images, register_detector, register_scorer, registry, score_images
+    from hgdpo_curate.document.licences import about
+    from hgdpo_curate.judge.detections import JOINTS
+    ws = few_photos
+    register_scorer('bright', Bright, measures='brightness', licence='MIT', commercial=True)
+    register_detector('halves', Halves, measures='people', licence='for non-commercial research only')
+    score_images(ws, 'bright', progress=quiet)
+    before = flag_images(ws, 'halves', progress=quiet)
+    for rows in registry._REGISTERED.values(): rows.clear()                    # as another process begins
+    del JOINTS['halves']
+    assert about('bright')['licence'].startswith('not known')
+    assert about('bright', '1', 'scorer', ws) == dict(
+        what='brightness',
+        licence='MIT',
+        commercial='yes',
+        stated='whoever registered it',
+    )
+    assert about('halves', '1', 'detector', ws)['commercial'] == 'no'
+    from hgdpo_curate.judge.anatomy import propose_flags
+    assert propose_flags(ws).equals(before)                                    # its joints are not forgotten
+
+
+def test_a_package_enters_a_scorer_and_a_detector_by_entry_points(few_photos, tmp_path, monkeypatch):
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+    from conftest import quiet
+    from hgdpo_curate import UsageError, flag_images, score_images
+    from hgdpo_curate.document.licences import about
+    site = tmp_path/'site'
+    info = site/'throwaway-1.0.dist-info'
+    info.mkdir(parents=True)
+    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: throwaway\nVersion: 1.0\n')
+    (info/'entry_points.txt').write_text(
+        '[hgdpo_curate.scorers]\nmine = throwaway_judges:Mine\ntiny = throwaway_judges:Mine\n'
+        '[hgdpo_curate.detectors]\nseen_twice = throwaway_judges:Twice\nbroken = throwaway_nowhere:Gone\n'
+    )
+    (site/'throwaway_judges.py').write_text(
+        'class Mine:\n'
+        "    version, licence, commercial = '7', 'BSD-3-Clause', True\n"
+        '    def score(self, images, prompts): return [float(im.width) for im in images]\n'
+        'class Twice:\n'
+        "    version = '1'\n"
+        "    def detect(self, images): return [[dict(kind='extra_face', confidence=.9, box=None, keypoints=None)]] \\\n"
+        '        * len(images)\n'
+    )
+    with pytest.raises(UsageError, match='no scorer .mine.; choose one of tiny, pickscore'): load_scorer('mine')
+    monkeypatch.syspath_prepend(site)
+    with pytest.warns(UserWarning, match="scorer 'tiny' of throwaway is left out"):
+        assert score_images(few_photos, 'mine', progress=quiet) == 4
+    assert flag_images(few_photos, 'seen_twice', progress=quiet).flag.tolist() == ['extra_face']
+    assert load_scorer('tiny').version != '7' and about('mine', kind='scorer')['licence'] == 'BSD-3-Clause'
+    with pytest.raises(UserError, match="detector 'broken' at throwaway_nowhere:Gone cannot be imported"):
+        flag_images(few_photos, 'broken')
+    root = Path(__file__).resolve().parents[1]
+    shown = subprocess.run(
+        [sys.executable, '-m', 'hgdpo_curate', 'flag', '--help'],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(site), str(root)])),
+    )
+    assert 'seen_twice (of throwaway)' in ' '.join(shown.stdout.split())
+
+
+def test_a_name_that_is_taken_or_a_model_that_offers_nothing_is_refused(no_rows_of_ones_own):
+    from hgdpo_curate import UsageError, register_detector, register_scorer
+    with pytest.raises(UsageError, match='is one of the package; choose another name'): register_scorer('hps', Bright)
+    with pytest.raises(UsageError, match='letters, digits'): register_scorer('a,b', Bright)
+    with pytest.raises(UsageError, match='has no `detect`'): register_detector('eyes', 7)
+    register_scorer('light', Bright)
+    with pytest.warns(UserWarning, match="scorer 'light' takes no weights; models is not used"):
+        assert load_scorer('light', 'models').name == 'light'
+    register_scorer('eyes', Halves)
+    with pytest.raises(UsageError, match='has no `score`'): load_scorer('eyes')

@@ -106,7 +106,7 @@ def compare_arms(
     chose: str = '',  # the scorer that chose the pairs
     extractor='auto',  # whose features are compared, see `features.load_extractor`
     extractor_path=None,  # its weights
-    detector=None,  # a key of `detectors.DETECTORS`: images are flagged by its rules; None uses flags that are there
+    detector=None,  # a key of `DETECTORS`: images are flagged by its rules; None uses flags that are there
     detector_path=None,  # its weights
     recognisers=(),  # loaded ones of `judge.faces`: distance of each face to its prompt's photo, a metric for each
     batch: int = 16,  # images drawn together

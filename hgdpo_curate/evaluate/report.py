@@ -338,7 +338,7 @@ def _licences(measured_by): # of a `Comparison` -> rows: what measured, model, v
         recogniser='recogniser',
     )
     allowed = {True: 'allowed', False: 'not allowed', None: 'unknown'}
-    models = [(part_name[part], m, licence_of(m['name'])) for part, ms in measured_by.items() for m in ms]
+    models = [(part_name[part], m, licence_of(m['name'], part)) for part, ms in measured_by.items() for m in ms]
     return [
         (part, m['name'], m['version'] or 'none', terms['licence'], allowed[terms['commercial']])
         for part, m, terms in models

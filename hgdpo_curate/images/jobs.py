@@ -6,13 +6,14 @@
 __all__ = ['JOB', 'map_images', 'seed_of', 'image_job', 'run_jobs']
 
 # %% ../../nbs/2_images/04_jobs.ipynb #from-hgdpo-curate-workspace-import-pro
+from functools import partial
 from ..files import short_id
 from ..show import progress_bar
 
 # %% ../../nbs/2_images/04_jobs.ipynb #append-batches
 def _append_batches(
     ws,                # a `Workspace`
-    table: str,        # the table that takes the rows
+    table,             # the table that takes the rows, or a function of a list of rows
     batches,           # lists or tables of items, in order
     rows_of,           # batch -> rows, one after another
     total: int,        # items in all batches
@@ -21,22 +22,22 @@ def _append_batches(
     progress=None,     # called as progress(total, label) -> update(n); None shows a bar
 ):
     "Work through batches and append their rows. What was done before an interruption or an error is kept."
-    rows = []
+    rows, put = [], table if callable(table) else partial(ws.append, table)
     try:
         with progress_bar(total, label, progress) as bar:
             for batch in batches:
                 for row in rows_of(batch): rows.append(row)
                 bar(len(batch))
                 if len(rows) >= keep:
-                    ws.append(table, rows)
+                    put(rows)
                     rows = []
-    finally: ws.append(table, rows)
+    finally: put(rows)
 
 # %% ../../nbs/2_images/04_jobs.ipynb #map-images
 def map_images(
     ws,               # a `Workspace`
     images,           # rows of the table `images` still to judge
-    table: str,       # the table that takes the rows
+    table,            # the table that takes the rows, or a function of a list of rows
     judge,            # (rows of `images`, PIL images) -> rows of that table
     label: str,       # what the progress bar says
     batch: int = 64,  # images at a time

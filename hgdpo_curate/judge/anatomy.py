@@ -70,9 +70,7 @@ def _same(row, before):
 # %% ../../nbs/3_judge/06_anatomy.ipynb #flag-images
 def flag_images(
     workspace,        # a `Workspace` or its folder
-    # tiny (drawn people), yunet or insightface (faces), vitpose (people), mediapipe (hands or people), clip (opposite
-    # prompts)
-    detector='tiny',
+    detector='tiny',  # a key of `DETECTORS`
     path=None,        # the detector's weights: a file or folder
     domains=('real', 'generated'),  # which images
     accept_noncommercial=False,     # for insightface, whose models are for non-commercial research only

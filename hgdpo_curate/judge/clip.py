@@ -9,7 +9,8 @@ __all__ = ['ANTONYMS', 'clip_logit', 'antonym_share', 'Clip', 'random_clip', 'Cl
 # %% ../../nbs/3_judge/00_clip.ipynb #from-pathlib-import-path
 from pathlib import Path
 import numpy as np
-from ..registry import find_weights, fit_state, load_state, WEIGHTS, weights_version
+from ..image_models import WEIGHTS
+from ..weights import find_weights, fit_state, load_state, weights_version
 from ..files import read_json, UserError
 
 # %% ../../nbs/3_judge/00_clip.ipynb #clip-logit

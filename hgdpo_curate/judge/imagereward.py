@@ -9,7 +9,7 @@ __all__ = ['hub_names', 'random_imagereward', 'reward_network', 'ImageReward']
 import re
 from pathlib import Path
 from .clip import linear_head, pixel_batch
-from ..registry import find_weights, fit_state, load_state, weights_version
+from ..weights import find_weights, fit_state, load_state, weights_version
 from ..files import read_json, UserError, write_json, write_text
 
 # %% ../../nbs/3_judge/01_imagereward.ipynb #vision
