@@ -54,8 +54,8 @@ def bring_in(
     workspace,                     # a workspace or its folder
     folder: str,                   # photos with metadata.jsonl, metadata.csv or a .txt beside each
     skip_bad: bool = False,        # leave unreadable photos out and list them, instead of stopping
-    # 'crop', 'pad' or 'leave_out': what to do where a person does not fit into the resolution; cut, fill with plain gray,
-    # or leave the photo out (default: as before in this workspace, else crop)
+    # 'crop', 'pad' or 'leave_out': what to do where a person does not fit into the resolution: cut, fill with plain
+    # gray, or leave the photo out (default: as before in this workspace, else crop)
     fit: str = None,
     # 'stop' or 'keep': what to do where a file holds another picture than at an earlier import
     replaced: str = 'stop',
@@ -94,11 +94,13 @@ def bring_in(
 # %% ../nbs/8_run/03_verbs.ipynb #step-after-photos
 def step_after_photos(workspace) -> str: # a command; '' where there is nothing to do
     "What to run after photos came in."
+    from hgdpo_curate.images.photos import barred_photos
     from hgdpo_curate.workspace import next_step, open_workspace
     ws = open_workspace(workspace)
-    images = ws.table('images')
-    drawn, photos = (set(images.prompt_id[images.domain == d]) for d in ('generated', 'real'))
-    if drawn >= photos: return next_step(ws, terminal=True)
+    images, prompts = ws.table('images'), ws.table('prompts').query("fold == 'train'")
+    drawn = set(images.prompt_id[images.domain == 'generated'])
+    wanted = set(prompts.prompt_id[~prompts.real_image_id.isin(barred_photos(ws))])
+    if drawn and drawn >= wanted: return next_step(ws, terminal=True)
     place = shlex.quote(str(ws.root))
     if ws.base_model: return f'hgdpo pool --workspace {place}'
     return (f'hgdpo pool --workspace {place} --pretrained_model_name_or_path BASE, or first hgdpo tiny --workspace '

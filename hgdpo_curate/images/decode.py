@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WHITES', 'MAX_PIXELS', 'BOX_WANTED', 'TOLERATED', 'TOLERATED_UNKNOWN', 'FITS', 'PAD_COLOUR', 'SHOWN', 'EDGES',
            'read_photo', 'pixel_hash', 'sharpness', 'coverage', 'check_box', 'check_corners', 'fit_window',
-           'lost_parts', 'pad_window', 'fit_photo', 'shapes_near', 'better_resolution', 'shaded', 'FitReport']
+           'lost_parts', 'pad_window', 'fit_photo', 'shapes_near', 'better_resolution', 'shaded', 'counted',
+           'FitReport']
 
 # %% ../../nbs/2_images/02_decode.ipynb #imports
 import contextlib, hashlib, importlib, io, math
@@ -227,12 +228,13 @@ def fit_window(width: int,   # of the photo, pixels
     w, h = (width, width/aspect) if width/height < aspect else (height*aspect, height)
     if box is None: return [(width - w)/2, (height - h)/2, (width + w)/2, (height + h)/2]
     l, t, r, b = box
-    x, y = _start(l, r, w, width), _start(t, b, h, height, from_low=True)
+    x, y = _start((l, r), w, width), _start((t, b), h, height, from_low=True)
     return [x, y, x + w, y + h]
 
 # %% ../../nbs/2_images/02_decode.ipynb #start
-def _start(low, high, span, full, from_low=False):
-    "Where a window of `span` begins on one axis: centred on low..high, or just before `low` if they do not fit."
+def _start(person, span, full, from_low=False):
+    "Where a window of `span` begins on one axis: centred on the person, or just before if all does not fit."
+    low, high = person
     margin = .04*(high - low)
     wide = max(0, low - margin), min(full, high + margin)
     if wide[1] - wide[0] <= span: low, high = wide
@@ -352,13 +354,21 @@ def shaded(im,          # PIL image, the photo
 
 # %% ../../nbs/2_images/02_decode.ipynb #fit-report
 SHOWN = 24      # photos on the contact sheet
-EDGES = dict(top='the head', bottom='the feet', left='a side', right='a side')
+EDGES = dict(
+    top='the head',
+    bottom='the feet',
+    left='a side',
+    right='a side',
+)
+
+def counted(n: int, word: str) -> str:
+    "1 photo, 2 photos."
+    return f'{n:,} {word}{"" if n == 1 else "s"}'
 
 @dataclass
 class FitReport:
     "What bringing photos to one size costs."
     way: str = 'crop'                                # one of `FITS`
-    photos: int = 0                                  # how many were fitted
     lost: dict = field(default_factory=dict)         # file -> (edge -> share, whether the person's box is known)
     shapes: list = field(default_factory=list)       # ((width, height), box) of every photo
     size: tuple = (0, 0)                             # of the training images
@@ -401,7 +411,8 @@ class FitReport:
         done = dict(crop='lose', pad='would lose', leave_out='would lose')[self.way]
         what = ' and '.join(filter(None, (_person_words(self, done), _unknown_words(self, done))))
         end = dict(crop='', pad='; they were padded with plain gray', leave_out='; they were left out')[self.way]
-        return f'of {self.photos} photos {what}{end}; {_remedy(self)}' + (f'; see {self.sheet}' if self.sheet else '')
+        sheet = f'; see {self.sheet}' if self.sheet else ''
+        return f'of {counted(len(self.shapes), "photo")} {what}{end}; {_remedy(self)}{sheet}'
 
 # %% ../../nbs/2_images/02_decode.ipynb #fit-words
 def _person_words(fit, done):

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError, write_text
 from .captions import FACTS, person_box, read_captions, stated_facts, SUFFIXES
 from hgdpo_curate.images.decode import (
-    check_box, check_corners, coverage, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
+    check_box, check_corners, counted, coverage, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
 )
 from hgdpo_curate.images.duplicates import (
     alike_words, assign_folds, HASH_BITS, look_alikes, propose_duplicates, test_advice,
@@ -91,16 +91,18 @@ def _embedded(file): # a picture as text; '' where there is none
 def _counts(report) -> list: # of phrases; what did not happen is not mentioned
     r = report
     return [
-        f'{r.imported} photos imported',
-        *([f'{r.already} were there already'] if r.already else []),
+        f'{counted(r.imported, "photo")} imported',
+        *([f'{r.already} {_were(r.already)} there already'] if r.already else []),
         *([f'{r.restated} of them with changed facts'] if r.restated else []),
         *([f'{len(r.refused)} refused'] if r.refused else []),
-        *([f'{len(r.exact_duplicates)} exact duplicates left out'] if r.exact_duplicates else []),
-        f'{r.near_duplicates} near-duplicate pairs proposed',
+        *([f'{counted(len(r.exact_duplicates), "exact duplicate")} left out'] if r.exact_duplicates else []),
+        f'{counted(r.near_duplicates, "near-duplicate pair")} proposed',
         *([f'{r.with_position} carried a GPS position, which the copies do not'] if r.with_position else []),
     ]
 
 # %% ../../nbs/2_images/03_photos.ipynb #warnings
+def _were(n): return 'was' if n == 1 else 'were'
+
 def _few(items, limit=3) -> str: # the first ones, and how many more
     return ', '.join(map(str, items[:limit])) + (f' and {len(items) - limit} more' if len(items) > limit else '')
 
@@ -130,23 +132,24 @@ def _file_warnings(report): # of files that are left out, changed, went, or are 
         f'{r.unnamed[0]})'
     )
     yield r.replaced and (
-        f'{len(r.replaced)} photos were replaced under their names and both pictures are kept ({_few(r.replaced)})'
+        f'{counted(len(r.replaced), "photo")} {_were(len(r.replaced))} replaced under the same name, and both pictures '
+        f'are kept ({_few(r.replaced)})'
     )
     yield r.gone and (
-        f'{len(r.gone)} photos that came from this folder are gone from it and stay in the workspace '
-        f'({_few(r.gone)}); take them out with: hgdpo forget'
+        f'gone from this folder, but still in the workspace: {counted(len(r.gone), "photo")} ({_few(r.gone)}); take '
+        'out what nobody may use any more with: hgdpo forget'
     )
     yield r.turned and (
-        f'{r.turned} photos with a person box are turned by their EXIF; their boxes are taken as pixels of the '
-        'upright picture'
+        f'the EXIF of {counted(r.turned, "photo")} with a person box turns the picture; the box is taken as pixels of '
+        'the upright one'
     )
 
 # %% ../../nbs/2_images/03_photos.ipynb #caption-warnings
 def _caption_warnings(report): # of captions that are not used, or used twice
     r, n = report, len(report.other_captions)
     yield n and (
-        f'{n} were there under another caption, which stays (the first: {r.other_captions[0]}); use a new workspace to '
-        'change captions'
+        f'{n} {_were(n)} there under another caption, which stays (the first: {r.other_captions[0]}); use a new '
+        'workspace to change captions'
     )
     yield from (
         f'{file} is the same picture as {other}, and its other caption is not used: {caption!r}'
@@ -389,7 +392,7 @@ def _read_folder(reader, captions, progress):
         if not reader.seen or (report.fit.lost and not rows and not report.already):
             raise UserError(
                 f'None of the {len(captions)} photos of {reader.folder} could be taken in; the first: '
-                f'{report.refused[0]}' + (f' {report.fit.words()}.' if report.fit.lost else '')
+                f'{report.refused[0]}' + (f' In all, {report.fit.words()}.' if report.fit.lost else '')
             )
         photos = _photos_with(ws, rows)
         how = reader.options.embed, reader.options.distance
@@ -461,7 +464,6 @@ def _finish(reader, captions):
         k: sum(facts.get(k) in (None, '', 'unknown') for *_, facts in reader.rows)
         for k in ('licence', 'consent', 'minors')
     }
-    report.fit.photos = len(report.fit.shapes)
     if report.fit.worst: report.fit.write_sheet(ws.root/'fit.png')
 
 def _shared_captions(folder, captions) -> list: # of lists of file names
