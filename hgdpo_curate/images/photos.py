@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from ..files import prompt_id_of, UserError
-from .captions import FACTS, person_box, read_captions, stated_facts, SUFFIXES
+from .captions import FACTS, person_box, read_captions, stated_facts
 from .decode import coverage, fit_photo, pixel_hash, read_photo, sharpness
 from .duplicates import assign_folds, find_near_duplicates
 from ..show import bar_class
@@ -61,6 +61,7 @@ class ImportReport:
     # photos that were there already under another caption, which stays
     other_captions: list = field(default_factory=list)
     unstated: dict = field(default_factory=dict)          # fact -> how many of the imported photos say nothing of it
+    notes: list = field(default_factory=list)             # what the reader of the folder says, see `read_captions`
 
     def __str__(self):
         return '\n'.join([', '.join([*_counts(self), *_warnings(self)]) + '.', *self.refused])
@@ -86,7 +87,7 @@ def _counts(report) -> list: # of phrases; what did not happen is not mentioned
 
 # %% ../../nbs/2_images/03_photos.ipynb #warnings
 def _warnings(report) -> list: # of phrases: what the user may want to change, each with the remedy
-    out, n = [], len(report.unnamed)
+    out, n = [*report.notes], len(report.unnamed)
     if n:
         out.append(
             f'{n} {"photo is" if n == 1 else "photos are"} not named in the metadata and left out (the first: '
@@ -274,11 +275,11 @@ def import_photos(
     already there are not written twice. Raises `UserError`; nothing is imported then.
     """
     ws, folder = open_workspace(workspace), Path(folder)
-    captions = _checked_captions(folder, everywhere)
+    captions, found = _checked_captions(folder, everywhere, skip_bad)
     reader = _Reader(ws, folder, everywhere, skip_bad)
     report, rows = reader.report, reader.rows
-    files = {str(p.relative_to(folder)) for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES}
-    report.unnamed = sorted(files - {r['file_name'] for r in captions})
+    report.unnamed, report.notes = found['unnamed'], found['notes']
+    report.refused += [reason for _, reason in found['left_out']]
     _read_folder(reader, captions, progress)
     report.imported, report.restated = len(rows), _restate(ws, reader.restated)
     report.unstated = {
@@ -289,11 +290,12 @@ def import_photos(
     return report
 
 # %% ../../nbs/2_images/03_photos.ipynb #checked-captions
-def _checked_captions(folder, everywhere) -> list: # dicts, without empty cells
+def _checked_captions(folder, everywhere, skip_bad) -> tuple: # dicts without empty cells, and what else was found
     "The captions of a folder. A wrong word anywhere is refused before anything is written."
+    table = read_captions(folder, skip_bad)
     captions = [
         {k: v.tolist() if hasattr(v, 'tolist') else v for k, v in r.items() if not (isinstance(v, float) and v != v)}
-        for r in read_captions(folder).to_dict('records')
+        for r in table.to_dict('records')
     ]
     for r in captions: stated_facts(r, everywhere), person_box(r)
-    return captions
+    return captions, table.attrs
