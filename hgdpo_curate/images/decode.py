@@ -9,7 +9,7 @@ __all__ = ['WHITES', 'MAX_PIXELS', 'BOX_WANTED', 'TOLERATED', 'TOLERATED_UNKNOWN
            'FitReport']
 
 # %% ../../nbs/2_images/02_decode.ipynb #imports
-import contextlib, hashlib, importlib, io, math
+import contextlib, hashlib, importlib, io, json, math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,14 +208,19 @@ def _is_inside(box, size):
 # %% ../../nbs/2_images/02_decode.ipynb #check-corners
 def check_corners(boxes: dict): # file -> what is stated as its box
     "Refuse boxes of left, top, width and height. Raises `UserError` with the box as it should be."
-    lists = {f: b for f, b in boxes.items() if isinstance(b, (list, tuple)) and len(b) == 4}
-    if not all(isinstance(v, (int, float)) and v >= 0 for b in lists.values() for v in b): return
+    lists = {f: _four(b) for f, b in boxes.items() if _four(b)}
+    if any(v < 0 for b in lists.values() for v in b): return
     for file, (l, t, w, h) in lists.items():
         if min(w, h) <= 0 or (w > l and h > t): continue
         raise UserError(
             f'{file}: the person box {[l, t, w, h]} is no [left, top, right, bottom]; if it is left, top, width and '
             f'height, write {[l, t, l + w, t + h]}, and every other box of the folder likewise.'
         )
+
+def _four(box): # four numbers, also where a CSV holds them as text; else None
+    try: box = json.loads(box) if isinstance(box, str) else list(box)
+    except (TypeError, ValueError): return None
+    return box if len(box) == 4 and all(isinstance(v, (int, float)) for v in box) else None
 
 # %% ../../nbs/2_images/02_decode.ipynb #fit-window-2
 def fit_window(width: int,   # of the photo, pixels

@@ -6,11 +6,11 @@
 __all__ = ['STRICTER', 'barred_photos', 'tombstone_of', 'ImportReport', 'offered_files', 'import_photos']
 
 # %% ../../nbs/2_images/03_photos.ipynb #imports
-import base64, contextlib, datetime, hashlib, os, shlex
+import base64, contextlib, hashlib, os, shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError, write_text
-from .captions import FACTS, person_box, read_captions, stated_facts, SUFFIXES
+from .captions import FACTS, person_box, read_captions, stated_facts
 from hgdpo_curate.images.decode import (
     check_box, check_corners, counted, coverage, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
 )
@@ -73,7 +73,12 @@ class ImportReport:
     turned: int = 0                                       # photos with a box that EXIF turns
     fit: FitReport = field(default_factory=FitReport)
     test: str = ''                                        # what the test fold cannot show, see `test_advice`
-    notes: list = field(default_factory=list)             # what the reader of the folder says
+    notes: list = field(default_factory=list)             # what the reader of the folder says, see `read_captions`
+
+    def take(self, found): # `attrs` of `read_captions`
+        "What the reader of the folder found beside captions."
+        self.unnamed, self.shared_captions, self.notes = (found[k] for k in ('unnamed', 'shared_captions', 'notes'))
+        self.refused += [reason for _, reason in found['left_out']]
 
     def __str__(self):
         warnings = [w[0].upper() + w[1:] + '.' for w in _warnings(self)]
@@ -436,10 +441,10 @@ def import_photos(
     options = dict(skip_bad=skip_bad, everywhere=everywhere)
     options |= dict(replaced=replaced, embed=embed)
     options |= dict(fit=ws.config.get('fit', 'crop'), near=ws.config.get('near'))
-    captions, notes = _checked_captions(folder, everywhere)
+    captions, found = _checked_captions(folder, everywhere, skip_bad)
     with _staging(ws) as staging:
         reader = _Reader(ws, folder, staging, _Options(**options))
-        reader.report.notes = notes
+        reader.report.take(found)
         _read_folder(reader, captions, progress)
     _finish(reader, captions)
     assign_folds(ws, anew)
@@ -452,28 +457,16 @@ def _finish(reader, captions):
     ws, folder, report = reader.ws, reader.folder, reader.report
     report.imported, report.restated = len(reader.rows), _restate(ws, reader.restated)
     named = {r['file_name'] for r in captions}
-    files = {str(p.relative_to(folder)) for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES}
-    report.unnamed = sorted(files - named)
     report.gone = sorted(
         os.path.relpath(p, folder) for p, i in reader.places.items()
         if p.startswith(f'{folder}{os.sep}') and i not in reader.seen and not os.path.exists(p)
         and os.path.relpath(p, folder) not in named
     )
-    report.shared_captions = _shared_captions(folder, captions)
     report.unstated = {
         k: sum(facts.get(k) in (None, '', 'unknown') for *_, facts in reader.rows)
         for k in ('licence', 'consent', 'minors')
     }
     if report.fit.worst: report.fit.write_sheet(ws.root/'fit.png')
-
-def _shared_captions(folder, captions) -> list: # of lists of file names
-    "Files that differ in nothing but their suffix and have their caption from the same file beside them."
-    by_stem = {}
-    for r in captions: by_stem.setdefault(Path(r['file_name']).with_suffix('.txt'), []).append(r)
-    return [
-        [r['file_name'] for r in rows] for beside, rows in sorted(by_stem.items())
-        if len(rows) > 1 and len({r['text'] for r in rows}) == 1 and (folder/beside).exists()
-    ]
 
 # %% ../../nbs/2_images/03_photos.ipynb #settle
 def _settle(ws, **given) -> bool: # fit, near, test_share; whether the folds are to be dealt anew
@@ -497,20 +490,13 @@ def _settle(ws, **given) -> bool: # fit, near, test_share; whether the folds are
     return untouched and set(changed) != {'fit'}
 
 # %% ../../nbs/2_images/03_photos.ipynb #checked-captions
-def _checked_captions(folder, everywhere) -> tuple: # dicts, without empty cells; what the reader of the folder says
+def _checked_captions(folder, everywhere, skip_bad) -> tuple: # dicts without empty cells, and what else was found
     "The captions of a folder. A wrong word anywhere is refused before anything is written."
-    table = read_captions(folder)
+    table = read_captions(folder, skip_bad)
     captions = [
-        {k: v if k == 'bytes' else _plain(v) for k, v in r.items() if not (isinstance(v, float) and v != v)}
+        {k: v.tolist() if hasattr(v, 'tolist') else v for k, v in r.items() if not (isinstance(v, float) and v != v)}
         for r in table.to_dict('records')
     ]
     check_corners({folder/r['file_name']: r.get('box') for r in captions})
     for r in captions: stated_facts(r, everywhere), person_box(r)
-    return captions, list(table.attrs.get('notes', ()))
-
-def _plain(value): # what JSON can hold; dates and whatever else is no number or text are kept as text
-    if hasattr(value, 'tolist') and not isinstance(value, str): value = value.tolist()
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)): return [_plain(v) for v in value]
-    if isinstance(value, (datetime.date, datetime.time)): return value.isoformat()
-    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+    return captions, table.attrs
