@@ -169,7 +169,7 @@ def test_what_the_test_fold_can_show_is_told_at_the_import_and_can_be_changed(tm
     same = export_photos(tmp_path/'same', 8, seed=4)
     write(same, [r | dict(text='a photo of sks person') for r in rows_of(same)])
     ws = create_workspace(tmp_path/'sks', resolution='40x56')
-    assert 'No prompt of 8 can be held out' in str(import_photos(ws, same, progress=plain))
+    assert 'all 8 photos have the caption' in str(import_photos(ws, same, progress=plain))
     many = export_photos(tmp_path/'many', 120, seed=5)
     ws = create_workspace(tmp_path/'portraits', resolution='40x56')
     told = str(import_photos(ws, many, progress=plain))

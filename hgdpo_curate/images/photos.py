@@ -81,13 +81,17 @@ class ImportReport:
         self.refused += [reason for _, reason in found['left_out']]
 
     def __str__(self):
-        warnings = [w[0].upper() + w[1:] + '.' for w in _warnings(self)]
+        warnings = [_sentence(w) for w in _warnings(self)]
         return '\n'.join([', '.join(_counts(self)) + '.', *warnings, *self.refused])
 
     def _repr_html_(self):
         first, *others = str(self).splitlines()
         shown = dict(first=first, warnings=others[:len(others) - len(self.refused)])
         return render('import.html', report=self, sheet=_embedded(self.fit.sheet), **shown)
+
+def _sentence(words): # begins with a capital, unless it begins with a file's name
+    first = words.split(' ', 1)[0]
+    return f'{words[0].upper() if first.isalpha() else words[0]}{words[1:]}.'
 
 def _embedded(file): # a picture as text; '' where there is none
     return base64.b64encode(file.read_bytes()).decode() if file and file.exists() else ''
