@@ -195,7 +195,7 @@ def _why_together(ws, largest, n):
         caption = captions.index[0]
         caption = caption if len(caption) <= 60 else caption[:57] + '...'
         of_them = '' if captions.iloc[0] == len(largest) else f'{captions.iloc[0]} of '
-        return (f'{of_them}{who} have the caption {caption!r}, and the same words cannot be trained and tested; give them '
-                'captions that differ and import them into a new workspace, or nothing will be measured')
+        return (f'{of_them}{who} have the caption {caption!r}, and the same words cannot be trained and tested; give '
+                'them captions that differ and import them into a new workspace, or nothing will be measured')
     return (f'{who} hang together as near duplicates, which cannot be trained and tested; where they are different '
             'people, compare more strictly (--near), or nothing will be measured')

@@ -87,14 +87,12 @@ class ImportReport:
     def _repr_html_(self):
         first, *others = str(self).splitlines()
         shown = dict(first=first, warnings=others[:len(others) - len(self.refused)])
-        return render('import.html', report=self, sheet=_embedded(self.fit.sheet), **shown)
+        sheet = base64.b64encode(self.fit.sheet.read_bytes()).decode() if self.fit.sheet else ''
+        return render('import.html', report=self, sheet=sheet, **shown)
 
 def _sentence(words): # begins with a capital, unless it begins with a file's name
     first = words.split(' ', 1)[0]
     return f'{words[0].upper() if first.isalpha() else words[0]}{words[1:]}.'
-
-def _embedded(file): # a picture as text; '' where there is none
-    return base64.b64encode(file.read_bytes()).decode() if file and file.exists() else ''
 
 # %% ../../nbs/2_images/03_photos.ipynb #counts
 def _counts(report) -> list: # of phrases; what did not happen is not mentioned
@@ -111,7 +109,6 @@ def _counts(report) -> list: # of phrases; what did not happen is not mentioned
 
 # %% ../../nbs/2_images/03_photos.ipynb #warnings
 def _were(n): return 'was' if n == 1 else 'were'
-
 def _few(items, limit=3) -> str: # the first ones, and how many more
     return ', '.join(map(str, items[:limit])) + (f' and {len(items) - limit} more' if len(items) > limit else '')
 
