@@ -6,7 +6,7 @@
 __all__ = ['WHITES', 'MAX_PIXELS', 'BOX_WANTED', 'TOLERATED', 'TOLERATED_UNKNOWN', 'FITS', 'PAD_COLOUR', 'SHOWN', 'EDGES',
            'read_photo', 'pixel_hash', 'sharpness', 'coverage', 'check_box', 'check_corners', 'fit_window',
            'lost_parts', 'pad_window', 'fit_photo', 'shapes_near', 'better_resolution', 'shaded', 'counted',
-           'FitReport']
+           'FitReport', 'fit_counts']
 
 # %% ../../nbs/2_images/02_decode.ipynb #imports
 import contextlib, hashlib, importlib, io, json, math
@@ -445,3 +445,14 @@ def _remedy(fit):
     better = shape and f'a workspace of --resolution {shape[0]}x{shape[1]} would keep {kept}'
     ways = dict(pad='fills with plain gray', leave_out='leaves them out', crop='cuts them')
     return ', '.join(filter(None, (better, *(f'--fit {k} {does}' for k, does in ways.items() if k != fit.way))))
+
+# %% ../../nbs/2_images/02_decode.ipynb #fit-counts
+def fit_counts(facts) -> dict: # rows of `photo_facts` -> photos, cut, padded
+    "How many photos lost a part of the person (or much of the picture, where no box is known), and how many were padded."
+    counts = Counter(dict.fromkeys(('photos', 'cut', 'padded'), 0))
+    for r in facts.itertuples():
+        if r.fit is None: continue
+        size, (l, t, right, bottom) = (int(r.photo_width), int(r.photo_height)), r.fit
+        padded = min(l, t, size[0] - right, size[1] - bottom) < -.5
+        counts.update(photos=1, padded=padded, cut=not padded and bool(lost_parts(r.fit, size, r.box)))
+    return dict(counts)
