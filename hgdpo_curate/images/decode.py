@@ -255,8 +255,8 @@ def lost_parts(window,   # [left, top, right, bottom]
                box=None  # person: [left, top, right, bottom] pixels, where known
               ) -> dict: # edge ('left', 'top', 'right', 'bottom') -> share of the person, or picture, that is lost
     "What of a photo a window leaves out; nothing where all of the person is kept."
-    l, t, r, b = box or (0, 0, *size)
-    width, height, least = r - l, b - t, TOLERATED if box else TOLERATED_UNKNOWN
+    l, t, r, b = (0, 0, *size) if box is None else box
+    width, height, least = r - l, b - t, TOLERATED_UNKNOWN if box is None else TOLERATED
     shares = dict(
         left=(window[0] - l)/width,
         top=(window[1] - t)/height,
@@ -279,7 +279,7 @@ def pad_window(width: int,   # of the photo, pixels
               ) -> list:     # [left, top, right, bottom] of the window; reaches past the photo
     "The smallest window of the wanted shape that holds the person, or the whole photo where nobody says who is where."
     aspect = size[0]/size[1]
-    l, t, r, b = box or (0, 0, width, height)
+    l, t, r, b = (0, 0, width, height) if box is None else box
     inner = fit_window(width, height, size)
     w = max(r - l, (b - t)*aspect, inner[2] - inner[0])
     h = w/aspect
@@ -352,7 +352,7 @@ def shaded(im,          # PIL image, the photo
     dark.paste(small.crop(kept), kept[:2])
     draw = ImageDraw.Draw(dark)
     draw.rectangle([*kept[:2], *(v - 1 for v in kept[2:])], outline='#e53935', width=2)
-    if box: draw.rectangle([round(v*scale) for v in box], outline='#1e66f5')
+    if box is not None: draw.rectangle([round(v*scale) for v in box], outline='#1e66f5')
     square = Image.new('RGB', (side, side), 'white')
     square.paste(dark, ((side - dark.width)//2, (side - dark.height)//2))
     return square
@@ -423,8 +423,8 @@ class FitReport:
 def _person_words(fit, done):
     known = [lost for lost, known in fit.lost.values() if known]
     edges = Counter(e for lost in known for e in {EDGES[edge] for edge in lost})
-    return known and f'{len(known)} {done} part of the person: ' + ', '.join(
-        f'{edges[e]} {e} ({_middle(known, e)} of the person)' for e in dict.fromkeys(EDGES.values()) if edges[e]
+    return known and f'{len(known):,} {done} part of the person: ' + ', '.join(
+        f'{edges[e]:,} {e} ({_middle(known, e)} of the person)' for e in dict.fromkeys(EDGES.values()) if edges[e]
     )
 
 def _middle(known, words): # the median share that goes there
@@ -435,7 +435,7 @@ def _middle(known, words): # the median share that goes there
 def _unknown_words(fit, done):
     unknown = sorted(sum(lost.values()) for lost, known in fit.lost.values() if not known)
     return unknown and (
-        f'{len(unknown)} without a person box {done} {unknown[len(unknown)//2]:.0%} of the picture at its edges, '
+        f'{len(unknown):,} without a person box {done} {unknown[len(unknown)//2]:.0%} of the picture at its edges, '
         'which may be heads and feet'
     )
 
@@ -448,7 +448,7 @@ def _remedy(fit):
 
 # %% ../../nbs/2_images/02_decode.ipynb #fit-counts
 def fit_counts(facts) -> dict: # rows of `photo_facts` -> photos, cut, padded
-    "How many photos lost a part of the person (or much of the picture, where no box is known), and how many were padded."
+    "How many photos lost a part of the person, or much of the picture where no box is known, and how many were padded."
     counts = Counter(dict.fromkeys(('photos', 'cut', 'padded'), 0))
     for r in facts.itertuples():
         if r.fit is None: continue
