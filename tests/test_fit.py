@@ -107,6 +107,10 @@ def test_a_photo_that_does_not_fit_can_be_padded_or_left_out(tmp_path):
     out = create_workspace(tmp_path/'out', resolution='64')
     report = import_photos(out, folder, fit='leave_out', progress=plain)
     assert report.imported == 1 and len(report.refused) == 1 and 'tall.png does not fit' in report.refused[0]
+    (folder/'copy.png').write_bytes((folder/'tall.png').read_bytes())
+    rows = (folder/'metadata.jsonl').read_text()
+    (folder/'metadata.jsonl').write_text(rows + '\n' + rows.splitlines()[0].replace('tall.png', 'copy.png'))
+    assert len(import_photos(out, folder, progress=plain).refused) == 2
     with pytest.raises(UserError, match='crop, pad, leave_out'): import_photos(out, folder, fit='squeeze')
 
 

@@ -100,7 +100,9 @@ def test_an_error_anywhere_in_an_import_leaves_nothing(photos, ws, tmp_path):
     def stops(items, **k):
         yield from items[:3]
         raise ValueError('anything')
-    with pytest.raises(ValueError): import_photos(ws, photos, progress=stops)
+    settings = (ws.root/'workspace.toml').read_text()
+    with pytest.raises(ValueError): import_photos(ws, photos, progress=stops, fit='pad', test_share=.5)
+    assert (ws.root/'workspace.toml').read_text() == settings and ws.config['test_share'] == .05
     assert not leftovers(ws)
     # the second of three tables cannot be written
     (ws.root/'tables').mkdir()

@@ -6,7 +6,7 @@
 __all__ = ['WHITES', 'MAX_PIXELS', 'BOX_WANTED', 'TOLERATED', 'TOLERATED_UNKNOWN', 'FITS', 'PAD_COLOUR', 'SHOWN', 'EDGES',
            'read_photo', 'pixel_hash', 'sharpness', 'coverage', 'check_box', 'check_corners', 'fit_window',
            'lost_parts', 'pad_window', 'fit_photo', 'shapes_near', 'better_resolution', 'shaded', 'counted',
-           'FitReport', 'fit_counts']
+           'first_few', 'FitReport', 'fit_counts']
 
 # %% ../../nbs/2_images/02_decode.ipynb #imports
 import contextlib, hashlib, importlib, io, json, math
@@ -357,6 +357,15 @@ def shaded(im,          # PIL image, the photo
     square.paste(dark, ((side - dark.width)//2, (side - dark.height)//2))
     return square
 
+# %% ../../nbs/2_images/02_decode.ipynb #counted
+def counted(n: int, word: str) -> str:
+    "1 photo, 2 photos."
+    return f'{n:,} {word}{"" if n == 1 else "s"}'
+
+def first_few(items, limit: int = 3) -> str:
+    "The first ones, and how many more."
+    return ', '.join(map(str, items[:limit])) + (f' and {len(items) - limit} more' if len(items) > limit else '')
+
 # %% ../../nbs/2_images/02_decode.ipynb #fit-report
 SHOWN = 24      # photos on the contact sheet
 EDGES = dict(
@@ -365,10 +374,6 @@ EDGES = dict(
     left='a side',
     right='a side',
 )
-
-def counted(n: int, word: str) -> str:
-    "1 photo, 2 photos."
-    return f'{n:,} {word}{"" if n == 1 else "s"}'
 
 @dataclass
 class FitReport:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HASH_BITS', 'HASH_LIMIT', 'COSINE_LIMIT', 'COMPARED', 'FEW', 'ENOUGH', 'perceptual_hashes', 'look_alikes',
-           'find_near_duplicates', 'propose_duplicates', 'alike_words', 'assign_folds', 'test_advice']
+           'find_near_duplicates', 'propose_duplicates', 'alike_words', 'assign_folds', 'test_advice', 'folds_are_free']
 
 # %% ../../nbs/2_images/01_duplicates.ipynb #imports
 import hashlib
@@ -199,3 +199,8 @@ def _why_together(ws, largest, n):
                 'them captions that differ and import them into a new workspace, or nothing will be measured')
     return (f'{who} hang together as near duplicates, which cannot be trained and tested; where they are different '
             'people, compare more strictly (--near), or nothing will be measured')
+
+# %% ../../nbs/2_images/01_duplicates.ipynb #folds-are-free
+def folds_are_free(ws) -> bool:
+    "Whether nothing was made from the folds yet: no pool, no split, no run."
+    return set(ws.table('images').domain) <= {'real'} and not ws.names('splits') and not ws.names('runs')

@@ -12,10 +12,10 @@ from pathlib import Path
 from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError, write_text
 from .captions import FACTS, person_box, read_captions, stated_facts
 from hgdpo_curate.images.decode import (
-    check_box, check_corners, counted, coverage, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
+    check_box, check_corners, counted, coverage, first_few, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
 )
 from hgdpo_curate.images.duplicates import (
-    alike_words, assign_folds, HASH_BITS, look_alikes, propose_duplicates, test_advice,
+    alike_words, assign_folds, folds_are_free, HASH_BITS, look_alikes, propose_duplicates, test_advice,
 )
 from ..show import bar_class, render
 from ..workspace import ImageFiles, open_workspace
@@ -109,8 +109,6 @@ def _counts(report) -> list: # of phrases; what did not happen is not mentioned
 
 # %% ../../nbs/2_images/03_photos.ipynb #warnings
 def _were(n): return 'was' if n == 1 else 'were'
-def _few(items, limit=3) -> str: # the first ones, and how many more
-    return ', '.join(map(str, items[:limit])) + (f' and {len(items) - limit} more' if len(items) > limit else '')
 
 def _warnings(report) -> list: # of phrases: what the user may want to change, each with the remedy
     warnings = [
@@ -139,10 +137,10 @@ def _file_warnings(report): # of files that are left out, changed, went, or are 
     )
     yield r.replaced and (
         f'{counted(len(r.replaced), "photo")} {_were(len(r.replaced))} replaced under the same name, and both pictures '
-        f'are kept ({_few(r.replaced)})'
+        f'are kept ({first_few(r.replaced)})'
     )
     yield r.gone and (
-        f'gone from this folder, but still in the workspace: {counted(len(r.gone), "photo")} ({_few(r.gone)}); take '
+        f'gone from this folder, but still in the workspace: {counted(len(r.gone), "photo")} ({first_few(r.gone)}); take '
         'out what nobody may use any more with: hgdpo forget'
     )
     yield r.turned and (
@@ -162,7 +160,7 @@ def _caption_warnings(report): # of captions that are not used, or used twice
         for file, other, caption in r.lost_captions
     )
     yield from (
-        f'{_few(files)} have one caption file; give each its own, or remove the copies' for files in r.shared_captions
+        f'{first_few(files)} have one caption file; give each its own, or remove the copies' for files in r.shared_captions
     )
 
 # %% ../../nbs/2_images/03_photos.ipynb #copies
@@ -267,8 +265,7 @@ class _Refusals:
             raise UserError(
                 f'{file} holds another picture than when it was imported, and the earlier one ({before}) is still in '
                 f'the workspace; take that out with: hgdpo forget --workspace {shlex.quote(str(self.ws.root))} '
-                f'{before}, or keep '
-                'both with --replaced keep.'
+                f'{before}, or keep both with --replaced keep.'
             )
         self.report.replaced.append(file.name)
 
@@ -288,6 +285,7 @@ class _Refusals:
         photo = dict(photo_size=im.size, box=box, im=im)
         loses = self.report.fit.note(row['file_name'], image_id, size=self.ws.size, **photo)
         if not loses or self.options.fit != 'leave_out': return False
+        del self.seen[image_id]
         self.report.refused.append(
             f'{self.folder/row["file_name"]} does not fit into {self.ws.config["resolution"]} and is left out.'
         )
@@ -374,7 +372,7 @@ def _write_rows(reader):
     try:
         reader.staging.move([r[0] for r in rows])
         for table, i in tables.items(): ws.append(table, [r[i] for r in rows])
-    except Exception:
+    except BaseException:
         _undo(ws, rows, {t: set(ws.parts(t)) - before[t] for t in tables})
         raise
 
@@ -395,7 +393,7 @@ def _read_folder(reader, captions, progress):
     ws, rows, report = reader.ws, reader.rows, reader.report
     try:
         for row in (progress or bar_class())(captions, desc='photos'): reader.read(row)
-        if not reader.seen or (report.fit.lost and not rows and not report.already):
+        if not reader.seen:
             raise UserError(
                 f'None of the {len(captions)} photos of {reader.folder} could be taken in; the first: '
                 f'{report.refused[0]}' + (f' In all, {report.fit.words()}.' if report.fit.lost else '')
@@ -438,17 +436,18 @@ def import_photos(
     """
     ws, folder = open_workspace(workspace), Path(os.path.abspath(folder))
     sweep_temporary(ws)
-    anew = _settle(ws, fit=fit, near=near, test_share=test_share)
+    changed = _changed_settings(ws, fit=fit, near=near, test_share=test_share)
+    settings = dict(fit='crop', near=None) | ws.config | changed
     options = dict(skip_bad=skip_bad, everywhere=everywhere)
     options |= dict(replaced=replaced, embed=embed)
-    options |= dict(fit=ws.config.get('fit', 'crop'), near=ws.config.get('near'))
+    options |= {k: settings[k] for k in ('fit', 'near')}
     captions, found = _checked_captions(folder, everywhere, skip_bad)
     with _staging(ws) as staging:
         reader = _Reader(ws, folder, staging, _Options(**options))
         reader.report.take(found)
         _read_folder(reader, captions, progress)
     _finish(reader, captions)
-    assign_folds(ws, anew)
+    assign_folds(ws, anew=_keep_settings(ws, changed))
     reader.report.test = test_advice(ws)
     return reader.report
 
@@ -470,25 +469,27 @@ def _finish(reader, captions):
     if report.fit.worst: report.fit.write_sheet(ws.root/'fit.png')
 
 # %% ../../nbs/2_images/03_photos.ipynb #settle
-def _settle(ws, **given) -> bool: # fit, near, test_share; whether the folds are to be dealt anew
-    "Write settings that an import is told into `workspace.toml`. Raises `UsageError` for a value out of range."
-    import tomli_w
-    fit, near, share = (given[k] for k in ('fit', 'near', 'test_share'))
+def _changed_settings(ws, fit, near, test_share) -> dict: # those that differ
+    "Check what an import is told. Raises `UsageError` for a value out of range."
     if fit is not None and fit not in FITS: raise UsageError(f'fit is {fit!r}; it must be one of {", ".join(FITS)}.')
     if near is not None and not 0 <= near <= 1: raise UsageError(f'near is {near}; it must be between 0 and 1.')
-    if share is not None and not 0 <= share < 1:
-        raise UsageError(f'test_share is {share}; it must be at least 0 and below 1.')
-    changed = {k: v for k, v in given.items() if v is not None and v != ws.config.get(k, dict(fit='crop').get(k))}
-    if not changed: return False
-    untouched = set(ws.table('images').domain) <= {'real'} and not ws.names('splits') and not ws.names('runs')
-    if 'test_share' in changed and not untouched:
+    if test_share is not None and not 0 <= test_share < 1:
+        raise UsageError(f'test_share is {test_share}; it must be at least 0 and below 1.')
+    given, now = dict(fit=fit, near=near, test_share=test_share), dict(fit='crop') | ws.config
+    changed = {k: v for k, v in given.items() if v is not None and v != now.get(k)}
+    if 'test_share' in changed and not folds_are_free(ws):
         raise UserError(
             f'{ws.root} has a pool, a split or a run, whose test prompts are settled; use a new workspace for '
-            f'--test_share {share}.'
+            f'--test_share {test_share}.'
         )
+    return changed
+
+def _keep_settings(ws, changed) -> bool: # whether the folds are to be dealt anew
+    import tomli_w
+    if not changed: return False
     ws.config.update(changed)
     write_text(ws.root/'workspace.toml', tomli_w.dumps(ws.config))
-    return untouched and set(changed) != {'fit'}
+    return set(changed) != {'fit'} and folds_are_free(ws)
 
 # %% ../../nbs/2_images/03_photos.ipynb #checked-captions
 def _checked_captions(folder, everywhere, skip_bad) -> tuple: # dicts without empty cells, and what else was found
