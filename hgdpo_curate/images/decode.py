@@ -243,7 +243,9 @@ def _start(person, span, full, from_low=False):
     margin = .04*(high - low)
     wide = max(0, low - margin), min(full, high + margin)
     if wide[1] - wide[0] <= span: low, high = wide
-    begin = low - margin/2 if from_low and high - low > span else (low + high - span)/2
+    excess = high - low - span
+    # a little air above the head, but no more than a tenth of what is lost below
+    begin = low - min(margin/2, excess/10) if from_low and excess > 0 else (low + high - span)/2
     return min(max(begin, 0), full - span)
 
 # %% ../../nbs/2_images/02_decode.ipynb #lost

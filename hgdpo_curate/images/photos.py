@@ -12,7 +12,8 @@ from pathlib import Path
 from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError, write_text
 from .captions import FACTS, person_box, read_captions, stated_facts
 from hgdpo_curate.images.decode import (
-    check_box, check_corners, counted, coverage, first_few, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
+    check_box, check_corners, counted, coverage, first_few, fit_photo, FitReport, FITS, pixel_hash, read_photo,
+    sharpness,
 )
 from hgdpo_curate.images.duplicates import (
     alike_words, assign_folds, folds_are_free, HASH_BITS, look_alikes, propose_duplicates, test_advice,
@@ -140,8 +141,8 @@ def _file_warnings(report): # of files that are left out, changed, went, or are 
         f'are kept ({first_few(r.replaced)})'
     )
     yield r.gone and (
-        f'gone from this folder, but still in the workspace: {counted(len(r.gone), "photo")} ({first_few(r.gone)}); take '
-        'out what nobody may use any more with: hgdpo forget'
+        f'gone from this folder, but still in the workspace: {counted(len(r.gone), "photo")} ({first_few(r.gone)}); '
+        'take out what nobody may use any more with: hgdpo forget'
     )
     yield r.turned and (
         f'the EXIF of {counted(r.turned, "photo")} with a person box turns the picture; the box is taken as pixels of '
@@ -160,7 +161,8 @@ def _caption_warnings(report): # of captions that are not used, or used twice
         for file, other, caption in r.lost_captions
     )
     yield from (
-        f'{first_few(files)} have one caption file; give each its own, or remove the copies' for files in r.shared_captions
+        f'{first_few(files)} have one caption file; give each its own, or remove the copies'
+        for files in r.shared_captions
     )
 
 # %% ../../nbs/2_images/03_photos.ipynb #copies
@@ -407,8 +409,7 @@ def _read_folder(reader, captions, progress):
     _write_rows(reader)
     report.near_duplicates = propose_duplicates(ws, alike, report.compared, len(photos)) if len(photos) > 1 else 0
     names = ws.table('photo_facts').set_index('image_id').original_path.map(os.path.basename).to_dict()
-    alike = alike[alike.image_id.isin(reader.seen) | alike.other_id.isin(reader.seen)]
-    alike = alike.sort_values('distance', kind='stable')
+    alike = alike[alike.image_id.isin(reader.seen) | alike.other_id.isin(reader.seen)].sort_values('distance')
     report.alike = [(names.get(a, a), names.get(b, b), d) for a, b, d in alike.itertuples(index=False)]
 
 def _photos_with(ws, rows): # rows of `images`: the photos of the workspace, and new ones
@@ -438,12 +439,11 @@ def import_photos(
     sweep_temporary(ws)
     changed = _changed_settings(ws, fit=fit, near=near, test_share=test_share)
     settings = dict(fit='crop', near=None) | ws.config | changed
-    options = dict(skip_bad=skip_bad, everywhere=everywhere)
-    options |= dict(replaced=replaced, embed=embed)
-    options |= {k: settings[k] for k in ('fit', 'near')}
+    options = _Options(skip_bad, everywhere, settings['fit'], replaced)
+    options.embed, options.near = embed, settings['near']
     captions, found = _checked_captions(folder, everywhere, skip_bad)
     with _staging(ws) as staging:
-        reader = _Reader(ws, folder, staging, _Options(**options))
+        reader = _Reader(ws, folder, staging, options)
         reader.report.take(found)
         _read_folder(reader, captions, progress)
     _finish(reader, captions)
