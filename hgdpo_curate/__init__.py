@@ -1,6 +1,22 @@
 """Look at your photographs, document them, and train HG-DPO: real photographs as winners."""
 __version__ = "0.1.0"
 
+
+def _end_quietly(*_):  # Ctrl-C while `hgdpo` is still being loaded; `cli.exit_code` listens from then on
+    import os
+    os.write(2, b'\nhgdpo: interrupted; nothing was begun.\n')
+    os._exit(130)
+
+
+def _is_command():
+    import sys
+    return getattr(sys, 'argv', [''])[0].replace('\\', '/').rsplit('/', 1)[-1] in ('hgdpo', 'hgdpo.exe', 'hgdpo-script.py')
+
+
+if _is_command():
+    import signal as _signal
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler: _signal.signal(_signal.SIGINT, _end_quietly)
+
 _PUBLIC = {
     name: module
     for module, names in {

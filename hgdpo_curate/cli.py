@@ -8,7 +8,7 @@ __all__ = ['FLAG_NAMES', 'HIDDEN', 'RECIPE_FIELDS', 'VERBS', 'ORDER', 'Verb', 'f
            'main']
 
 # %% ../nbs/8_run/04_cli.ipynb #imports
-import argparse, difflib, importlib, os, sys, warnings
+import argparse, difflib, importlib, os, signal, sys, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -174,9 +174,15 @@ def given_of(name: str, argv: list) -> dict: # parameter -> value, of those that
     return given
 
 # %% ../nbs/8_run/04_cli.ipynb #exit-code
+def _listen(): # the package ends at once on Ctrl-C while it is being loaded
+    if getattr(signal.getsignal(signal.SIGINT), '__name__', '') == '_end_quietly':
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def exit_code(work) -> int: # of a function without arguments
     "What a command ends with; errors become one sentence."
-    try: return work()
+    try:
+        _listen()
+        return work()
     except UserError as e: return fail(f'hgdpo: {e}', 2 if isinstance(e, UsageError) else 1)
     except KeyboardInterrupt:
         return fail('\nhgdpo: interrupted; what was finished is kept, run the same command again to go on.', 130)

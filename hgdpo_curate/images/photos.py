@@ -6,16 +6,20 @@
 __all__ = ['STRICTER', 'barred_photos', 'tombstone_of', 'ImportReport', 'offered_files', 'import_photos']
 
 # %% ../../nbs/2_images/03_photos.ipynb #imports
-import hashlib, os
+import base64, contextlib, hashlib, os, shlex
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
-from ..files import prompt_id_of, UserError
-from .captions import FACTS, person_box, read_captions, stated_facts, SUFFIXES
-from .decode import coverage, fit_photo, pixel_hash, read_photo, sharpness
-from .duplicates import assign_folds, find_near_duplicates
-from ..show import bar_class
-from ..workspace import open_workspace
+from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError, write_text
+from .captions import FACTS, person_box, read_captions, stated_facts
+from hgdpo_curate.images.decode import (
+    check_box, check_corners, counted, coverage, first_few, fit_photo, FitReport, FITS, pixel_hash, read_photo,
+    sharpness,
+)
+from hgdpo_curate.images.duplicates import (
+    alike_words, assign_folds, folds_are_free, HASH_BITS, look_alikes, propose_duplicates, test_advice,
+)
+from ..show import bar_class, render
+from ..workspace import ImageFiles, open_workspace
 
 # %% ../../nbs/2_images/03_photos.ipynb #stricter
 STRICTER = dict(consent=['yes', 'unknown', 'no', 'withdrawn'], minors=['no', 'unknown', 'yes'])   # weakest first
@@ -61,55 +65,115 @@ class ImportReport:
     # photos that were there already under another caption, which stays
     other_captions: list = field(default_factory=list)
     unstated: dict = field(default_factory=dict)          # fact -> how many of the imported photos say nothing of it
+    lost_captions: list = field(default_factory=list)     # (file, file it equals, its caption, which is not used)
+    shared_captions: list = field(default_factory=list)   # files that have their caption from one .txt
+    alike: list = field(default_factory=list)             # (file, file, distance) of near duplicates, nearest first
+    compared: dict = field(default_factory=dict)          # how: name, measure, limit
+    replaced: list = field(default_factory=list)          # files with a new picture; the earlier one is kept too
+    gone: list = field(default_factory=list)              # photos that are no longer where they came from
+    turned: int = 0                                       # photos with a box that EXIF turns
+    fit: FitReport = field(default_factory=FitReport)
+    test: str = ''                                        # what the test fold cannot show, see `test_advice`
+    notes: list = field(default_factory=list)             # what the reader of the folder says, see `read_captions`
+
+    def take(self, found): # `attrs` of `read_captions`
+        "What the reader of the folder found beside captions."
+        self.unnamed, self.shared_captions, self.notes = (found[k] for k in ('unnamed', 'shared_captions', 'notes'))
+        self.refused += [reason for _, reason in found['left_out']]
 
     def __str__(self):
-        return '\n'.join([', '.join([*_counts(self), *_warnings(self)]) + '.', *self.refused])
+        warnings = [_sentence(w) for w in _warnings(self)]
+        return '\n'.join([', '.join(_counts(self)) + '.', *warnings, *self.refused])
 
     def _repr_html_(self):
-        first, *refused = map(escape, str(self).splitlines())
-        items = ''.join(f'<li>{r}</li>' for r in refused)
-        more = f'<details open><summary>{len(refused)} refused</summary><ul>{items}</ul></details>' if refused else ''
-        return f'<p>{first}</p>{more}'
+        first, *others = str(self).splitlines()
+        shown = dict(first=first, warnings=others[:len(others) - len(self.refused)])
+        sheet = base64.b64encode(self.fit.sheet.read_bytes()).decode() if self.fit.sheet else ''
+        return render('import.html', report=self, sheet=sheet, **shown)
+
+def _sentence(words): # begins with a capital, unless it begins with a file's name
+    first = words.split(' ', 1)[0]
+    return f'{words[0].upper() if first.isalpha() else words[0]}{words[1:]}.'
 
 # %% ../../nbs/2_images/03_photos.ipynb #counts
 def _counts(report) -> list: # of phrases; what did not happen is not mentioned
     r = report
     return [
-        f'{r.imported} photos imported',
-        *([f'{r.already} were there already'] if r.already else []),
+        f'{counted(r.imported, "photo")} imported',
+        *([f'{r.already} {_were(r.already)} there already'] if r.already else []),
         *([f'{r.restated} of them with changed facts'] if r.restated else []),
         *([f'{len(r.refused)} refused'] if r.refused else []),
-        *([f'{len(r.exact_duplicates)} exact duplicates left out'] if r.exact_duplicates else []),
-        f'{r.near_duplicates} near-duplicate pairs proposed',
+        *([f'{counted(len(r.exact_duplicates), "exact duplicate")} left out'] if r.exact_duplicates else []),
+        f'{counted(r.near_duplicates, "near-duplicate pair")} proposed',
         *([f'{r.with_position} carried a GPS position, which the copies do not'] if r.with_position else []),
     ]
 
 # %% ../../nbs/2_images/03_photos.ipynb #warnings
+def _were(n): return 'was' if n == 1 else 'were'
+
 def _warnings(report) -> list: # of phrases: what the user may want to change, each with the remedy
-    out, n = [], len(report.unnamed)
-    if n:
-        out.append(
-            f'{n} {"photo is" if n == 1 else "photos are"} not named in the metadata and left out (the first: '
-            f'{report.unnamed[0]})'
-        )
-    if report.other_captions:
-        out.append(
-            f'{len(report.other_captions)} were there under another caption, which stays (the first: '
-            f'{report.other_captions[0]}); use a new workspace to change captions'
-        )
-    if any(report.unstated.values()):
-        facts = ', '.join(f'{k} of {n}' for k, n in report.unstated.items() if n)
-        out.append(
-            f'nobody stated {facts} (say it in the metadata, or for the whole folder with --licence, --consent ...)'
-        )
-    return out
+    warnings = [
+        *report.notes,
+        *_file_warnings(report),
+        *_caption_warnings(report),
+        alike_words(report.alike, report.compared),
+        report.fit.words(),
+        _unstated_words(report.unstated),
+        report.test,
+    ]
+    return [w for w in warnings if w]
+
+def _unstated_words(unstated):
+    facts = ', '.join(f'{k} of {n}' for k, n in unstated.items() if n)
+    return facts and (
+        f'nobody stated {facts} (say it in the metadata, or for the whole folder with --licence, --consent ...)'
+    )
+
+# %% ../../nbs/2_images/03_photos.ipynb #file-warnings
+def _file_warnings(report): # of files that are left out, changed, went, or are turned
+    r, n = report, len(report.unnamed)
+    yield n and (
+        f'{n} {"photo is" if n == 1 else "photos are"} not named in the metadata and left out (the first: '
+        f'{r.unnamed[0]})'
+    )
+    yield r.replaced and (
+        f'{counted(len(r.replaced), "photo")} {_were(len(r.replaced))} replaced under the same name, and both pictures '
+        f'are kept ({first_few(r.replaced)})'
+    )
+    yield r.gone and (
+        f'gone from this folder, but still in the workspace: {counted(len(r.gone), "photo")} ({first_few(r.gone)}); '
+        'take out what nobody may use any more with: hgdpo forget'
+    )
+    yield r.turned and (
+        f'the EXIF of {counted(r.turned, "photo")} with a person box turns the picture; the box is taken as pixels of '
+        'the upright one'
+    )
+
+# %% ../../nbs/2_images/03_photos.ipynb #caption-warnings
+def _caption_warnings(report): # of captions that are not used, or used twice
+    r, n = report, len(report.other_captions)
+    yield n and (
+        f'{n} {_were(n)} there under another caption, which stays (the first: {r.other_captions[0]}); use a new '
+        'workspace to change captions'
+    )
+    yield from (
+        f'{file} is the same picture as {other}, and its other caption is not used: {caption!r}'
+        for file, other, caption in r.lost_captions
+    )
+    yield from (
+        f'{first_few(files)} have one caption file; give each its own, or remove the copies'
+        for files in r.shared_captions
+    )
 
 # %% ../../nbs/2_images/03_photos.ipynb #copies
 def _copies(row, paths) -> list:
     "The names under which a picture was offered beside its own. One place written in two ways is one name."
-    names = {os.path.abspath(p): p for p in (*paths, *(row['copies'] or ()))}
-    names.pop(os.path.abspath(row['original_path']), None)
+    names = {_place(p): p for p in (*paths, *(row['copies'] or ()))}
+    names.pop(_place(row['original_path']), None)
     return sorted(names.values())
+
+def _place(path): # a relative path, as older versions wrote, says nothing of where it was typed
+    return os.path.normpath(path) if os.path.isabs(path) else path
 
 # %% ../../nbs/2_images/03_photos.ipynb #offered-files
 def offered_files(facts) -> list: # rows of `photo_facts` -> (image id, path)
@@ -150,48 +214,62 @@ def _restate(ws, stated) -> int: # how many photos got new facts
     ws.append('photo_facts', rows)
     return restated
 
-# %% ../../nbs/2_images/03_photos.ipynb #reader
-class _Reader:
-    "Reads photo after photo of a folder; fills `report`, `rows` of new photos and `restated` facts of known ones."
-    def __init__(self, ws, folder, everywhere, skip_bad):
-        self.ws, self.folder, self.everywhere, self.skip_bad = ws, folder, everywhere, skip_bad
-        self.report, self.rows, self.restated = ImportReport(), [], []
-        real, prompts = ws.table('images').query("domain == 'real'"), ws.table('prompts').set_index('prompt_id').prompt
-        self.known = dict(zip(real.image_id, prompts.reindex(real.prompt_id)))  # image id -> caption
-        self.removed = ws.table('tombstones').set_index('subject_hash')
-        self.seen, self.stated = {}, {}                                         # image id -> file name, facts
+# %% ../../nbs/2_images/03_photos.ipynb #options
+@dataclass
+class _Options:
+    "What an import is told, beside the folder."
+    skip_bad: bool = False   # leave broken photos out instead of stopping
+    everywhere: dict = None  # facts of every photo
+    fit: str = 'crop'        # one of `FITS`
+    replaced: str = 'stop'   # 'stop' or 'keep'
+    embed: object = None     # images -> (n, d) array, or None for a perceptual hash
+    near: float = None       # within which photos look alike, 0 to 1
 
-    def read(self, row): # a row of `read_captions`
-        "Take in one photo. Raises `UserError` for a broken one, unless these are left out."
-        file = self.folder/row['file_name']
-        try: im, gps = read_photo(file, row.pop('bytes', None))
-        except UserError as e: return self._refuse(e)
-        image_id = pixel_hash(im)
-        if self._is_removed(image_id, file): return
-        stated = stated_facts(row, self.everywhere) | dict(image_id=image_id, original_path=str(file))
-        if image_id in self.seen:
-            self.report.exact_duplicates.append((row['file_name'], self.seen[image_id]))
-            self.restated += [self.stated[image_id], stated]
-            return
-        self.seen[image_id], self.stated[image_id] = row['file_name'], stated
-        if image_id in self.known: return self._again(row, stated)
-        self.report.with_position += bool(gps)
-        self.rows.append(
-            _rows_of(
-                self.ws,
-                row,
-                im,
-                stated,
-                gps,
-            )
-        )
+    @property
+    def distance(self): # as `look_alikes` takes it
+        return self.near if self.near is None or self.embed is not None else self.near*HASH_BITS
 
+class _Staging(ImageFiles):
+    "Image files of an import, until they are moved into the workspace."
+    def __init__(self, ws, root): self.ws, self.root = ws, root
+
+    def open_image(self, path): # of a new photo, or of one that was there before
+        return super().open_image(path) if (self.root/path).exists() else self.ws.open_image(path)
+
+    def move(self, rows): # of `images`
+        for row in rows:
+            place = self.ws.root/row['path']
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.root/row['path'], place)
+
+@contextlib.contextmanager
+def _staging(ws):
+    "A folder that goes with the block, whatever happens; a killed process leaves it under a temporary name."
+    with temporary_path(ws.root/'images'/'import') as folder:
+        folder.mkdir()
+        yield _Staging(ws, folder)
+
+# %% ../../nbs/2_images/03_photos.ipynb #reader-refusals
+class _Refusals:
+    "Photos that do not come in, and why."
     def _refuse(self, error):
-        if not self.skip_bad:
+        if not self.options.skip_bad:
             raise UserError(
                 f'{str(error)[:-1]}; nothing was imported, and with --skip_bad broken photos are left out and listed.'
             ) from error
         self.report.refused.append(str(error))
+
+    def _stop_if_replaced(self, file, image_id):
+        "A file that held another picture at an earlier import: both would be trained on."
+        before = self.places.get(str(file))
+        if before is None or image_id in self.known or before == image_id: return
+        if self.options.replaced != 'keep':
+            raise UserError(
+                f'{file} holds another picture than when it was imported, and the earlier one ({before}) is still in '
+                f'the workspace; take that out with: hgdpo forget --workspace {shlex.quote(str(self.ws.root))} '
+                f'{before}, or keep both with --replaced keep.'
+            )
+        self.report.replaced.append(file.name)
 
     def _is_removed(self, image_id, file) -> bool:
         if not len(self.removed): return False
@@ -204,17 +282,71 @@ class _Reader:
         )
         return True
 
+    def _leaves_out(self, row, image_id, im, box) -> bool:
+        "Counts what the fit costs; with `leave_out` a photo that would lose something is refused."
+        photo = dict(photo_size=im.size, box=box, im=im)
+        loses = self.report.fit.note(row['file_name'], image_id, size=self.ws.size, **photo)
+        if not loses or self.options.fit != 'leave_out': return False
+        del self.seen[image_id]
+        self.report.refused.append(
+            f'{self.folder/row["file_name"]} does not fit into {self.ws.config["resolution"]} and is left out.'
+        )
+        return True
+
+# %% ../../nbs/2_images/03_photos.ipynb #reader-repeats
+class _Repeats:
+    "Photos that were there before, or come twice."
+    def _again_in_this_folder(self, row, stated):
+        image_id, caption = stated['image_id'], ' '.join(row['text'].split())
+        first = self.seen[image_id]
+        self.report.exact_duplicates.append((row['file_name'], first))
+        if caption != self.captions[image_id]: self.report.lost_captions.append((row['file_name'], first, caption))
+        self.restated += [self.stated[image_id], stated]
+
     def _again(self, row, stated):
         self.report.already += 1
         self.restated.append(stated)
         if self.known[stated['image_id']] != ' '.join(row['text'].split()):
             self.report.other_captions.append(row['file_name'])
 
+# %% ../../nbs/2_images/03_photos.ipynb #reader
+class _Reader(_Refusals, _Repeats):
+    "Reads photo after photo of a folder; fills `report`, `rows` of new photos and `restated` facts of known ones."
+    def __init__(self, ws, folder, staging, options):
+        self.ws, self.folder, self.staging, self.options = ws, folder, staging, options
+        self.report, self.rows, self.restated = ImportReport(fit=FitReport(options.fit)), [], []
+        real, prompts = ws.table('images').query("domain == 'real'"), ws.table('prompts').set_index('prompt_id').prompt
+        self.known = dict(zip(real.image_id, prompts.reindex(real.prompt_id)))  # image id -> caption
+        facts = ws.table('photo_facts')
+        self.places = {p: i for i, p in zip(facts.image_id, facts.original_path) if i in self.known}
+        self.removed = ws.table('tombstones').set_index('subject_hash')
+        self.seen, self.stated, self.captions = {}, {}, {}                      # image id -> file name, facts, caption
+
+    def read(self, row): # a row of `read_captions`
+        "Take in one photo. Raises `UserError` for a broken one, unless these are left out."
+        file, inside = self.folder/row['file_name'], 'bytes' in row
+        try:
+            im, gps = read_photo(file, row.pop('bytes', None))
+            box = check_box(person_box(row), im.size, im.info.get('stored_size'), str(file))
+            image_id = pixel_hash(im)
+            if not inside: self._stop_if_replaced(file, image_id)
+        except UserError as e: return self._refuse(e)
+        if self._is_removed(image_id, file): return
+        stated = stated_facts(row, self.options.everywhere) | dict(image_id=image_id, original_path=str(file))
+        if image_id in self.seen: return self._again_in_this_folder(row, stated)
+        self.seen[image_id], self.stated[image_id] = row['file_name'], stated
+        self.captions[image_id] = ' '.join(row['text'].split())
+        if image_id in self.known: return self._again(row, stated)
+        if self._leaves_out(row, image_id, im, box): return
+        self.report.with_position += bool(gps)
+        self.report.turned += box is not None and im.info.get('stored_size', im.size) != im.size
+        self.rows.append(_rows_of(self, stated, (im, box, gps)))
+
 # %% ../../nbs/2_images/03_photos.ipynb #rows-of
-def _rows_of(ws, row, im, stated, gps) -> tuple: # rows of `images`, `prompts` and `photo_facts`; the image is saved
-    image_id, box = stated['image_id'], person_box(row)
-    fitted, window = fit_photo(im, ws.size, box)
-    text = ' '.join(row['text'].split())
+def _rows_of(reader, stated, photo) -> tuple: # rows of `images`, `prompts` and `photo_facts`; the image is saved
+    (im, box, gps), image_id = photo, stated['image_id']
+    fitted, window = fit_photo(im, reader.ws.size, box, reader.options.fit)
+    text = reader.captions[image_id]
     prompt_id = prompt_id_of(text, image_id)
     measured = dict(
         copies=[],
@@ -227,21 +359,38 @@ def _rows_of(ws, row, im, stated, gps) -> tuple: # rows of `images`, `prompts` a
         coverage=coverage(im.size, box),
     )
     return (
-        ws.save_image(fitted, 'real', image_id, prompt_id=prompt_id),
+        reader.staging.save_image(fitted, 'real', image_id, prompt_id=prompt_id),
         dict(prompt_id=prompt_id, prompt=text, real_image_id=image_id),
         dict(consent='unknown', minors='unknown') | stated | measured,
     )
 
 # %% ../../nbs/2_images/03_photos.ipynb #write-rows
-def _write_rows(ws, rows):
+def _write_rows(reader):
+    "Move the images and write the rows; after an error neither stays."
+    ws, rows = reader.ws, reader.rows
     # images last: they mark a photo as imported
-    for table, i in (('photo_facts', 2), ('prompts', 1), ('images', 0)): ws.append(table, [r[i] for r in rows])
+    tables = dict(photo_facts=2, prompts=1, images=0)
+    before = {t: set(ws.parts(t)) for t in tables}
+    try:
+        reader.staging.move([r[0] for r in rows])
+        for table, i in tables.items(): ws.append(table, [r[i] for r in rows])
+    except BaseException:
+        _undo(ws, rows, {t: set(ws.parts(t)) - before[t] for t in tables})
+        raise
+
+def _undo(ws, rows, parts): # parts: table -> new files, some of which another process may have written
+    for image, *_ in rows: (ws.root/image['path']).unlink(missing_ok=True)
+    ids = {r[0]['image_id'] for r in rows}
+    for table, files in parts.items():
+        column = dict(prompts='real_image_id').get(table, 'image_id')
+        for file in files:
+            if set(ws.table(table, parts=[file])[column]) <= ids: file.unlink()
 
 # %% ../../nbs/2_images/03_photos.ipynb #read-folder
 def _read_folder(reader, captions, progress):
-    """Read all photos and write their rows.
+    """Read all photos, compare them, and write their rows.
 
-    After an error nothing is written, and the images of new photos are deleted; after Ctrl-C what was read is kept.
+    After an error nothing is written and no image stays; after Ctrl-C what was read is kept.
     """
     ws, rows, report = reader.ws, reader.rows, reader.report
     try:
@@ -249,15 +398,24 @@ def _read_folder(reader, captions, progress):
         if not reader.seen:
             raise UserError(
                 f'None of the {len(captions)} photos of {reader.folder} could be taken in; the first: '
-                f'{report.refused[0]}'
+                f'{report.refused[0]}' + (f' In all, {report.fit.words()}.' if report.fit.lost else '')
             )
-    except UserError:
-        for image, *_ in rows: (ws.root/image['path']).unlink(missing_ok=True)
-        raise
+        photos = _photos_with(ws, rows)
+        how = reader.options.embed, reader.options.distance
+        alike, report.compared = look_alikes(photos, reader.staging.open_image, *how)
     except KeyboardInterrupt:
-        _write_rows(ws, rows)
+        _write_rows(reader)
         raise
-    _write_rows(ws, rows)
+    _write_rows(reader)
+    report.near_duplicates = propose_duplicates(ws, alike, report.compared, len(photos)) if len(photos) > 1 else 0
+    names = ws.table('photo_facts').set_index('image_id').original_path.map(os.path.basename).to_dict()
+    alike = alike[alike.image_id.isin(reader.seen) | alike.other_id.isin(reader.seen)].sort_values('distance')
+    report.alike = [(names.get(a, a), names.get(b, b), d) for a, b, d in alike.itertuples(index=False)]
+
+def _photos_with(ws, rows): # rows of `images`: the photos of the workspace, and new ones
+    import pandas as pd
+    there = ws.table('images').query("domain == 'real'")
+    return pd.concat([there, pd.DataFrame([r[0] for r in rows])]) if rows else there
 
 # %% ../../nbs/2_images/03_photos.ipynb #import-photos
 def import_photos(
@@ -267,33 +425,80 @@ def import_photos(
     everywhere: dict = None,  # facts that a person states of every photo of the folder, keys of `FACTS`
     embed=None,               # images -> (n, d) array for near duplicates; None: a perceptual hash
     progress=None,            # wraps an iterable; None shows a bar
+    fit: str = None,          # 'crop', 'pad' or 'leave_out', see `FITS`; None: as before in this workspace, else crop
+    replaced: str = 'stop',   # 'stop' or 'keep': what to do where a file holds another picture than before
+    near: float = None,       # share of the hash, or 1 - cosine of embeddings, within which photos look alike, 0 to 1
+    test_share: float = None, # another share of prompts for testing, while nothing was made from the folds
 ) -> ImportReport:
     """Bring a folder of photos into the workspace: images, captions, facts, folds, duplicates.
 
     Of exact duplicates one stays, and the names of the others are kept as its `copies`. May be run again; photos
     already there are not written twice. Raises `UserError`; nothing is imported then.
     """
-    ws, folder = open_workspace(workspace), Path(folder)
-    captions = _checked_captions(folder, everywhere)
-    reader = _Reader(ws, folder, everywhere, skip_bad)
-    report, rows = reader.report, reader.rows
-    files = {str(p.relative_to(folder)) for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES}
-    report.unnamed = sorted(files - {r['file_name'] for r in captions})
-    _read_folder(reader, captions, progress)
-    report.imported, report.restated = len(rows), _restate(ws, reader.restated)
+    ws, folder = open_workspace(workspace), Path(os.path.abspath(folder))
+    sweep_temporary(ws)
+    changed = _changed_settings(ws, fit=fit, near=near, test_share=test_share)
+    settings = dict(fit='crop', near=None) | ws.config | changed
+    options = _Options(skip_bad, everywhere, settings['fit'], replaced)
+    options.embed, options.near = embed, settings['near']
+    captions, found = _checked_captions(folder, everywhere, skip_bad)
+    with _staging(ws) as staging:
+        reader = _Reader(ws, folder, staging, options)
+        reader.report.take(found)
+        _read_folder(reader, captions, progress)
+    _finish(reader, captions)
+    assign_folds(ws, anew=_keep_settings(ws, changed))
+    reader.report.test = test_advice(ws)
+    return reader.report
+
+# %% ../../nbs/2_images/03_photos.ipynb #finish
+def _finish(reader, captions):
+    "What is told once the photos are in: what was left out, what went, what nobody stated, what the fit costs."
+    ws, folder, report = reader.ws, reader.folder, reader.report
+    report.imported, report.restated = len(reader.rows), _restate(ws, reader.restated)
+    named = {r['file_name'] for r in captions}
+    report.gone = sorted(
+        os.path.relpath(p, folder) for p, i in reader.places.items()
+        if p.startswith(f'{folder}{os.sep}') and i not in reader.seen and not os.path.exists(p)
+        and os.path.relpath(p, folder) not in named
+    )
     report.unstated = {
-        k: sum(facts.get(k) in (None, '', 'unknown') for *_, facts in rows) for k in ('licence', 'consent', 'minors')
+        k: sum(facts.get(k) in (None, '', 'unknown') for *_, facts in reader.rows)
+        for k in ('licence', 'consent', 'minors')
     }
-    report.near_duplicates = find_near_duplicates(ws, embed)
-    assign_folds(ws)
-    return report
+    if report.fit.worst: report.fit.write_sheet(ws.root/'fit.png')
+
+# %% ../../nbs/2_images/03_photos.ipynb #settle
+def _changed_settings(ws, fit, near, test_share) -> dict: # those that differ
+    "Check what an import is told. Raises `UsageError` for a value out of range."
+    if fit is not None and fit not in FITS: raise UsageError(f'fit is {fit!r}; it must be one of {", ".join(FITS)}.')
+    if near is not None and not 0 <= near <= 1: raise UsageError(f'near is {near}; it must be between 0 and 1.')
+    if test_share is not None and not 0 <= test_share < 1:
+        raise UsageError(f'test_share is {test_share}; it must be at least 0 and below 1.')
+    given, now = dict(fit=fit, near=near, test_share=test_share), dict(fit='crop') | ws.config
+    changed = {k: v for k, v in given.items() if v is not None and v != now.get(k)}
+    if 'test_share' in changed and not folds_are_free(ws):
+        raise UserError(
+            f'{ws.root} has a pool, a split or a run, whose test prompts are settled; use a new workspace for '
+            f'--test_share {test_share}.'
+        )
+    return changed
+
+def _keep_settings(ws, changed) -> bool: # whether the folds are to be dealt anew
+    import tomli_w
+    if not changed: return False
+    ws.config.update(changed)
+    write_text(ws.root/'workspace.toml', tomli_w.dumps(ws.config))
+    return set(changed) != {'fit'} and folds_are_free(ws)
 
 # %% ../../nbs/2_images/03_photos.ipynb #checked-captions
-def _checked_captions(folder, everywhere) -> list: # dicts, without empty cells
+def _checked_captions(folder, everywhere, skip_bad) -> tuple: # dicts without empty cells, and what else was found
     "The captions of a folder. A wrong word anywhere is refused before anything is written."
+    table = read_captions(folder, skip_bad)
     captions = [
         {k: v.tolist() if hasattr(v, 'tolist') else v for k, v in r.items() if not (isinstance(v, float) and v != v)}
-        for r in read_captions(folder).to_dict('records')
+        for r in table.to_dict('records')
     ]
+    check_corners({folder/r['file_name']: r.get('box') for r in captions})
     for r in captions: stated_facts(r, everywhere), person_box(r)
-    return captions
+    return captions, table.attrs
