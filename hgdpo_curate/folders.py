@@ -158,7 +158,7 @@ def count_reasons(left_out, few: int = 3) -> list: # (file, reason) -> phrases
     ]
 
 # %% ../nbs/0_base/09_folders.ipynb #other-files
-CLUTTER = {'thumbs.db', 'desktop.ini', 'picasa.ini'}
+CLUTTER = {'thumbs.db', 'desktop.ini', 'picasa.ini', 'readme', 'readme.md', 'readme.txt'}  # said to nobody
 
 def count_others(paths, few: int = 5) -> str: # few: name up to so many; '' for none
     "One phrase on files that are no photographs and are not read."
