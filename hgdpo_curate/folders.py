@@ -153,7 +153,7 @@ def count_reasons(left_out, few: int = 3) -> list: # (file, reason) -> phrases
     by_reason = {}
     for file, reason in left_out: by_reason.setdefault(reason, []).append(file)
     return [
-        f'passed over: {", ".join(files[:few])}' + (f' and {len(files) - few} more' if files[few:] else '') + f' ({reason})'
+        f'passed over: {", ".join(files[:few])}{f" and {len(files) - few} more" if files[few:] else ""} ({reason})'
         for reason, files in by_reason.items()
     ]
 

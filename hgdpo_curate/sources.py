@@ -26,9 +26,9 @@ def _read_jsonl(path): return [Record(f'{path}, {where}', row) for where, row in
 def _read_csv(path): return [Record(f'{path}, {where}', row) for where, row in csv_rows(path)]
 
 def _read_json(path):
-    whole = parse_json(read_text(path), f'{path}')
-    if isinstance(whole, list): return _read_jsonl(path)
-    return [Record(f'{path}, {name!r}', dict(file_name=name) | _kohya_row(row)) for name, row in whole.items()]
+    content = parse_json(read_text(path), f'{path}')
+    if isinstance(content, list): return _read_jsonl(path)
+    return [Record(f'{path}, {name!r}', dict(file_name=name) | _kohya_row(row)) for name, row in content.items()]
 
 def _kohya_row(row):
     tags = row.get('tags')
@@ -37,21 +37,22 @@ def _kohya_row(row):
 
 # %% ../nbs/0_base/10_sources.ipynb #describes-photos
 def _describes_photos(path) -> bool: # whether a JSON file is a list of rows or kohya's object
-    try: whole = parse_json(read_text(path), f'{path}')
+    try: content = parse_json(read_text(path), f'{path}')
     except UserError:
         if path.name.lower() == 'metadata.json': raise
         return False
-    if isinstance(whole, list): return bool(whole) and all(isinstance(r, dict) for r in whole)
-    rows = [*whole.values()] if isinstance(whole, dict) else []
+    if isinstance(content, list): return bool(content) and all(isinstance(r, dict) for r in content)
+    rows = [*content.values()] if isinstance(content, dict) else []
     return bool(rows) and all(isinstance(r, dict) for r in rows) and any({'caption', 'tags'} & set(r) for r in rows)
 
 # %% ../nbs/0_base/10_sources.ipynb #picture-column
 def _picture_columns(schema): # of an arrow schema
     import pyarrow as pa
-    def is_picture(f):
-        if pa.types.is_struct(f.type): return {'bytes', 'path'} <= {f.type.field(i).name for i in range(f.type.num_fields)}
-        return f.name == 'image' and (pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type))
-    return [f.name for f in schema if is_picture(f)]
+    def holds_pictures(column):
+        kind = column.type
+        if not pa.types.is_struct(kind): return column.name == 'image' and pa.types.is_binary(kind)
+        return {'bytes', 'path'} <= {kind.field(i).name for i in range(kind.num_fields)}
+    return [column.name for column in schema if holds_pictures(column)]
 
 def _the_picture_column(columns, path):
     if len(columns) == 1 or 'image' in columns: return 'image' if 'image' in columns else columns[0]
@@ -129,9 +130,19 @@ class Source:
             raise UserError(f'{file} cannot be read ({str(e).splitlines()[0]}); mend or replace it.') from e
 
     @property
-    def is_shard(self): return self.reader is _read_parquet and self.path.name.lower() != 'metadata.parquet'
+    def is_shard(self) -> bool:
+        "Whether it is one of the Parquet files that make up a dataset."
+        return self.reader is _read_parquet and self.path.name.lower() != 'metadata.parquet'
+
     @property
-    def bare_names(self): return self.reader is _read_json
+    def bare_names(self) -> bool:
+        "Whether it may name photos without folder and suffix, as kohya's scripts do."
+        return self.reader is _read_json
+
+    @property
+    def is_arrow(self) -> bool:
+        "Whether it stands for the Arrow files of a dataset saved to disk."
+        return self.reader is _read_arrow
 
 # %% ../nbs/0_base/10_sources.ipynb #find-sources
 def find_sources(listing: PhotoFolder) -> list: # of `Source`, by folder and name
@@ -159,7 +170,8 @@ def _refuse_unread(listing, read): # `metadata.xlsx`, `metadata (1).csv`: the co
     for p in listing.others:
         if p not in read and p.name.lower().startswith('metadata') and p.suffix.lower() in UNREAD:
             raise UserError(
-                f'{listing.root/p} is not read; save what it states as metadata.csv or metadata.jsonl, or move it elsewhere.'
+                f'{listing.root/p} is not read; save what it states as metadata.csv or metadata.jsonl, or move it '
+                'elsewhere.'
             )
 
 # %% ../nbs/0_base/10_sources.ipynb #plain-value

@@ -15,6 +15,7 @@ from conftest import plain
 
 from hgdpo_curate import UserError, create_workspace, import_photos
 from hgdpo_curate.images.captions import read_captions
+from hgdpo_curate.images.decode import read_photo
 
 
 def picture(n, kind='PNG'):
@@ -57,7 +58,9 @@ def described(meta, name='metadata.jsonl', suffix='.png'): return photos(suffix)
 
 READ = {  # case -> files, captions, words of the report
     'apple_double': (BESIDE | {'._0.png': b'resource', '._0.txt': b'\0\5\x16\7'}, PERSONS, '._0.png (a hidden file)'),
-    'backslash_paths': ({f'anna/{i}.png': i for i in range(3)} | {'metadata.jsonl': rows(name='anna\\{}.png')}, PERSONS, ''),
+    'backslash_paths': (
+        {f'anna/{i}.png': i for i in range(3)} | {'metadata.jsonl': rows(name='anna\\{}.png')}, PERSONS, '',
+    ),
     'bytes_column': (described(rows(bytes=[1, 2, 3])), PERSONS, 'kept aside: bytes'),
     'caption_and_prompt': (
         described([dict(file_name='0.png', caption='short', prompt='a long prompt')]),
@@ -85,7 +88,9 @@ READ = {  # case -> files, captions, words of the report
     'csv_tab': (described(CSV.format(*['']*4).replace(',', '\t').encode('utf-16'), 'metadata.csv'), PERSONS, ''),
     'csv_space_header': (described(CSV.format(*['']*4).replace(',', ', '), 'Metadata.CSV'), PERSONS, ''),
     'csv_of_a_spreadsheet': (
-        described('\ufeffsep=;\r\nfile_name;text;;\r\n0.png;"a ""big""; man";;\r\n', 'metadata.csv'), ['a "big"; man'], '',
+        described('\ufeffsep=;\r\nfile_name;text;;\r\n0.png;"a ""big""; man";;\r\n', 'metadata.csv'),
+        ['a "big"; man'],
+        '',
     ),
     'dot_slash_paths': (described(rows(name='./{}.png')), PERSONS, ''),
     'folder_named_like_photo': (BESIDE | {'album.jpg': None}, PERSONS, ''),
@@ -120,9 +125,13 @@ READ = {  # case -> files, captions, words of the report
         PERSONS,
         '.thumbnails/',
     ),
-    'workspace_inside': (BESIDE | {'ws/workspace.toml': 'name = "ws"', 'ws/images/real/0.png': 9}, PERSONS, 'a workspace'),
+    'workspace_inside': (
+        BESIDE | {'ws/workspace.toml': 'name = "ws"', 'ws/images/real/0.png': 9}, PERSONS, 'a workspace',
+    ),
     'kohya_meta_json': (
-        described(json.dumps({f'{i}.png': dict(caption=f'person {i}') for i in range(3)}), 'metadata.json'), PERSONS, '',
+        described(json.dumps({f'{i}.png': dict(caption=f'person {i}') for i in range(3)}), 'metadata.json'),
+        PERSONS,
+        '',
     ),
     'kohya_bare_names': (
         described(json.dumps({f'/data/{i}': dict(tags=f'person {i}', train_resolution=[8, 8]) for i in range(3)}),
@@ -162,12 +171,23 @@ def imported(ws): # captions by the order of their photos
     return prompts[ws.table('photo_facts').sort_values('original_path').image_id].tolist()
 
 
+def captions_of(folder, table): # sorted; every photo is really there and no other is meant
+    for r in table.to_dict('records'): read_photo(folder/r['file_name'])
+    return sorted(' '.join(text.split()) for text in table.text)
+
+
 @pytest.mark.parametrize('case', READ)
-def test_a_folder_is_read_as_its_owner_means_it(case, ws, tmp_path):
+def test_a_folder_is_read_as_its_owner_means_it(case, tmp_path):
     files, captions, words = READ[case]
-    report = import_photos(ws, folder_of(tmp_path/case, files), progress=plain)
-    assert sorted(imported(ws)) == sorted(captions) and words in str(report)
-    assert set(report.unnamed) == ({'1.png', '2.png'} if len(captions) == 1 else set())
+    folder = folder_of(tmp_path/case, files)
+    table = read_captions(folder)
+    assert captions_of(folder, table) == sorted(captions) and words in '; '.join(table.attrs['notes'])
+    assert set(table.attrs['unnamed']) == ({'1.png', '2.png'} if len(captions) == 1 else set())
+
+
+def test_the_report_of_an_import_says_what_was_passed_over(ws, tmp_path):
+    report = import_photos(ws, folder_of(tmp_path/'photos', READ['masks'][0]), progress=plain)
+    assert imported(ws) == PERSONS and 'passed over: 0-masklabel.png, 1_mask.png (a mask)' in str(report)
 
 
 REFUSED = {  # case -> files, words of the sentence, captions that stay with skip_bad (None: refused too)
@@ -195,31 +215,44 @@ REFUSED = {  # case -> files, words of the sentence, captions that stay with ski
                      '1.png has no caption', [PERSONS[0], PERSONS[2]]),
     'number_as_caption': (described([r | dict(text=7 if i == 1 else r['text']) for i, r in enumerate(rows())]),
                           '1.png has no caption in words, but 7', [PERSONS[0], PERSONS[2]]),
-    'two_captions_beside': (BESIDE | {'0.caption': 'somebody else'}, 'different captions in 0.txt and 0.caption', PERSONS[1:]),
-    'mask_in_metadata': (described([*rows(), dict(file_name='0-masklabel.png', text='a mask')]) | {'0-masklabel.png': 9},
+    'two_captions_beside': (BESIDE | {'0.caption': 'somebody else'},
+                            'different captions in 0.txt and 0.caption', PERSONS[1:]),
+    'mask_in_metadata': (described([*rows(), dict(file_name='0-masklabel.png', text='a')]) | {'0-masklabel.png': 9},
                          'line 4 names 0-masklabel.png, which is no photograph (a mask)', PERSONS),
-    'name_of_two': ({'A.png': 0, 'a.PNG': 1, '2.png': 2, 'metadata.jsonl': [
-        dict(file_name='a.png', text='person 0'), dict(file_name='2.png', text='person 2')]}, 'A.png or a.PNG', PERSONS[2:]),
+    'name_of_two': ({'A.png': 0, 'a.PNG': 1, '2.png': 2, 'metadata.jsonl': [dict(file_name='a.png', text='person 0'),
+                                                                            dict(file_name='2.png', text='person 2')]},
+                    'A.png or a.PNG', PERSONS[2:]),
 }
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_cannot_be_read_is_refused_or_left_out_and_listed(case, ws, tmp_path):
+def test_what_cannot_be_read_is_refused_or_left_out_and_listed(case, tmp_path):
     files, words, left = REFUSED[case]
     folder = folder_of(tmp_path/case, files)
-    with pytest.raises(UserError) as error: import_photos(ws, folder, progress=plain)
-    assert words in str(error.value) and '\n' not in str(error.value) and not len(ws.table('images'))
+    with pytest.raises(UserError) as error: read_captions(folder)
+    assert words in str(error.value) and '\n' not in str(error.value)
     if left is None:
-        with pytest.raises(UserError): import_photos(ws, folder, skip_bad=True, progress=plain)
+        with pytest.raises(UserError): read_captions(folder, skip_bad=True)
         return
+    table = read_captions(folder, skip_bad=True)
+    assert captions_of(folder, table) == left and not set(table.attrs['unnamed']) - {'a.PNG', 'A.png'}
+    (_, reason), = table.attrs['left_out']
+    assert words in reason
+
+
+def test_an_import_lists_what_skip_bad_left_out(ws, tmp_path):
+    folder = folder_of(tmp_path/'photos', REFUSED['empty_txt'][0])
+    with pytest.raises(UserError, match='2.png has no caption'): import_photos(ws, folder, progress=plain)
+    assert not len(ws.table('images'))
     report = import_photos(ws, folder, skip_bad=True, progress=plain)
-    assert sorted(imported(ws)) == left and len(report.refused) == 1 and words in report.refused[0]
+    assert imported(ws) == PERSONS[:2] and '1 refused' in str(report) and '2.png has no caption' in report.refused[0]
 
 
 @pytest.mark.parametrize('header, value, stated', [
     ('Consent', 'withdrawn', dict(consent='withdrawn')), ('consent ', 'no', dict(consent='no')),
     ('CONSENTS', 'No', dict(consent='no')), ('Minors', 'yes', dict(minors='yes')), ('minors', True, dict(minors='yes')),
-    ('Licence', 'CC0', dict(licence='CC0')), ('License', 'CC0', dict(licence='CC0')), ('licenses', 'CC0', dict(licence='CC0')),
+    ('Licence', 'CC0', dict(licence='CC0')), ('License', 'CC0', dict(licence='CC0')),
+    ('licenses', 'CC0', dict(licence='CC0')),
     ('takedown contact', 'me', dict(takedown_contact='me'))])
 def test_a_fact_is_known_however_its_column_is_written(header, value, stated, ws, tmp_path):
     import_photos(ws, folder_of(tmp_path/'photos', described(rows(**{header: [value]*3}))), progress=plain)
@@ -235,15 +268,15 @@ def test_photos_withdrawn_under_a_capital_letter_reach_no_split(ws, tmp_path):
 
 
 @pytest.mark.parametrize('header', [
-    'minor', 'Minor', 'child', 'Children', 'withdrawn', 'opt_out', 'opt-out', 'optout', 'OptOut', 'consent_given', 'concent'])
-def test_a_column_that_may_mean_consent_stops_the_import_with_a_question(header, ws, tmp_path):
+    'minor', 'Minor', 'child', 'Children', 'withdrawn', 'opt_out', 'opt-out', 'optout', 'OptOut', 'consent_given',
+    'concent'])
+def test_a_column_that_may_mean_consent_stops_the_import_with_a_question(header, tmp_path):
     folder = folder_of(tmp_path/'photos', described(rows(**{header: ['yes']*3})))
     for skip in (False, True):
         with pytest.raises(UserError, match=f"metadata.jsonl has a column '{header}'.*\\?.*consent.*minors"):
-            import_photos(ws, folder, skip_bad=skip, progress=plain)
-    assert not len(ws.table('images'))
+            read_captions(folder, skip)
     folder_of(folder, described(rows(attributes=[{header: 'yes'}]*3)))
-    with pytest.raises(UserError, match=f"'{header}' among its attributes"): import_photos(ws, folder, progress=plain)
+    with pytest.raises(UserError, match=f"'{header}' among its attributes"): read_captions(folder)
 
 
 def test_other_columns_are_kept_aside_and_said(ws, tmp_path):
@@ -265,8 +298,9 @@ def test_folders_that_are_links_are_entered_once_and_loops_are_passed_over(ws, t
 def test_a_name_that_is_not_utf_8_is_refused_by_name(ws, tmp_path):
     folder = folder_of(tmp_path/'photos', photos(n=1, text='.txt'))
     name = os.fsencode(folder) + b'/' + '照片'.encode('gbk')
-    for suffix, content in ((b'.png', picture(1)), (b'.txt', b'person 1')): Path(os.fsdecode(name + suffix)).write_bytes(content)
-    with pytest.raises(UserError, match=r'\\xd5\\xd5.*png is not UTF-8; rename'): import_photos(ws, folder, progress=plain)
+    for suffix, content in ((b'.png', picture(1)), (b'.txt', b'person 1')):
+        Path(os.fsdecode(name + suffix)).write_bytes(content)
+    with pytest.raises(UserError, match=r'\\xd5\\xd5.*png is not UTF-8; rename'): read_captions(folder)
     report = import_photos(ws, folder, skip_bad=True, progress=plain)
     assert imported(ws) == ['person 0'] and r'\xd5\xd5' in report.refused[0]
 
@@ -275,7 +309,8 @@ def dataset(folder, columns): # as `datasets.save_to_disk` writes it
     import pyarrow as pa
     (folder/'train').mkdir(parents=True)
     table = pa.table(columns)
-    with pa.OSFile(str(folder/'train'/'data-0.arrow'), 'wb') as f, pa.ipc.new_stream(f, table.schema) as out: out.write_table(table)
+    with pa.OSFile(str(folder/'train'/'data-0.arrow'), 'wb') as f, pa.ipc.new_stream(f, table.schema) as out:
+        out.write_table(table)
     (folder/'dataset_dict.json').write_text('{"splits": ["train"]}')
     (folder/'train'/'state.json').write_text('{"_data_files": [{"filename": "data-0.arrow"}]}')
     return folder
@@ -285,13 +320,13 @@ def inside(*numbers): return [dict(bytes=None if n is None else picture(n), path
 
 
 def test_of_two_image_columns_image_counts(ws, tmp_path):
-    from hgdpo_curate.images.decode import pixel_hash, read_photo
+    from hgdpo_curate.images.decode import pixel_hash
     folder = dataset(tmp_path/'photos', dict(conditioning_image=inside(7, 8), image=inside(0, 1), text=PERSONS[:2]))
     report = import_photos(ws, folder, progress=plain)
     expected = {pixel_hash(read_photo('x.png', picture(n))[0]) for n in (0, 1)}
     assert set(ws.table('photo_facts').image_id) == expected and 'kept aside: conditioning_image' in str(report)
     other = dataset(tmp_path/'other', dict(depth=inside(7, 8), photo=inside(0, 1), text=PERSONS[:2]))
-    with pytest.raises(UserError, match='picture columns depth, photo; rename'): import_photos(ws, other, progress=plain)
+    with pytest.raises(UserError, match='picture columns depth, photo; rename'): read_captions(other)
 
 
 def test_a_row_without_a_picture_is_named_or_left_out(ws, tmp_path):
@@ -339,6 +374,6 @@ def test_the_metadata_of_real_photographs_is_read_as_it_stands(test_data, name):
     folder = test_data/'photos'/name
     lines = [json.loads(x) for x in (folder/'metadata.jsonl').read_text().split('\n') if x]
     table = read_captions(folder)
-    assert table.file_name.tolist() == [r['file_name'] for r in lines] and table.text.tolist() == [r['text'] for r in lines]
+    for column in ('file_name', 'text'): assert table[column].tolist() == [r[column] for r in lines]
     for column, stated in (('box', 'person_box'), ('tags', 'tags'), ('licence', 'licence'), ('source', 'source')):
         if any(stated in r for r in lines): assert table[column].tolist() == [r[stated] for r in lines]
