@@ -87,7 +87,9 @@ def _list_in(text): # a list that a CSV holds as text
 # %% ../../nbs/2_images/00_captions.ipynb #caption-column
 def _no_column(path, column, columns):
     there = ', '.join(map(printable, columns))
-    return UserError(f'{path} has no column {column!r}, only {there}; every row needs file_name and text (the caption).')
+    return UserError(
+        f'{path} has no column {column!r}, only {there}; every row needs file_name and text (the caption).'
+    )
 
 def _filled_captions(records, columns): # of `CAPTIONS`, those that hold anything
     return [
