@@ -170,8 +170,9 @@ def _read_source(reading, source):
         try:
             file, content = _file_of(reading, source, record, columns, n)
             row = _with_caption(_stated_row(record, columns), caption, reading.folder/printable(file), record.where)
+            if printable(file) != file: raise _bad_name(reading.folder/file)
         except UserError as e:
-            reading.leave_out(file, e)
+            if file not in reading.named: reading.leave_out(file, e)
             continue
         cell = next(v for h, v in record.stated.items() if columns[h] == caption and not is_empty(v))
         several += isinstance(cell, (list, tuple)) and len(cell) > 1
@@ -281,8 +282,9 @@ def read_captions(
 # %% ../../nbs/2_images/00_captions.ipynb #note-on-others
 def _leave_out_badly_named(reading):
     for path in reading.listing.badly_named:
-        name = reading.folder/printable(path)
-        reading.leave_out(path, UserError(f'The name of {name} is not UTF-8; rename the file.'))
+        reading.leave_out(str(path), _bad_name(reading.folder/path))
+
+def _bad_name(path): return UserError(f'The name of {printable(path)} is not UTF-8; rename it.')
 
 def _notes_on_files(reading, sources) -> list: # of phrases: what is passed over, and what is not read
     used = set(reading.used)
