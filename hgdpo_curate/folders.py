@@ -66,7 +66,7 @@ def _walk(listing, here, entered): # yields the relative path of each file
         if entry.is_dir():
             reason = _closed(listing.root, entry, entered)
             if not reason: yield from _walk(listing, path, entered)
-            elif entry.is_symlink(): listing.passed_over.append((printable(path), reason))   # it may lead to all of a disk
+            elif entry.is_symlink(): listing.passed_over.append((printable(path), reason))  # not counted: may be a disk
             elif n := _pictures_in(listing.root/path):
                 listing.passed_over.append((printable(f'{path}/'), f'{reason}, with {n} picture{"s"*(n > 1)}'))
         elif entry.is_file(): yield path
