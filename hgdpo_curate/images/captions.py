@@ -11,7 +11,8 @@ import difflib, json, os, re, unicodedata
 from pathlib import Path
 import pandas as pd
 from ..files import UserError
-from ..folders import count_others, count_reasons, list_photos, PhotoNames, printable, reason_against, SUFFIXES
+from ..folders import count_others, count_reasons, list_photos, PhotoNames, printable
+from ..folders import reason_against, SUFFIXES
 from ..sources import find_sources, is_empty, plain_value
 from ..tables import CONSENTS
 from ..texts import read_text
@@ -42,7 +43,8 @@ def column_of(header: str) -> str: # one of `COLUMNS`, '?' for what may mean con
 
 def _is_near(name): # a word that speaks of consent or minors, or one of the two misspelt
     if NEAR & {w.removesuffix('s') for w in name.split('_')} or 'opt_out' in name: return True
-    return bool(difflib.get_close_matches(name, ('consent', 'minors'), cutoff=.84)) and name not in ('content', 'contents')
+    if name in ('content', 'contents'): return False
+    return bool(difflib.get_close_matches(name, ('consent', 'minors'), cutoff=.84))
 
 # %% ../../nbs/2_images/00_captions.ipynb #columns-of
 def _columns_of(records, path) -> dict: # header -> column; raises `UserError` for one that may mean consent
@@ -83,6 +85,12 @@ def _list_in(text): # a list that a CSV holds as text
     return value if value and all(isinstance(v, str) for v in value) else text
 
 # %% ../../nbs/2_images/00_captions.ipynb #caption-column
+def _no_column(path, column, columns):
+    there = ', '.join(map(printable, columns))
+    return UserError(
+        f'{path} has no column {column!r}, only {there}; every row needs file_name and text (the caption).'
+    )
+
 def _filled_captions(records, columns): # of `CAPTIONS`, those that hold anything
     return [
         c for c in CAPTIONS
@@ -91,7 +99,7 @@ def _filled_captions(records, columns): # of `CAPTIONS`, those that hold anythin
 
 def _caption_column(records, columns, path): # which of `CAPTIONS` counts
     there = [c for c in CAPTIONS if c in columns.values()]
-    if not there: raise UserError(f"{path} has no column 'text'; every row needs file_name and text (the caption).")
+    if not there: raise _no_column(path, 'text', columns)
     return [*_filled_captions(records, columns), *there][0]
 
 def _notes_on_columns(records, columns, path) -> list: # of phrases: which columns are not used
@@ -132,7 +140,7 @@ class _Reading:
     def leave_out(self, file, error):
         "List a photo with the reason, or stop."
         if not self.skip_bad:
-            raise UserError(f'{str(error)[:-1]} (with skip_bad such photos are left out and listed).') from error
+            raise UserError(f'{str(error)[:-1]}; with skip_bad such photos are left out and listed.') from error
         self.left_out.append((printable(file), str(error)))
         self.named.add(file)
 
@@ -152,7 +160,7 @@ def _read_source(reading, source):
     columns = _columns_of(records, path)
     pictures = any(r.picture is not None for r in records)
     if records and 'file_name' not in columns.values() and not pictures:
-        raise UserError(f"{path} has no column 'file_name'; every row needs file_name and text (the caption).")
+        raise _no_column(path, 'file_name', columns)
     if not records: raise UserError(f'{path} has no rows; describe your photos in it, or delete it.')
     caption = _caption_column(records, columns, path)
     reading.notes += _notes_on_columns(records, columns, source.path)
@@ -162,13 +170,15 @@ def _read_source(reading, source):
         try:
             file, content = _file_of(reading, source, record, columns, n)
             row = _with_caption(_stated_row(record, columns), caption, reading.folder/printable(file), record.where)
+            if printable(file) != file: raise _bad_name(reading.folder/file)
         except UserError as e:
-            reading.leave_out(file, e)
+            if file not in reading.named: reading.leave_out(file, e)
             continue
         cell = next(v for h, v in record.stated.items() if columns[h] == caption and not is_empty(v))
         several += isinstance(cell, (list, tuple)) and len(cell) > 1
         reading.take(file, row | content, record.where)
-    if several: reading.notes.append(f'{several} photos of {source.path} have several captions; the first of each counts')
+    if several:
+        reading.notes.append(f'{several} photos of {source.path} have several captions; the first of each counts')
 
 # %% ../../nbs/2_images/00_captions.ipynb #with-caption
 def _with_caption(row, caption, file, where):
@@ -225,7 +235,7 @@ DATA_SUFFIXES = {'.csv', '.tsv', '.json', '.jsonl', '.parquet', '.xlsx', '.xls',
 def _caption_beside(reading, photo, files) -> str: # raises `UserError`
     folder = reading.folder
     if not files:
-        unread = [str(p) for p in reading.listing.others if p.suffix.lower() in DATA_SUFFIXES]
+        unread = [str(p) for p in reading.listing.others if p.suffix.lower() in DATA_SUFFIXES and p not in reading.used]
         raise UserError(
             f'{folder/photo} has no caption; write one into {photo.with_suffix(".txt")} beside it, or all of them into '
             'a metadata.jsonl with file_name and text'
@@ -252,32 +262,37 @@ def read_captions(
     reading = _Reading(Path(folder), skip_bad)
     listing, sources = reading.listing, find_sources(reading.listing)
     _refuse_consent_files(listing)
-    for path in listing.badly_named:
-        name = reading.folder/printable(path)
-        reading.leave_out(path, UserError(f'The name of {name} is not UTF-8; rename the file.'))
+    _leave_out_badly_named(reading)
     for source in sources: _read_source(reading, source)
     described = {s.path.parent for s in sources}
     loose = [p for p in listing.photos if not described & set(p.parents) and str(p) not in reading.named]
+    reading.used.update(s.path for s in sources)
     _captions_beside(reading, loose)
     _refuse_empty(reading, sources)
-    df = pd.DataFrame(reading.rows, dtype=object)
-    df.attrs = dict(
+    table = pd.DataFrame(reading.rows, dtype=object)
+    table.attrs = dict(
         left_out=reading.left_out,
         passed_over=listing.passed_over,
         unnamed=[str(p) for p in listing.photos if str(p) not in reading.named],
         shared_captions=reading.shared,
-        notes=list(dict.fromkeys(reading.notes)) + count_reasons(listing.passed_over) + _note_on_others(reading, sources),
+        notes=[*dict.fromkeys(reading.notes), *_notes_on_files(reading, sources)],
     )
-    return df
+    return table
 
 # %% ../../nbs/2_images/00_captions.ipynb #note-on-others
-def _note_on_others(reading, sources) -> list: # of at most one sentence
-    used = reading.used | {s.path for s in sources}
-    if any(s.reader.__name__ == '_read_arrow' for s in sources):
+def _leave_out_badly_named(reading):
+    for path in reading.listing.badly_named:
+        reading.leave_out(str(path), _bad_name(reading.folder/path))
+
+def _bad_name(path): return UserError(f'The name of {printable(path)} is not UTF-8; rename it.')
+
+def _notes_on_files(reading, sources) -> list: # of phrases: what is passed over, and what is not read
+    used = set(reading.used)
+    if any(s.is_arrow for s in sources):
         parts = {'dataset_info.json', 'state.json'}
         used |= {p for p in reading.listing.others if p.name in parts or p.suffix == '.arrow'}
     others = count_others([p for p in reading.listing.others if p not in used])
-    return [others] if others else []
+    return count_reasons(reading.listing.passed_over) + ([others] if others else [])
 
 def _refuse_empty(reading, sources):
     if reading.rows: return
@@ -286,7 +301,7 @@ def _refuse_empty(reading, sources):
             f'None of the {len(reading.left_out)} photos of {reading.folder} could be taken in; the first: '
             f'{reading.left_out[0][1]}'
         )
-    there = '; '.join(count_reasons(reading.listing.passed_over) + _note_on_others(reading, sources))
+    there = '; '.join(_notes_on_files(reading, sources))
     raise UserError(
         f'{reading.folder} holds no photos ({", ".join(sorted(SUFFIXES))}); put some there, with a metadata.jsonl or '
         f'a .txt beside each{f" ({there})" if there else ""}.'
@@ -299,8 +314,8 @@ def _refuse_consent_files(listing):
         if p.suffix.lower() not in (*DATA_SUFFIXES, *CAPTION_SUFFIXES) or (p.parent, p.stem) in photos: continue
         if column_of(p.stem) in ('?', 'consent', 'minors'):
             raise UserError(
-                f'{listing.root/p} is not read: may these people be trained on? State it in the metadata, in the columns '
-                'consent and minors, and move the file elsewhere.'
+                f'{listing.root/p} is not read: may these people be trained on? State it in the metadata, in the '
+                'columns consent and minors, and move the file elsewhere.'
             )
 
 # %% ../../nbs/2_images/00_captions.ipynb #stated-facts-2
