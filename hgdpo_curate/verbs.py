@@ -8,10 +8,10 @@ __all__ = ['STATED', 'NO_WORKSPACE', 'make_workspace', 'bring_in', 'train_small'
            'print_samples', 'print_table', 'print_checks']
 
 # %% ../nbs/8_run/03_verbs.ipynb #imports
-import getpass, os, sys
+import getpass, os, shlex
 from pathlib import Path
 
-from .files import UsageError
+from .files import command_line, UsageError
 
 # %% ../nbs/8_run/03_verbs.ipynb #make
 def make_workspace(
@@ -138,7 +138,7 @@ def review_in_app(
     if build_only: return f'{build_dataset(workspace, scorer).name} is built, with its saved views'
     app = open_app(workspace, view, port, scorer)
     print(f'The App is open at {app.url}; close its tab or press Ctrl-C here when done, then run: '
-          f'hgdpo review --workspace {workspace}')
+          f'{command_line("review", workspace)}')
     try: app.wait(-1)
     except KeyboardInterrupt: print()
 
@@ -171,7 +171,7 @@ def ask_people(
         device,
     )
     print(f'The study is open at {server.url}\nClose the page and press Ctrl-C here when done; results: '
-          f'hgdpo study --workspace {workspace} --results', flush=True)
+          f'{command_line("study", workspace, results=True)}', flush=True)
     try: server.serve_forever()
     except KeyboardInterrupt: print()
     finally: server.server_close()
@@ -268,7 +268,7 @@ def write_card(
         print(write_questions(workspace))
         return 0
     card = write_model_card(workspace, run) if run else make_card(workspace, split, with_photos)
-    print(f'{card} --workspace {workspace}' if card.missing else card)
+    print(f'{card} --workspace {shlex.quote(str(workspace))}' if card.missing else card)
     return 1 if card.missing and strict else 0
 
 # %% ../nbs/8_run/03_verbs.ipynb #take-out
@@ -295,21 +295,29 @@ def take_out(
 
 # %% ../nbs/8_run/03_verbs.ipynb #print-split
 def print_split(folder, given):
-    "A frozen split: pairs per stage, and why prompts have none."
+    "A frozen split: pairs per stage, why prompts have none, and what comes next."
     from hgdpo_curate.curate.pairs import without_pair
-    from hgdpo_curate.curate.splits import read_stages
+    from hgdpo_curate.curate.splits import counted, explain_left_out, read_stages
     from hgdpo_curate.files import read_json
     info = read_json(folder/'split.json')
     bare = without_pair(read_stages(folder), info['dropped'])
     print(folder)
-    for stage, count in (info['counts'] | dict(test=info['test_prompts'])).items():
-        reasons = [d['reason'] for d in info['dropped'].get(stage, [])]
-        print(
-            f'{stage}: {count} prompts, left out:' if stage == 'test'
-            else f'{stage}: {count} pairs, {bare[stage]} prompts without one; left out:',
-            *[f'  {reasons.count(r)} × {r}' for r in dict.fromkeys(reasons)],
-            sep='\n',
-        )
+    for stage, count in info['counts'].items():
+        without = f', {counted(bare[stage], "prompt")} without one' if bare[stage] else ''
+        print(f'{stage}: {counted(count, "pair")}{without}')
+        for line in explain_left_out(info['dropped'].get(stage, [])): print(f'  {line}')
+    print(f'test: {counted(info["test_prompts"], "prompt")}')
+    for line in explain_left_out(info['dropped'].get('test', [])): print(f'  {line}')
+    if all(info['counts'].values()): print(f'next: {_train_command(folder, given)}')
+
+def _train_command(split, given): # the folder of a split
+    from hgdpo_curate.files import UserError
+    from hgdpo_curate.train.presets import presets_for
+    from hgdpo_curate.workspace import open_workspace
+    ws, name = open_workspace(given['workspace']), None if split.name == 'v1' else split.name
+    try: preset = presets_for(ws.base_model)[0]
+    except (UserError, OSError): preset = 'PRESET'                # the base is not at hand on this machine
+    return command_line('train', ws, split=name, preset=preset)
 
 def print_reviews(result, given):
     "How many decisions were read back, and which tags mean nothing."
@@ -325,15 +333,19 @@ def print_reviews(result, given):
 
 # %% ../nbs/8_run/03_verbs.ipynb #print-run
 def print_run(run, given):
-    "A trained run and its model card, written by the first process only."
+    "A trained run, its model card, written by the first process only, and what comes next."
     if os.environ.get('RANK', '0') != '0': return
     from hgdpo_curate.document.model_card import write_model_card
-    print(run, write_model_card(given['workspace'], run.name).path, sep='\n')
+    ws = given['workspace']
+    print(run, write_model_card(ws, run.name).path, sep='\n')
+    draw = command_line('sample', ws, run=run.name, prompt='WHAT TO DRAW')
+    print(f'next: {command_line("evaluate", ws, run=run.name)}\nor draw with it: {draw}')
 
 def print_samples(files, given):
-    "Files drawn; without a run they are the base model's."
-    if not given.get('run'): print('Drawn by the base model; with a trained LoRA: --run NAME', file=sys.stderr)
+    "Files drawn, and their contact sheet."
+    from hgdpo_curate.train.samples import sheet_of
     print(*files, sep='\n')
+    if sheet := sheet_of(files): print(f'all on one page: {sheet}')
 
 def print_table(table, given):
     "A table without its index."

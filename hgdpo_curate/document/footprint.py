@@ -16,6 +16,7 @@ from ..files import read_json, short_id, UserError
 from ..images.decode import pixel_hash, read_photo
 from ..images.photos import offered_files, tombstone_of
 from ..train.cache import prompt_key
+from ..workspace import is_begun
 
 # %% ../../nbs/7_document/08_footprint.ipynb #footprint
 @dataclass
@@ -167,13 +168,16 @@ def _splits_that_list(ws, t) -> dict: # split -> files
     return splits
 
 # %% ../../nbs/7_document/08_footprint.ipynb #runs-on
+def _begun_configs(ws): # config.json of the runs; a start that failed is none
+    return [f for f in sorted((ws.root/'runs').glob('[!.]*/config.json')) if is_begun(f.parent)]
+
 def _runs_on(ws, t) -> dict: # run -> how it met the photo, in words
     """Which models learned from it: runs by their split or their base.
 
     Fine-tuned and tiny bases learn from all photos of the training fold.
     """
     runs, fold = {}, set(ws.table('prompts').set_index('prompt_id').fold.reindex(t.prompts))
-    configs = {f.parent.name: read_json(f) for f in sorted((ws.root/'runs').glob('[!.]*/config.json'))}
+    configs = {f.parent.name: read_json(f) for f in _begun_configs(ws)}
     for run, config in configs.items():
         rows = t.splits.get(config.get('split'), {})
         if set(rows) & set(PAIR_STAGES): runs[run] = 'trained on it'

@@ -17,6 +17,7 @@ from .facts import sft_of
 from hgdpo_curate.document.licences import (
     base_licence, components, FORBIDDEN, hub_licence, licence_text, licences_of, original,
 )
+from ..files import command_line
 
 # %% ../../nbs/7_document/06_model_card.ipynb #imports-3
 from .pages import Card, code, escape, is_hub_id, render_card, sheet, shown_base, with_head
@@ -285,7 +286,7 @@ def _read_config(ws, run): # of a run of the curriculum
             'cannot be written.'
         )
     raise UserError(
-        f'There is no run {run!r} in {ws.root / "runs"}; train one with: hgdpo train --workspace {ws.root}'
+        f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
     )
 
 # %% ../../nbs/7_document/06_model_card.ipynb #write-model-card-2

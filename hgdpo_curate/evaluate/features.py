@@ -15,7 +15,7 @@ from ..registry import find_weights, load_state, WEIGHTS, weights_version
 from ..train.cache import Shards
 from ..train.small_judges import run_evaluator
 from ..show import progress_bar
-from ..files import file_sha256, short_id, UsageError, UserError
+from ..files import command_line, file_sha256, short_id, UsageError, UserError
 
 # %% ../../nbs/6_evaluate/01_features.ipynb #load-pixels
 def load_pixels(
@@ -156,7 +156,7 @@ def load_extractor(
         return TinyFeatures(workspace_evaluator(ws), file_sha256(folder/'evaluator.safetensors')[:8])
     if name == 'tiny':
         raise UserError(
-            f'No tiny evaluator knows these photos; train one with: hgdpo tiny --workspace {ws.root}, or choose '
+            f'No tiny evaluator knows these photos; train one with: {command_line("tiny", ws)}, or choose '
             '--extractor inception.'
         )
     if name == 'inception': return Inception(path, device)

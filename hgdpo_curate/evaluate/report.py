@@ -420,7 +420,7 @@ def write_report(
 def report_runs(
     workspace,  # a `Workspace` or its folder
     run: str = None,  # that stages belong to, and whose folder takes the results; None takes the newest
-    arms=tuple(ARMS),  # stages of the run, other runs, or RUN/STAGE
+    arms=None,  # stages of the run, other runs, or RUN/STAGE; None takes all stages of the run
     with_photos: bool = False,  # embed photographs of real people
     command: str = None,  # what to print as the command that made it; None takes this process's
     **evaluate,  # further arguments of `evaluate_runs`

@@ -16,6 +16,7 @@ from .features import workspace_evaluator
 from .measures import HIGHER, LABELS, measure_images, paired_gain, within
 from .statistics import bootstrap, FEW
 from ..toy.drawings import is_drawn
+from ..files import command_line
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #imports-2
 from ..files import atomic_path, read_json, UserError, write_json, write_text
@@ -179,7 +180,7 @@ def _results_markdown(comparison):
 def evaluate_named(
     workspace,  # a `Workspace` or its folder
     run: str = None,  # name of a run; None takes the newest
-    arms=tuple(ARMS),  # which models: stages of the run, other runs, or RUN/STAGE
+    arms=None,  # which models: stages of the run, other runs, or RUN/STAGE; None takes all stages of the run
     limit: int = None,  # only the first so many test prompts
     scorer='tiny',  # preference estimators: a key of `SCORERS`, a `Scorer`, or a list of them
     with_photos: bool = False,  # photographs of real people in the grid; drawn people are always shown
@@ -190,7 +191,7 @@ def evaluate_named(
     ws = open_workspace(workspace)
     if run is not None and not (ws.root/'runs'/run/'config.json').exists():
         raise UserError(
-            f'There is no run {run!r} in {ws.root / "runs"}; train one with: hgdpo train --workspace {ws.root}'
+            f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
         )
     candidates, configs = named_arms(ws, arms, run, device)
     split = one_split(configs)
@@ -213,7 +214,7 @@ def evaluate_named(
 def evaluate_runs(
     workspace,  # a `Workspace` or its folder
     run: str = None,  # name of a run; None takes the newest
-    arms=tuple(ARMS),  # which models: stages of the run, other runs, or RUN/STAGE
+    arms=None,  # which models: stages of the run, other runs, or RUN/STAGE; None takes all stages of the run
     per_prompt: int = 2,  # images per test prompt
     limit: int = None,  # only the first so many test prompts
     scorer='tiny',  # preference estimators: a key of `SCORERS`, a `Scorer`, or a list of them
