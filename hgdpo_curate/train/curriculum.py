@@ -250,6 +250,13 @@ def check_stages(ws, data: dict, preset: Preset, pairs: dict): # pairs: stage's 
             empty = next((n for n in names if not len(data[n])), names[0])
             raise UserError(f'The stage {s.name} has no pairs: {empty_stage(ws, data["info"], empty)}.')
 
+# %% ../../nbs/5_train/09_curriculum.ipynb #checked-pairs
+def _checked_pairs(ws, data, preset): # -> stage's name -> its pairs
+    held_out = hold_out(data['easy'].prompt_id) if preset.keep_best else set()
+    pairs = {s.name: stage_pairs(data, s, held_out) for s in preset.stages}
+    check_stages(ws, data, preset, pairs)
+    return pairs
+
 # %% ../../nbs/5_train/09_curriculum.ipynb #plan
 PASSES = 100     # over the pairs; a rule of thumb for few photos, not a measured figure
 
@@ -367,9 +374,7 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     of_base = dict(base=portable_base(ws.root, base), base_hash=model)
     config = dict(preset=recipe) | of_split | of_base
     _check_begun(folder, config)
-    held_out = hold_out(data['easy'].prompt_id) if preset.keep_best else set()
-    pairs = {s.name: stage_pairs(data, s, held_out) for s in preset.stages}
-    check_stages(ws, data, preset, pairs)
+    pairs = _checked_pairs(ws, data, preset)
     context = RunContext(
         ws,
         preset,
@@ -379,21 +384,10 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
         distributed=distributed,
         progress=progress,
     )
-    context.validation = validation_of(
-        ws,
-        preset,
-        data,
-        scorer=scorer,
-        device=distributed.device,
-    )
+    of_validation = dict(scorer=scorer, device=distributed.device)
+    context.validation = validation_of(ws, preset, data, **of_validation)
     _say_plan(context, pairs, folder)
     context.fill_cache([*pairs.values()])
     if distributed.main: write_json(folder/'config.json', config)
-    train_stages(
-        context,
-        folder,
-        pairs,
-        resume_from=resume_from_checkpoint,
-        reuse=reuse,
-    )
+    train_stages(context, folder, pairs, resume_from_checkpoint, reuse)
     return folder
