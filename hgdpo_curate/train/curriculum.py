@@ -241,7 +241,12 @@ def check_needs(preset: Preset, base): # hub id or folder
     check_trackers(preset.report_to)
     check_suits(preset, base)
 
-def check_stages(ws, data: dict, preset: Preset, pairs: dict): # pairs: stage's name -> its pairs
+def check_stages(
+    ws,              # the workspace
+    data: dict,      # a split of `load_split`
+    preset: Preset,  # whose stages are checked
+    pairs: dict,     # stage's name -> its pairs
+):
     "Raises `UserError` where a stage has no pairs, or not such as it can train on."
     for s in preset.stages:
         if len(pairs[s.name]): check_pairs(pairs[s.name], s)
@@ -273,7 +278,7 @@ def _disk(ws, preset, pipe, pairs): # bytes of cache and checkpoints
     return images*ws.size[0]*ws.size[1]//2 + adapter*kept
 
 def plan_of(
-    preset: Preset,
+    preset: Preset,      # what is trained
     pairs: dict,         # stage's name -> its pairs
     processes: int = 1,  # that train together
     disk: float = 0,     # bytes that cache and checkpoints take
@@ -282,21 +287,21 @@ def plan_of(
     batch = {s.name: s.train_batch_size*preset.gradient_accumulation_steps*processes for s in preset.stages}
     steps = {s.name: s.max_train_steps for s in preset.stages}
     forwards = sum(steps[s.name]*batch[s.name]*_forwards_per_pair(s, preset) for s in preset.stages)
-    said = [
+    sentences = [
         f'{preset.name}: {sum(steps.values()):,} steps ({", ".join(f"{n} {k:,}" for n, k in steps.items())}) of '
         f'{max(batch.values())} pairs, about {forwards:,.0f} U-Net forwards of one image, {disk/1e9:.2g} GB of disk.'
     ]
     if memory := MEMORY.get(origin_of(preset)):
-        said.append(f'On the GPU about {memory:g} GiB are needed (counted, not measured), cuDNN\'s workspace on top.')
+        sentences.append(f'On the GPU it takes about {memory:g} GiB (counted, not measured) and what cuDNN adds.')
     first = max(preset.stages, key=lambda s: steps[s.name]*batch[s.name]/len(pairs[s.name]))
     passes, fewer = steps[first.name]*batch[first.name]/len(pairs[first.name]), len(pairs[first.name])*PASSES
     if passes > 3*PASSES:
-        said.append(
+        sentences.append(
             f'The steps do not depend on the number of photos: {first.name} meets each of its '
             f'{counted(len(pairs[first.name]), "pair")} {passes:,.0f} times. For so few, about {PASSES} times is a '
             f'rule of thumb: --max_train_steps {-(-fewer//batch[first.name])}.'
         )
-    return ' '.join(said)
+    return ' '.join(sentences)
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #train-stages
 def train_stages(context: RunContext,

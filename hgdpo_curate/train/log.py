@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CURVES', 'HELD_OUT', 'StepFigures', 'draw_curves', 'WinnerWarning', 'LogParts', 'check_trackers', 'open_trackers',
-           'hyperparameters', 'in_notebook', 'LivePicture', 'grid_sheet', 'MetricLogger', 'hold_out', 'Validation',
-           'RunFolder']
+           'hyperparameters', 'in_notebook', 'LivePicture', 'grid_sheet', 'LogRows', 'MetricLogger', 'hold_out',
+           'Validation', 'RunFolder']
 
 # %% ../../nbs/5_train/05_log.ipynb #import-time-warnings
 import base64, dataclasses, io, re, shutil, time, warnings
@@ -233,31 +233,10 @@ def grid_sheet(
     margin = 10 + 7*max(map(len, rows))
     return contact_sheet([*rows.values()], 1, [*rows], margin=margin)
 
-# %% ../../nbs/5_train/05_log.ipynb #metriclogger
-class MetricLogger:
-    "The log of one stage: table, trackers, curves, and the warning above."
-    def __init__(self,
-                 folder,                  # of the stage
-                 name: str,               # of the stage
-                 steps: int,              # that the stage has
-                 report_to: str = 'none', # trackers, see `open_trackers`
-                 progress=None,           # as elsewhere; with one, nothing is drawn live
-                 settings: dict = None    # for the trackers, see `hyperparameters`
-                ):
-        self.folder, self.name, self.rows = Path(folder), name, []
-        self.parts, self.winner = LogParts(self.folder/'log'), WinnerWarning(name, steps)
-        self.live = LivePicture() if progress is None and in_notebook() else None
-        self.live_grid = LivePicture()
-        self.trackers = open_trackers(report_to, self.folder, name)
-        for t in self.trackers if settings else (): _log_settings(t, settings)
-
-    def add(self, figures: StepFigures):
-        "Keep the figures of a step."
-        self.rows.append(figures)
-        values = {k: v for k, v in figures.row().items() if k != 'step'}
-        for t in self.trackers: t.log(values, step=figures.step)
-        self.winner.add(self.rows)
-        if self.live and self.live.due: self._show_curves()
+# %% ../../nbs/5_train/05_log.ipynb #logrows
+class LogRows:
+    "The rows of a stage's log: those on disk, and those since the last time they were written."
+    def __init__(self, folder): self.parts, self.rows = LogParts(Path(folder)/'log'), [] # folder: of the stage
 
     def flush(self):
         "Write the rows since the last time, whole or not at all."
@@ -274,6 +253,32 @@ class MetricLogger:
         tables = [pd.read_parquet(p) for p in self.parts.files()]
         if self.rows: tables.append(pd.DataFrame([r.row() for r in self.rows]))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(dict(step=[]))
+
+# %% ../../nbs/5_train/05_log.ipynb #metriclogger
+class MetricLogger(LogRows):
+    "The log of one stage: table, trackers, curves, and the warning above."
+    def __init__(self,
+                 folder,                  # of the stage
+                 name: str,               # of the stage
+                 steps: int,              # that the stage has
+                 report_to: str = 'none', # trackers, see `open_trackers`
+                 progress=None,           # as elsewhere; with one, nothing is drawn live
+                 settings: dict = None    # for the trackers, see `hyperparameters`
+                ):
+        super().__init__(folder)
+        self.folder, self.name, self.winner = Path(folder), name, WinnerWarning(name, steps)
+        self.live = LivePicture() if progress is None and in_notebook() else None
+        self.live_grid = LivePicture()
+        self.trackers = open_trackers(report_to, self.folder, name)
+        for t in self.trackers if settings else (): _log_settings(t, settings)
+
+    def add(self, figures: StepFigures):
+        "Keep the figures of a step."
+        self.rows.append(figures)
+        values = {k: v for k, v in figures.row().items() if k != 'step'}
+        for t in self.trackers: t.log(values, step=figures.step)
+        self.winner.add(self.rows)
+        if self.live and self.live.due: self._show_curves()
 
     def grid(self, images, step: int):
         "Keep a row of pictures of this step; TensorBoard gets them too."
@@ -294,10 +299,8 @@ class MetricLogger:
         with atomic_path(self.folder/'metrics.parquet') as tmp: log.to_parquet(tmp, index=False)
         with atomic_path(self.folder/'curves.png') as tmp:
             draw_curves(log, self.name).savefig(tmp, dpi=90, format='png')
+        if self.live: self._show_curves()
         shutil.rmtree(self.parts.folder, ignore_errors=True)
-        if self.live:
-            self.live.show(draw_curves(log, self.name).savefig)
-            _shown_live.add(str(self.folder))
         return log
 
     def close(self):

@@ -266,7 +266,8 @@ def presets_for(base) -> tuple: # hub id or folder -> keys of `PRESETS`, the one
     from hgdpo_curate.pipelines import MANNEQUIN, pipeline_folder
     folder = pipeline_folder(base)
     widths = (read_json(folder/'unet'/'config.json') or {}).get('block_out_channels', (320,))
-    if max(widths) < 320: return ('mannequin', 'tiny-photos') if str(base) == MANNEQUIN else ('tiny-photos', 'mannequin')
+    tiny = ('mannequin', 'tiny-photos')
+    if max(widths) < 320: return tiny if str(base) == MANNEQUIN else tiny[::-1]
     return ('sdxl-48gb',) if family_in(folder).made_for == 1024 else ('sd15-24gb', 'sd15-12gb', 'sd15-paper')
 
 # %% ../../nbs/5_train/02_presets.ipynb #check-suits
@@ -278,13 +279,13 @@ def check_suits(preset: Preset, base): # hub id or folder
     if not origin or origin in suited: return
     steps = sum(s.max_train_steps for s in preset.stages)
     tiny = 'tiny-photos' in suited
-    said = (
+    sentence = (
         f'The preset {origin} was made for {"Stable Diffusion" if tiny else "other networks"}, and the base '
         f'{Path(str(base)).name} is {"a tiny one" if tiny else "none of these"}; the preset for it is: '
         f'--preset {suited[0]}'
     )
-    if tiny and steps > LONG: raise UserError(f'{said} ({origin} would train {steps:,} steps)')
-    warnings.warn(f'{said}.', stacklevel=2)
+    if tiny and steps > LONG: raise UserError(f'{sentence} ({origin} would train {steps:,} steps)')
+    warnings.warn(f'{sentence}.', stacklevel=2)
 
 # %% ../../nbs/5_train/02_presets.ipynb #load-preset
 def _row(table, name, what): # a row by name. Raises `UsageError` that lists the names

@@ -53,7 +53,11 @@ def newest_run(ws) -> str: # '' where no run is finished
     newest = max(finished, key=lambda f: f.stat().st_mtime, default=None)
     return newest.parents[1].name if newest else ''
 
-def file_name(prompt: str, seed: int, weights: str) -> str: # weights: what drew it
+def file_name(
+    prompt: str,   # what is drawn
+    seed: int,     # of its noise
+    weights: str,  # id of what draws it
+) -> str:
     "The name of a picture: words of the prompt, the seed, and a hash of prompt and weights."
     words = re.sub(r'[^a-z0-9]+', '-', unicodedata.normalize('NFKD', prompt).encode('ascii', 'ignore').decode().lower())
     return f'{words.strip("-")[:48].strip("-") or "picture"}-seed{seed}-{short_id(weights, prompt)[:8]}.png'
@@ -112,7 +116,8 @@ def sample_images(workspace,            # a `Workspace` or its folder
                  ) -> list:             # paths
     """Draw images with the trained LoRA by the paper's inference rules; the PNG files say what drew them.
 
-    A contact sheet lies beside them where there are several. Those there already are not drawn again. Raises `UserError` where there is no such run, or half of a face is given.
+    A contact sheet lies beside them where there are several. Those there already are not drawn again. Raises
+    `UserError` where there is no such run, or half of a face is given.
     """
     ws = open_workspace(workspace)
     run = None if run == BASE else run or newest_run(ws) or None
