@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOW', 'SHARED', 'PASSES', 'recipe_of', 'fingerprint_of', 'run_stage', 'finished_stage', 'RunContext', 'stage_pairs',
-           'validation_of', 'check_needs', 'check_stages', 'plan_of', 'train_stages', 'train_curriculum']
+           'validation_of', 'check_needs', 'check_stages', 'plan_of', 'train_stages', 'say_plan', 'train_curriculum']
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #imports
 import dataclasses, json, shutil
@@ -24,7 +24,7 @@ from .cache import TrainingCache
 from .final_adapter import write_final
 from .log import check_trackers, hold_out, RunFolder, Validation
 from .losses import OBJECTIVES
-from .presets import check_suits, load_preset, MEMORY, origin_of
+from .presets import check_suits, counted_memory, load_preset
 from .recipes import as_dict, GenerationConfig, Preset, Stage
 from .trainer import check_optimizer, StageTrainer
 
@@ -286,19 +286,20 @@ def plan_of(
     "What a training costs: steps, pairs, U-Net forwards, memory and disk, and how often each pair is met."
     batch = {s.name: s.train_batch_size*preset.gradient_accumulation_steps*processes for s in preset.stages}
     steps = {s.name: s.max_train_steps for s in preset.stages}
+    unit = 'pair' if any(OBJECTIVES[s.objective].needs_loser for s in preset.stages) else 'photo'
     forwards = sum(steps[s.name]*batch[s.name]*_forwards_per_pair(s, preset) for s in preset.stages)
     sentences = [
         f'{preset.name}: {sum(steps.values()):,} steps ({", ".join(f"{n} {k:,}" for n, k in steps.items())}) of '
-        f'{max(batch.values())} pairs, about {forwards:,.0f} U-Net forwards of one image, {disk/1e9:.2g} GB of disk.'
+        f'{max(batch.values())} {unit}s, about {forwards:,.0f} U-Net forwards of one image, {disk/1e9:.2g} GB of disk.'
     ]
-    if memory := MEMORY.get(origin_of(preset)):
+    if memory := counted_memory(preset):
         sentences.append(f'On the GPU it takes about {memory:g} GiB (counted, not measured) and what cuDNN adds.')
     first = max(preset.stages, key=lambda s: steps[s.name]*batch[s.name]/len(pairs[s.name]))
     passes, fewer = steps[first.name]*batch[first.name]/len(pairs[first.name]), len(pairs[first.name])*PASSES
     if passes > 3*PASSES:
         sentences.append(
             f'The steps do not depend on the number of photos: {first.name} meets each of its '
-            f'{counted(len(pairs[first.name]), "pair")} {passes:,.0f} times. For so few, about {PASSES} times is a '
+            f'{counted(len(pairs[first.name]), unit)} {passes:,.0f} times. For so few, about {PASSES} times is a '
             f'rule of thumb: --max_train_steps {-(-fewer//batch[first.name])}.'
         )
     return ' '.join(sentences)
@@ -322,7 +323,19 @@ def train_stages(context: RunContext,
     context.distributed.wait()
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #say-plan
-def _say_plan(context, pairs, folder):
+def _about_device(preset, device): # a sentence where a preset for a GPU meets another machine; else ''
+    import torch
+    memory = counted_memory(preset)
+    if not memory and preset.mixed_precision == 'no': return ''
+    if not str(device).startswith('cuda'): return f' There is no GPU in use here, and {preset.name} is made for one.'
+    has = torch.cuda.get_device_properties(device).total_memory/2**30
+    return f' The GPU here has {has:.0f} GiB{", which is too little" if memory and has < memory else ""}.'
+
+def say_plan(
+    context: RunContext,  # with its base loaded
+    pairs: dict,          # stage's name -> its pairs
+    folder,               # of the run; one that is finished is not announced
+):
     "Say what a training costs before it begins. Raises `UserError` where the disk is too small for it."
     need = _disk(context.ws, context.preset, context.pipe, pairs)
     free = shutil.disk_usage(context.ws.root).free
@@ -332,7 +345,8 @@ def _say_plan(context, pairs, folder):
             'GB are free; make room first.'
         )
     if not context.distributed.main or (folder/'final').is_dir(): return
-    announce(plan_of(context.preset, pairs, context.distributed.size, need), context.progress)
+    plan = plan_of(context.preset, pairs, context.distributed.size, need)
+    announce(plan + _about_device(context.preset, context.distributed.device), context.progress)
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #check-resume
 def _check_resume(resume_from):
@@ -391,7 +405,7 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     )
     of_validation = dict(scorer=scorer, device=distributed.device)
     context.validation = validation_of(ws, preset, data, **of_validation)
-    _say_plan(context, pairs, folder)
+    say_plan(context, pairs, folder)
     context.fill_cache([*pairs.values()])
     if distributed.main: write_json(folder/'config.json', config)
     train_stages(context, folder, pairs, resume_from_checkpoint, reuse)

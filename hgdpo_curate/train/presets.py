@@ -7,7 +7,7 @@ __all__ = ['PAPER_STEPS', 'PAPER_STRENGTH', 'MINIATURE', 'PRESETS', 'METHODS', '
            'sd15_paper', 'sd15_24gb', 'sd15_12gb', 'sdxl_48gb', 'mannequin', 'tiny_photos', 'naive', 'e2e',
            'hard_without_easy', 'hard_without_normal', 'sft_after_base', 'sft_after_easy', 'sft_after_normal',
            'sft_after_hard', 'real_winner', 'easy_only', 'n2', 'no_stat', 'high_beta', 'lan', 'origin_of',
-           'presets_for', 'check_suits', 'load_preset']
+           'counted_memory', 'presets_for', 'check_suits', 'load_preset']
 
 # %% ../../nbs/5_train/02_presets.ipynb #from-dataclasses-import-replace
 import warnings
@@ -259,6 +259,14 @@ MEMORY = {'sd15-24gb': 15.0, 'sd15-12gb': 3.0, 'sdxl-48gb': 11.3}
 def origin_of(preset: Preset) -> str: # a key of `PRESETS`; '' for a preset of one's own
     "The preset that a preset or control was made from."
     return next((n for n in PRESETS if preset.name == n or preset.name.startswith(f'{n}-')), '')
+
+def counted_memory(preset: Preset) -> float: # GiB on the GPU; None where it was not counted
+    "What `MEMORY` says, as long as batch and checkpointing are those of the preset."
+    origin = origin_of(preset)
+    if origin not in MEMORY: return None
+    made = PRESETS[origin]()
+    same = {s.train_batch_size for s in preset.stages} == {s.train_batch_size for s in made.stages}
+    return MEMORY[origin] if same and preset.gradient_checkpointing == made.gradient_checkpointing else None
 
 def presets_for(base) -> tuple: # hub id or folder -> keys of `PRESETS`, the one to begin with first
     "The presets that were made for a base of this size and family."
