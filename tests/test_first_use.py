@@ -133,7 +133,8 @@ def test_what_a_training_costs_is_said_and_what_comes_next(finished, copy_of, ca
     assert 'U-Net forwards' in shown.err and 'GB of disk' in shown.err and '(stage 1 of 4)' in shown.err
     assert f'next: hgdpo evaluate --workspace {ws.root} --run a' in shown.out
     assert main(['pool', '--workspace', str(ws.root), '--n', '4']) == 0
-    assert re.search(r'image pool: \d+ images of 40 x 56 to make \(\d+ are there\), about [\d,]+ U-Net', capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(r'image pool: \d+ images of 40 x 56 to make \(\d+ are there\), about [\d,]+ U-Net', said)
 
 
 def test_another_step_count_is_not_called_another_preset(trained):
