@@ -10,7 +10,7 @@ import logging, os, time
 from pathlib import Path
 from .dataset import build_dataset, load_dataset, read_tags
 from .samples import database_answers, dataset_name, import_fiftyone, VIEWS
-from ..files import UsageError, UserError
+from ..files import command_line, UsageError, UserError
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/05_app.ipynb #read-reviews
@@ -24,7 +24,7 @@ def read_reviews(workspace,           # a `Workspace` or its folder
     """
     fo, ws = import_fiftyone(), open_workspace(workspace)
     if not fo.dataset_exists(dataset_name(ws)):
-        raise UserError(f'{ws.root} is not in the App yet; open it with: hgdpo curate --workspace {ws.root}')
+        raise UserError(f'{ws.root} is not in the App yet; open it with: {command_line("curate", ws)}')
     with ws.lock(), database_answers(): return read_tags(load_dataset(fo, dataset_name(ws)), ws, reviewer)
 
 # %% ../../nbs/4_curate/05_app.ipynb #plugins-folder
@@ -100,12 +100,11 @@ class _Noise(logging.Filter):
 # one object: a logger takes it once, however often the App is opened
 _noise = _Noise()
 
-def _quiet_fiftyone(inline):
+def _quiet_fiftyone():
     for name in ('fiftyone.core.config', 'fiftyone.core.session.session'): logging.getLogger(name).addFilter(_noise)
-    # a thread prints that it cannot connect while the server still starts; `show_inline` waits for that
-    if inline:
-        from fiftyone.core.session import client
-        client.print = lambda *args, **kw: None
+    # a thread prints that it cannot connect while the server still starts, or has just been closed
+    from fiftyone.core.session import client
+    client.print = lambda *args, **kw: None
 
 # %% ../../nbs/4_curate/05_app.ipynb #check-port
 _opened = set()     # ports on which this process serves the App itself; a cell that opens it may be run again
@@ -147,7 +146,7 @@ def open_app(workspace,              # a `Workspace` or its folder
     if view and view not in VIEWS: raise UsageError(f'There is no view {view!r}; choose one of {", ".join(VIEWS)}.')
     _check_port(port)
     install_plugin()
-    _quiet_fiftyone(inline)
+    _quiet_fiftyone()
     ds = build_dataset(workspace, scorer)
     if ds.info.get('no_pairs'): print(f'There are no pairs to show yet: {ds.info["no_pairs"]}')
     if proxy_url:

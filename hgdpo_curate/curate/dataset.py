@@ -13,6 +13,7 @@ from hgdpo_curate.curate.samples import (
     database_answers, dataset_name, declare_fields, FIELDS, import_fiftyone, INDEXES, insert_samples, is_ours,
     LABEL_FIELDS, own_tags, sample_id, save_views, update_samples, VIEWS,
 )
+from ..files import command_line
 
 # %% ../../nbs/4_curate/04_dataset.ipynb #imports-2
 from ..files import UserError
@@ -288,7 +289,7 @@ def build_dataset(workspace,           # a `Workspace` or its folder
     fo, ws = import_fiftyone(), open_workspace(workspace)
     if not len(ws.parts('images')):
         raise UserError(
-            f'{ws.root} has no images yet; import photos with: hgdpo photos --workspace {ws.root} --folder PHOTOS'
+            f'{ws.root} has no images yet; import photos with: {command_line("photos", ws)} --folder PHOTOS'
         )
     with ws.lock(), database_answers():
         name, choices = dataset_name(ws), newest_choices(ws) | (dict(scorer=scorer) if scorer else {})

@@ -79,6 +79,9 @@ def _wait_for(process, port, log):
     raise UserError(f'{MONGO_REMEDY} (it did not listen within 30 s; see {log}).')
 
 # %% ../../nbs/4_curate/03_samples.ipynb #import-fiftyone
+def _is_news(record): # FiftyOne's own search for a database of another process; what fails is an error anyway
+    return 'did not respond' not in str(record.msg)
+
 def import_fiftyone():
     """Import fiftyone without tracking and connect to its database.
 
@@ -88,6 +91,7 @@ def import_fiftyone():
     os.environ.setdefault('FIFTYONE_DATABASE_VALIDATION', 'false')
     os.environ.setdefault('FIFTYONE_DEFAULT_APP_ADDRESS', '127.0.0.1')
     os.environ.setdefault('FIFTYONE_PLUGINS_CACHE_ENABLED', 'true')
+    logging.getLogger('fiftyone.core.service').addFilter(_is_news)
     try:
         import fiftyone as fo
         fo.list_datasets()

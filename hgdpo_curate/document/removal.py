@@ -12,7 +12,7 @@ from ..curate.pairs import PAIR_STAGES
 from .erase import PICTURES
 from .footprint import Footprint, Matcher
 from .search import files_of
-from ..files import file_sha256, read_json, UserError, write_json, write_text
+from ..files import command_line, file_sha256, read_json, UserError, write_json, write_text
 from ..images.photos import tombstone_of
 from ..tables import now
 from ..workspace import open_workspace
@@ -67,7 +67,7 @@ def break_split(ws,                # a `Workspace`
     write_text(
         file.with_name(BROKEN),
         f'A photo was taken out of this split on {now()[:10]}, so it is no longer what was frozen. Do not '
-        f'restore it from a copy. Freeze the photos that are left with:\n\n    hgdpo pairs --workspace {ws.root} '
+        f'restore it from a copy. Freeze the photos that are left with:\n\n    {command_line("pairs", ws)} '
         '--split NEW_NAME\n',
     )
     if any(b['subject'] == subject_hash for b in info.get('broken', [])): return
@@ -190,7 +190,7 @@ def clean_app_or_mark(ws, use: bool) -> str: # what was done or is still to do, 
         # whatever ails the database, the rest of the removal goes on
         except Exception as e: why = str(e).splitlines()[0] if str(e) else type(e).__name__
     write_json(ws.root/OUTDATED, dict(at=now(), why=why))
-    return (f'The App was not looked at ({why.rstrip(".")}). Finish with: hgdpo forget --workspace {ws.root}; or '
+    return (f'The App was not looked at ({why.rstrip(".")}). Finish with: {command_line("forget", ws)}; or '
             f'delete its dataset, which is built anew: fiftyone datasets delete {dataset_name(ws)}')
 
 # %% ../../nbs/7_document/11_removal.ipynb #cards-of

@@ -94,11 +94,12 @@ def measure_images(
     evaluator,  # a `TinyEvaluator`, or None
     extractor=None,  # of `load_extractor`
     progress=None,  # as in `progress_bar`
+    label='images',  # whose they are, for the progress bar
 ) -> dict:  # arrays by name; empty where there are no rows
     "What pixels, the evaluator and the feature extractor tell of images."
     if not len(rows): return {}
     shown = progress if len(rows) > AT_A_TIME else lambda total, label: lambda n: None
-    with progress_bar(len(rows), 'looking', shown) as bar:
+    with progress_bar(len(rows), f'measuring {label}', shown) as bar:
         parts = [_measure(ws, rows.iloc[i:i + AT_A_TIME], evaluator, bar) for i in range(0, len(rows), AT_A_TIME)]
     out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     if extractor is not None and not isinstance(extractor, TinyFeatures):

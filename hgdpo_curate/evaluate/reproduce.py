@@ -29,7 +29,7 @@ from ..show import Steps
 from ..train.curriculum import train_curriculum
 from ..train.sft import train_sft
 from ..train.presets import load_preset
-from ..files import atomic_path, read_json, UsageError, UserError, write_json, write_text
+from ..files import atomic_path, command_line, read_json, UsageError, UserError, write_json, write_text
 from ..workspace import create_workspace
 
 # %% ../../nbs/6_evaluate/10_reproduce.ipynb #table-sizes
@@ -223,7 +223,7 @@ def read_figures(folder, name: str) -> pd.DataFrame: # of the tables, a key of `
     files = sorted((Path(folder)/name).glob('seed-*.parquet'))
     if not files:
         raise UserError(
-            f'No seed of the table {name!r} is finished in {folder}; run: hgdpo evaluate --workspace {folder} '
+            f'No seed of the table {name!r} is finished in {folder}; run: {command_line("evaluate", folder)} '
             f'--table {name}'
         )
     return pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)

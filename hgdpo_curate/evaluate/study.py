@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from .candidates import draw_arms, frozen_test_prompts, named_arms, one_split
 from .statistics import binomial_interval
-from ..files import short_id, UsageError, UserError
+from ..files import command_line, short_id, UsageError, UserError
 from ..show import render
 from ..workspace import open_workspace
 
@@ -264,7 +264,8 @@ def study_results(workspace) -> dict: # 'rates', 'agreement', 'pairs': DataFrame
     """
     answers = open_workspace(workspace).table('study')
     if not len(answers):
-        raise UserError('Nobody has answered a study yet; open one with: hgdpo study --workspace W --runs base,hard')
+        command = command_line('study', open_workspace(workspace), runs='base,hard')
+        raise UserError(f'Nobody has answered a study yet; open one with: {command}')
     rates, agreements, pairs = [], [], []
     for (study, question), rows in answers.groupby(['study', 'question'], sort=False):
         wide = rows.pivot(index='pair_id', columns='rater', values='choice')

@@ -8,7 +8,7 @@ __all__ = ['choose_prompts', 'check_base', 'open_base', 'generate_pool']
 # %% ../../nbs/2_images/05_pool.ipynb #import-pandas-as-pd
 import warnings
 import pandas as pd
-from ..files import UsageError, UserError
+from ..files import command_line, UsageError, UserError
 from .jobs import image_job, run_jobs, seed_of
 from .photos import barred_photos
 from ..toy.drawings import is_drawn
@@ -30,8 +30,8 @@ def choose_prompts(
     if prompts is not None: rows = rows[rows.prompt_id.isin(list(prompts))]
     if not len(rows):
         raise UserError(
-            f'{ws.root} has no usable prompts in the {fold} fold; import photos first with: hgdpo photos '
-            f'--workspace {ws.root} --folder PHOTOS'
+            f'{ws.root} has no usable prompts in the {fold} fold; import photos first with: '
+            f'{command_line("photos", ws, folder="PHOTOS")}'
         )
     return rows.head(limit) if limit else rows
 
@@ -56,6 +56,11 @@ def open_base(
     "The workspace's base pipeline. Raises `UserError` for a base with other weights than the pool's."
     from hgdpo_curate.pipelines import load_pipeline, model_hash
     base = base or ws.base_model
+    if not base:
+        raise UserError(
+            f'{ws.root} has no base model yet; give a hub id or folder with --pretrained_model_name_or_path, or train '
+            f'a small one on your photos with: {command_line("tiny", ws)}'
+        )
     model = model_hash(base)
     check_base(ws, model)
     set_base_model(ws, base)
@@ -85,7 +90,7 @@ def _warn_of_mannequin(ws):
     if ws.base_model == MANNEQUIN and not is_drawn(ws):
         warnings.warn(
             'The base model of the package draws drawn people only, whatever a caption says; for photographs '
-            'give your own, or train one on them with: hgdpo tiny',
+            f'give your own, or train one on them with: {command_line("tiny", ws)}',
             stacklevel=3,
         )
 

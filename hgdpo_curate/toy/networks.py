@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 import torch.nn.functional as F
-from ..files import atomic_path, UserError, write_json
+from ..files import atomic_path, command_line, UserError, write_json
 
 # %% ../../nbs/1_toy/02_networks.ipynb #merges-2
 def _merges(words, most): # Counter of words -> list of pairs to merge, most frequent first
@@ -350,7 +350,7 @@ def load_network(folder, name: str):
         net.load_state_dict({k: v.float() for k, v in load_file(folder/f'{name}.safetensors').items()})
     except Exception as e:
         raise UserError(
-            f'The network {folder/name} is missing or cannot be read ({type(e).__name__}); train it with: hgdpo '
-            'tiny --workspace W'
+            f'The network {folder/name} is missing or cannot be read ({type(e).__name__}); train it with: '
+            f'{command_line("tiny", folder.parent if (folder.parent/"workspace.toml").exists() else None)}'
         ) from e
     return net.eval().requires_grad_(False)
