@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'UsageError', 'refuses', 'short_id', 'prompt_id_of', 'pair_id_of', 'atomic_path', 'write_text',
-           'write_json', 'read_json', 'file_sha256']
+           'write_json', 'read_json', 'checked_name', 'file_sha256']
 
 # %% ../nbs/0_base/00_files.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, errno, hashlib, json, os, shutil, uuid
@@ -109,6 +109,20 @@ def read_json(path, default=None):
     "Read a JSON file, or give `default` where there is none."
     p = Path(path)
     return json.loads(p.read_text(encoding='utf-8')) if p.exists() else default
+
+# %% ../nbs/0_base/00_files.ipynb #checked-name
+def checked_name(
+    name,      # as a person gave it
+    what: str, # what it names, for the sentence: 'split', 'run'
+) -> str:  # the name, unchanged
+    "A name that may become a file or folder. Raises `UsageError` for one that would leave its folder or hide in it."
+    text = str(name)
+    good = text.isprintable() and text == text.strip() and not set(text) & set('/\\:*?"<>|') and text[:1] not in '.-~'
+    if text and good and len(text.encode()) <= 200: return text
+    raise UsageError(
+        f'The {what} cannot be called {text!r}; give a name without / and other marks of a path, which does not begin '
+        'with a dot.'
+    )
 
 # %% ../nbs/0_base/00_files.ipynb #file-sha256
 def file_sha256(path) -> str: # 64 hex digits

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATED', 'NO_WORKSPACE', 'make_workspace', 'bring_in', 'train_small', 'score_by', 'review_in_app', 'ask_people',
-           'measure_models', 'measure', 'write_card', 'take_out', 'print_split', 'print_reviews', 'print_run',
-           'print_samples', 'print_table', 'print_checks']
+           'measure_models', 'measure', 'write_card', 'take_out', 'confirmed', 'print_split', 'print_reviews',
+           'print_run', 'print_samples', 'print_table', 'print_checks']
 
 # %% ../nbs/8_run/03_verbs.ipynb #imports
 import getpass, os, sys
@@ -274,24 +274,40 @@ def write_card(
 # %% ../nbs/8_run/03_verbs.ipynb #take-out
 def take_out(
     workspace,                           # a workspace or its folder
-    # image ids as the App shows them, or the photos' files; none goes on with an interrupted removal
+    # image ids as the App shows them, the photos' files or their bare names; none goes on with an interrupted removal
     subject: list[str] = (),
     reason: str = 'asked to be taken out', # written on the tombstone; name nobody
     dry_run: bool = False,               # only say what would go
     app: bool = True,                    # clean FiftyOne's dataset too
-):
-    "Take a photo of a person, and all made from it, out of everything."
+    yes: bool = False,                   # do it without asking; a script must say so
+) -> int: # exit code
+    """Take a photo of a person, and all made from it, out of everything.
+
+    Shows what would go, and asks. Without a terminal and without --yes it only shows.
+    """
     from hgdpo_curate.document.forget import forget
     for one in subject or [None]:
+        asks = one is not None and not dry_run and not yes
         print(
             forget(
                 workspace,
                 one,
                 reason,
-                dry_run,
+                dry_run or asks,
                 app,
             )
         )
+        if not asks: continue
+        if not sys.stdin.isatty():
+            print('Nothing was taken out: there is no terminal to ask in; to do it, add --yes', file=sys.stderr)
+            return 1
+        if not confirmed('Take all this out? It cannot be undone.'): print('Nothing was taken out.')
+        else: print(forget(workspace, one, reason, False, app))
+    return 0
+
+def confirmed(question: str) -> bool:
+    "Ask in the terminal; anything but yes is no."
+    return input(f'{question} [y/N] ').strip().lower() in ('y', 'yes')
 
 # %% ../nbs/8_run/03_verbs.ipynb #print-split
 def print_split(folder, given):

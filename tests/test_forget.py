@@ -416,7 +416,7 @@ def test_a_broken_image_a_reused_path_and_a_path_inside_another_take_nothing_els
     ws = copy_of(lived_in)
     one = winner(ws)
     without_cards(ws)
-    facts = ws.table('photo_facts').drop(columns='at')
+    facts = ws.table('photo_facts').drop(columns='written_at')
     others = facts[facts.image_id != one['photo']]
     ws.append(
         'photo_facts',

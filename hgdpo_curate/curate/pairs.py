@@ -51,7 +51,7 @@ def rejected(reviews=None) -> dict: # rows of `reviews` -> image id -> reason
     The last decision counts.
     """
     if reviews is None or not len(reviews): return {}
-    if 'at' in reviews: reviews = reviews.sort_values('at', kind='stable')
+    if 'written_at' in reviews: reviews = reviews.sort_values('written_at', kind='stable')
     last = reviews.drop_duplicates('subject_id', keep='last')
     return {
         i: f'{d}ed' if d == 'reject' else d

@@ -16,7 +16,7 @@ from ..judge.detections import latest_detections
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #imports-2
 from ..files import UsageError, UserError
-from ..tables import DECISIONS, FLAGS, HARMLESS_FLAGS
+from ..tables import DECISIONS, FLAGS, HARMLESS_FLAGS, shown_columns
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #decide
@@ -177,7 +177,7 @@ def twins(dup) -> dict: # rows of `duplicates`; image id -> the first id of thos
 def _image_rows(ws, scorer, prompts): # None: all prompts
     "Images with their prompt, score, and rank in the pool of their prompt."
     among = ('prompt_id', prompts) if prompts is not None else None
-    images = ws.table('images', only=among).drop(columns=['at', 'sha256'])
+    images = ws.table('images', only=among).drop(columns=['written_at', 'sha256'])
     texts = ws.table('prompts', only=among)[['prompt_id', 'prompt', 'fold']]
     rows = images.merge(texts, on='prompt_id', how='left')
     scores = ws.table('scores', only=None if prompts is None else ('image_id', list(rows.image_id)))
@@ -207,7 +207,7 @@ def _add_decisions(rows, words, duplicates): # as `last_words`; rows of `duplica
 # %% ../../nbs/4_curate/02_reviews.ipynb #add-facts
 def _add_facts(rows, facts): # rows of `photo_facts`
     facts = facts.set_index('image_id')
-    for c in ('consent', 'licence', 'sharpness', 'coverage', 'photo_width', 'photo_height'):
+    for c in shown_columns('photo'):
         rows[c] = rows.image_id.map(facts[c])
     # a licence that nobody stated reads `unknown`, as consent does
     rows['licence'] = rows.licence.mask(rows.licence.isna() & (rows.domain == 'real'), 'unknown')

@@ -310,13 +310,13 @@ def freeze_split(workspace,            # a `Workspace` or its folder
     The same pairs under the same name are left as they are; other pairs need another name. Raises `UserError`.
     """
     ws = open_workspace(workspace)
+    folder = ws.folder('splits', name)
     drafted = {s: _with_files(df, ws, s) for s, df in draft_pairs(ws, scorer=scorer, controls=True, **choices).items()}
     if drafted['easy'].empty:
         raise UserError(
             'The easy stage has no pairs: no prompt has two images with different scores; make a larger pool '
             'with: hgdpo pool --n 20'
         )
-    folder = ws.root/'splits'/name
     content = {s: short_id(*sorted(drafted[s].pair_id)) for s in PAIR_STAGES}
     if frozen := SplitInfo.read(folder):
         if frozen.content == content: return folder
@@ -370,7 +370,7 @@ def _read_controls(folder):
 # %% ../../nbs/4_curate/01_splits.ipynb #intact-info
 def _intact_info(ws, name) -> SplitInfo:
     "What a split says of itself. Raises `UserError` where it is absent, broken by removal, or a file of it changed."
-    folder = ws.root/'splits'/name
+    folder = ws.folder('splits', name)
     info, again = SplitInfo.read(folder), f'hgdpo pairs --workspace {ws.root} --split'
     if info is None: raise UserError(f'There is no split {name!r} in {folder.parent}; freeze one with: {again} {name}')
     if info.broken:
@@ -419,7 +419,7 @@ def load_split(workspace,         # a `Workspace` or its folder
               ) -> Split:         # stage -> pairs with prompts and files; 'test' -> prompts; 'info' -> `SplitInfo`
     "Read a frozen split. Raises `UserError` where it is absent, was changed, or an image it names is gone or differs."
     ws = open_workspace(workspace)
-    folder = ws.root/'splits'/name
+    folder = ws.folder('splits', name)
     info = _intact_info(ws, name)
     stages = read_stages(folder) | (_read_controls(folder) if 'controls.parquet' in info.sha256 else {})
     if usable: _check_photos(ws, name, stages)

@@ -30,7 +30,7 @@ def read_split(workspace, name: str = 'v1') -> Split: # as `curate.pairs.load_sp
     Raises `UserError`.
     """
     ws = open_workspace(workspace)
-    folder = ws.root/'splits'/name
+    folder = ws.folder('splits', name)
     info = read_json(folder/'split.json')
     if not (info or {}).get('broken'): return load_split(ws, name, usable=False)
     return Split(read_stages(folder), test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)

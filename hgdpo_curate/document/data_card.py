@@ -333,7 +333,7 @@ def make_card(
     """
     ws = open_workspace(workspace)
     facts, answers, data = split_facts(ws, split), read_answers(ws), read_split(ws, split)
-    folder, copies = ws.root/'splits'/split, ws.root/'data_cards'
+    folder, copies = ws.folder('splits', split), ws.root/'data_cards'
     title = f'{answers.get("title") or ws.root.name} {split}'
     text = card_text(facts, answers, **_draw_all(ws, data, facts, with_photos))
     page = to_html(text, folder, title, tiles(facts, answers))

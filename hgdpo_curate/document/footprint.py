@@ -16,6 +16,7 @@ from ..files import read_json, short_id, UserError
 from ..images.decode import pixel_hash, read_photo
 from ..images.photos import offered_files, tombstone_of
 from ..train.cache import prompt_key
+from ..workspace import is_empty_run
 
 # %% ../../nbs/7_document/08_footprint.ipynb #footprint
 @dataclass
@@ -97,15 +98,28 @@ def photo_of(ws, subject: str) -> str: # image id of a photo
     if Path(subject).is_file(): subject, named = pixel_hash(read_photo(subject)[0]), f'The photo {subject}'
     else: named = f'{subject!r}'
     if subject in real: return subject
+    if by_name := _named_so(ws, named.removeprefix('The photo ').strip("'")): return by_name
     of_prompt = dict(zip(prompts.prompt_id, prompts.real_image_id))
     photo = (of_prompt | dict(zip(images.image_id, images.prompt_id.map(of_prompt)))).get(subject)
     if photo in real: return photo
-    removed = ws.table('tombstones').set_index('subject_hash')['at'].get(tombstone_of(ws, subject))
-    if removed: raise UserError(f'{named} was taken out of {ws.root} on {removed[:10]} already.')
+    removed = ws.table('tombstones').set_index('subject_hash').written_at.get(tombstone_of(ws, subject))
+    if removed is not None: raise UserError(f'{named} was taken out of {ws.root} on {removed.date()} already.')
     raise UserError(
         f'{named} is no image, photo or prompt of {ws.root}; give an image id as the App shows it, or the '
-        'photo\'s file.'
+        'photo\'s file or its name.'
     )
+
+# %% ../../nbs/7_document/08_footprint.ipynb #named-so
+def _named_so(ws, subject: str) -> str: # image id, '' where no photo came from a file of that name
+    "The photo that came from a file of this bare name. Raises `UserError` where there are several."
+    offered = offered_files(ws.table('photo_facts', history=True))
+    files = {image_id: path for image_id, path in offered if Path(path).name == subject}
+    if len(files) > 1:
+        raise UserError(
+            f'{subject!r} is the name of {len(files)} photos of {ws.root} ({", ".join(sorted(files.values())[:3])}); give '
+            'the path of the one that is meant, or its image id.'
+        )
+    return next(iter(files), '')
 
 # %% ../../nbs/7_document/08_footprint.ipynb #captions
 def _captions(prompts, own) -> tuple: # rows of all prompts, and of the photo's -> captions, shared captions, cache keys
@@ -173,7 +187,8 @@ def _runs_on(ws, t) -> dict: # run -> how it met the photo, in words
     Fine-tuned and tiny bases learn from all photos of the training fold.
     """
     runs, fold = {}, set(ws.table('prompts').set_index('prompt_id').fold.reindex(t.prompts))
-    configs = {f.parent.name: read_json(f) for f in sorted((ws.root/'runs').glob('[!.]*/config.json'))}
+    begun = (f for f in sorted((ws.root/'runs').glob('[!.]*/config.json')) if not is_empty_run(f.parent))
+    configs = {f.parent.name: read_json(f) for f in begun}
     for run, config in configs.items():
         rows = t.splits.get(config.get('split'), {})
         if set(rows) & set(PAIR_STAGES): runs[run] = 'trained on it'
@@ -203,7 +218,7 @@ def footprint_of(ws, subject: str) -> Footprint: # an image id, a prompt id or a
     t = Footprint(
         photo,
         tombstone_of(ws, photo),
-        min(own['at'], default=''),
+        own.written_at.min().isoformat() if len(own) else '',
         _originals(ws, photo),
         prompts=sorted(set(own_prompts.prompt_id)),
         captions=captions,

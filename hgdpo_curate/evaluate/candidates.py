@@ -121,7 +121,7 @@ ARMS = {     # name -> folder of the run that holds its LoRA
 }
 
 def _trained(ws, run, arm): # -> (the run's configuration, the LoRA's file or None)
-    folder = ws.root/'runs'/run
+    folder = ws.folder('runs', run)
     config = read_json(folder/'config.json')
     if config is None:
         raise UserError(
@@ -223,7 +223,7 @@ def frozen_test_prompts(ws, split: str) -> pd.DataFrame: # rows of `prompts`, by
 
     Raises `UserError` where none is left.
     """
-    test = pd.read_parquet(ws.root/'splits'/split/'test_prompts.parquet')
+    test = pd.read_parquet(ws.folder('splits', split)/'test_prompts.parquet')
     test = test[~test.real_image_id.isin(barred_photos(ws))].sort_values('prompt_id')
     if not len(test):
         raise UserError(f'The split {split!r} has no test prompts left; import more photos and freeze anew.')

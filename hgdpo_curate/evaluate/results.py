@@ -188,7 +188,7 @@ def evaluate_named(
 ) -> tuple:  # (Comparison, folder of the results)
     "Draw the test prompts with every model, measure them, and write the results into the run. Raises `UserError`."
     ws = open_workspace(workspace)
-    if run is not None and not (ws.root/'runs'/run/'config.json').exists():
+    if run is not None and not (ws.folder('runs', run)/'config.json').exists():
         raise UserError(
             f'There is no run {run!r} in {ws.root / "runs"}; train one with: hgdpo train --workspace {ws.root}'
         )

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 import pandas as pd
 from ..files import UserError
-from ..tables import CONSENTS
+from ..tables import CONSENTS, stated_columns
 
 # %% ../../nbs/2_images/00_captions.ipynb #suffixes
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.avif', '.heif', '.heic'}
@@ -123,7 +123,7 @@ def _check_rows(df, folder, meta):
         raise UserError(f'{folder / r.file_name} has no caption; write one into {where}.')
 
 # %% ../../nbs/2_images/00_captions.ipynb #facts
-FACTS = ('source', 'licence', 'consent', 'release', 'minors', 'takedown_contact', 'attributes')
+FACTS = tuple(stated_columns())
 
 # %% ../../nbs/2_images/00_captions.ipynb #stated-facts-2
 def stated_facts(row: dict,              # a row of `read_captions`
@@ -131,14 +131,10 @@ def stated_facts(row: dict,              # a row of `read_captions`
                 ) -> dict:               # keys of `FACTS`, only those that are stated
     "The facts stated of one photo. Raises `UserError` for a value outside the vocabulary."
     row = (everywhere or {}) | {k: v for k, v in row.items() if v not in (None, '')}
-    facts = {
-        k: str(row[k]) for k in ('source', 'licence', 'release', 'takedown_contact') if row.get(k) not in (None, '')
-    }
-    facts |= {
-        k: _strictly(row, k, allowed)
-        for k, allowed in dict(consent=CONSENTS, minors=('yes', 'no', 'unknown')).items()
-        if k in row
-    }
+    chosen = dict(consent=CONSENTS, minors=('yes', 'no', 'unknown'))
+    texts = [k for k, column in stated_columns().items() if column.kind == 'str' and k not in chosen]
+    facts = {k: str(row[k]) for k in texts if row.get(k) not in (None, '')}
+    facts |= {k: _strictly(row, k, allowed) for k, allowed in chosen.items() if k in row}
     attributes = row.get('attributes') or row.get('tags')
     return facts | (dict(attributes=attributes) if attributes else {})
 

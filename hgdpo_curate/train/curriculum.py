@@ -254,7 +254,7 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     check_base(ws, model)
     # the pool as this split's was really made
     recipe = recipe_of(replace(preset, pool=GenerationConfig(**data['info']['pool'])), distributed.size)
-    folder = RunFolder(ws.root/'runs'/(run or preset.name))
+    folder = RunFolder(ws.folder('runs', preset.name if run is None else run))
     of_split = dict(split=split, split_content=data['info']['content'])
     of_base = dict(base=portable_base(ws.root, base), base_hash=model)
     _begin(folder, dict(preset=recipe) | of_split | of_base, distributed.main)

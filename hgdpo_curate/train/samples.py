@@ -24,7 +24,7 @@ def _save_sample(image, file, prompt, face): # face: a file, or None
 
 # %% ../../nbs/5_train/14_samples.ipynb #run-config
 def _run_config(ws, run): # a run's name, or None -> its config
-    config = read_json(ws.root/'runs'/run/'config.json') if run else dict(base=ws.base_model)
+    config = read_json(ws.folder('runs', run)/'config.json') if run else dict(base=ws.base_model)
     if config is None:
         raise UserError(
             f'There is no run {run!r} in {ws.root / "runs"}; train one with: hgdpo train --workspace {ws.root}'
