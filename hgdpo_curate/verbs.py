@@ -12,6 +12,7 @@ import getpass, os, sys
 from pathlib import Path
 
 from .files import UsageError
+from .tables import stated_columns
 
 # %% ../nbs/8_run/03_verbs.ipynb #make
 def make_workspace(
@@ -48,7 +49,7 @@ def make_workspace(
     return '\n'.join([str(ws.root), *([f'next: {step}'] if step else [])])
 
 # %% ../nbs/8_run/03_verbs.ipynb #bring-in
-STATED = ('source', 'licence', 'consent', 'release', 'minors', 'takedown_contact')
+STATED = [name for name, column in stated_columns().items() if column.kind == 'str']    # each is a flag, see `cli`
 
 def bring_in(
     workspace,                     # a workspace or its folder
@@ -63,11 +64,14 @@ def bring_in(
     release: str = None,           # model release, likewise
     minors: str = None,            # yes, no or unknown, likewise
     takedown_contact: str = None,  # whom to write to, likewise
+    **further                      # any other of `STATED`
 ):
     "Bring in a folder of photos with captions."
     from hgdpo_curate.images.photos import import_photos
     from hgdpo_curate.judge.scores import photo_embedder
-    stated = dict(zip(STATED, (source, licence, consent, release, minors, takedown_contact)))
+    given = locals()
+    stated = {k: given[k] if k in given else further.pop(k, None) for k in STATED}
+    if further: raise UsageError(f'There is no fact {next(iter(further))!r} of a photo; choose among {", ".join(STATED)}.')
     everywhere = {k: v for k, v in stated.items() if v is not None}
     return import_photos(
         workspace,

@@ -90,6 +90,18 @@ class Matcher:
         for i, j in sorted(set(self.spans(text)), reverse=True): text = text[:i] + REMOVED + text[j:]
         return text
 
+# %% ../../nbs/7_document/08_footprint.ipynb #named-so
+def _named_so(ws, subject: str) -> str: # image id, '' where no photo came from a file of that name
+    "The photo that came from a file of this bare name. Raises `UserError` where there are several."
+    offered = offered_files(ws.table('photo_facts', history=True))
+    files = {image_id: path for image_id, path in offered if Path(path).name == subject}
+    if len(files) > 1:
+        raise UserError(
+            f'{subject!r} is the name of {len(files)} photos of {ws.root} ({", ".join(sorted(files.values())[:3])}); give '
+            'the path of the one that is meant, or its image id.'
+        )
+    return next(iter(files), '')
+
 # %% ../../nbs/7_document/08_footprint.ipynb #photo-of
 def photo_of(ws, subject: str) -> str: # image id of a photo
     "The photo that an image id, a prompt id or a photo file leads to. Raises `UserError` for an unknown one."
@@ -108,18 +120,6 @@ def photo_of(ws, subject: str) -> str: # image id of a photo
         f'{named} is no image, photo or prompt of {ws.root}; give an image id as the App shows it, or the '
         'photo\'s file or its name.'
     )
-
-# %% ../../nbs/7_document/08_footprint.ipynb #named-so
-def _named_so(ws, subject: str) -> str: # image id, '' where no photo came from a file of that name
-    "The photo that came from a file of this bare name. Raises `UserError` where there are several."
-    offered = offered_files(ws.table('photo_facts', history=True))
-    files = {image_id: path for image_id, path in offered if Path(path).name == subject}
-    if len(files) > 1:
-        raise UserError(
-            f'{subject!r} is the name of {len(files)} photos of {ws.root} ({", ".join(sorted(files.values())[:3])}); give '
-            'the path of the one that is meant, or its image id.'
-        )
-    return next(iter(files), '')
 
 # %% ../../nbs/7_document/08_footprint.ipynb #captions
 def _captions(prompts, own) -> tuple: # rows of all prompts, and of the photo's -> captions, shared captions, cache keys
