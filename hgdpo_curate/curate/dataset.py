@@ -307,7 +307,8 @@ def added_by_people(ds) -> str: # a dataset; e.g. 'fields: mood; views: mine', '
         layouts=ds.list_workspaces(),
         samples=[f'{len(own)} that are no images of this workspace'] if len(own) else [],
     )
-    return '; '.join(f'{kind.replace("_", " ")}: {", ".join(sorted(names))}' for kind, names in kinds.items() if names)
+    words = {kind.replace('_', ' '): ', '.join(sorted(names)) for kind, names in kinds.items()}
+    return '; '.join(f'{kind}: {names}' for kind, names in words.items() if names)
 
 def _agree_to_drop(ds):
     "Say what building anew drops; in a terminal ask. Raises `UserError` where that is declined."
@@ -316,7 +317,7 @@ def _agree_to_drop(ds):
     if not lost: return
     print(f'Built anew, the dataset {ds.name} loses what was added to it in FiftyOne: {lost}', file=sys.stderr)
     if sys.stdin.isatty() and input('Drop that? [y/N] ').strip().lower() not in ('y', 'yes'):
-        raise UserError(f'The dataset {ds.name} was left as it is; without fresh=True it is brought up to date in place.')
+        raise UserError(f'The dataset {ds.name} was left as it is; without fresh=True it is brought up to date.')
 
 # %% ../../nbs/4_curate/04_dataset.ipynb #build-dataset
 def build_dataset(workspace,           # a `Workspace` or its folder

@@ -187,14 +187,14 @@ def _about_datasets(**query) -> list: # records of FiftyOne's own table: name, i
 
 def find_dataset(fo, ws) -> str: # the module fiftyone, a `Workspace`; the name of its dataset, '' where it has none
     "The dataset of a workspace. Raises `UserError` where a foreign one has its name."
-    found = _about_datasets(name=dataset_name(ws))
-    info = (found[0].get('info') or {}) if found else {}
-    if found and info.get('id') != ws.id:
+    records = _about_datasets(name=dataset_name(ws))
+    info = (records[0].get('info') or {}) if records else {}
+    if records and info.get('id') != ws.id:
         raise UserError(
             f'The dataset {dataset_name(ws)} is not of {ws.root}; rename it in FiftyOne, or delete it with: fiftyone '
             f'datasets delete {dataset_name(ws)}'
         )
-    if not found: return _take_over(fo, ws)
+    if not records: return _take_over(fo, ws)
     root = Path(info['workspace'])
     if id_at(root) != ws.id or root.samefile(ws.root): return dataset_name(ws)
     ws.renew_id()
@@ -289,7 +289,11 @@ def _plain(v, kind): # a value of a table; a type of `FIELDS`
         list=list,
     )[kind](v)
 
-def flag_labels(image_id: str, flags, confirmed) -> dict: # names of flags that stand; those that people confirmed
+def flag_labels(
+    image_id: str,
+    flags,      # names of those that stand
+    confirmed,  # names of those that people confirmed
+) -> dict:  # None where there is none
     "Flags as FiftyOne's Classifications, each with its status."
     from bson import ObjectId
     confirmed = set(confirmed or ())

@@ -112,7 +112,9 @@ def _about_evaluations(removal) -> list: # sentences
     goes = 'loses' if removal.dry_run else 'lost'
     parts = [Path(f).parts for f in removal.done]
     runs = sorted({p[1] for p in parts if p[0] == 'runs' and 'evaluation' in p})
-    return [f'The evaluation of the run {r} {goes} pages or pictures; measure again: hgdpo evaluate --run {r}' for r in runs]
+    return [
+        f'The evaluation of the run {r} {goes} pages or pictures; measure again: hgdpo evaluate --run {r}' for r in runs
+    ]
 
 # %% ../../nbs/7_document/12_forget.ipynb #about-own-files
 def _about_own_files(removal) -> list: # sentences
