@@ -324,7 +324,7 @@ def test_a_stage_without_pairs_says_so(finished, copy_of):
     ws = copy_of(finished)
     scores = ws.table('scores')
     low = scores.image_id.isin(ws.table('images').query("domain == 'intermediate'").image_id)
-    ws.append('scores', scores[low].drop(columns='at').assign(score=-1.))
+    ws.append('scores', scores[low].drop(columns='written_at').assign(score=-1.))
     from hgdpo_curate import freeze_split
     freeze_split(ws, 'none', 'chance')
     assert pd.read_parquet(ws.root/'splits'/'none'/'normal.parquet').empty
@@ -371,7 +371,7 @@ def test_ctrl_c_exits_with_130_and_keeps_what_was_made(empty, photos, random_bas
 
 def test_the_networks_of_the_package_refuse_real_photographs(finished, copy_of, capsys):
     ws = copy_of(finished)
-    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='written_at').assign(source='a camera'))
     assert said(capsys, main(['score', '--workspace', str(ws.root)]), 'drawn people only', 'hgdpo tiny') == 1
 
 
@@ -380,7 +380,7 @@ def test_scores_that_are_not_whole_make_no_pairs(finished, copy_of):
     ws = copy_of(finished)
     scores = ws.table('scores').query("scorer == 'chance'")
     pool = ws.table('images').query("domain == 'generated'").image_id
-    ws.append('scores', scores[scores.image_id.isin(pool[:3])].drop(columns='at').assign(scorer_version='2'))
+    ws.append('scores', scores[scores.image_id.isin(pool[:3])].drop(columns='written_at').assign(scorer_version='2'))
     with pytest.raises(UserError, match='several versions'): pairs_of(ws, 'chance')
     with pytest.raises(UserError, match='hgdpo score'): pairs_of(ws, 'tiny')
 

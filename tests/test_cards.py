@@ -170,7 +170,7 @@ def test_sizes_of_images_are_those_of_the_table_whatever_the_settings_say(lived_
     ws = copy_of(lived_in)
     text = make_card(ws).path.read_text()
     assert 'width and height in pixels: 40x56.\n' in text and 'fitted around the person to 40x56 pixels' in text
-    im, easy = ws.table('images').drop(columns='at'), load_split(ws)['easy']
+    im, easy = ws.table('images').drop(columns='written_at'), load_split(ws)['easy']
     n = int(im.prompt_id.isin([*easy.prompt_id, *load_split(ws)['test'].prompt_id]).sum())
     ws.append('images', im[im.image_id == easy.winner_id[0]].assign(width=48))
     ws.append('images', im[(im.domain == 'real') & (im.prompt_id == easy.prompt_id[1])].assign(width=64, height=64))
@@ -327,7 +327,7 @@ def test_a_card_tells_the_versions_that_froze_the_split_from_its_own(lived_in, f
 
 def test_tags_of_the_metadata_are_not_told_as_what_people_declared(drawn):
     from hgdpo_curate.document.contents import stated
-    photo = drawn.table('photo_facts').drop(columns='at')
+    photo = drawn.table('photo_facts').drop(columns='written_at')
     drawn.append('photo_facts', [dict(r, attributes=['1girl', 'tall']) for r in photo[:1].to_dict('records')])
     said = stated(drawn.table('photo_facts'))
     assert (
@@ -355,7 +355,7 @@ def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tm
         and 'again0' not in text
     )
     # as an older import left them
-    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(copies=None))
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='written_at').assign(copies=None))
     assert f'Not recorded for {split_facts(ws).photos} photos' in make_card(ws).path.read_text()
 
 
@@ -688,7 +688,7 @@ def test_a_card_shows_no_photograph_and_no_reconstruction_unless_told(lived_in, 
     assert 'photo' in draw_pairs(ws, data, tmp_path/'x.png', True) and {'real', 'generated'} <= set(opened)
     facts = ws.table('photo_facts')
     # no longer known to be drawings
-    ws.append('photo_facts', facts.assign(source='my camera').drop(columns='at'))
+    ws.append('photo_facts', facts.assign(source='my camera').drop(columns='written_at'))
     for with_photos, want in ((False, {'generated'}), (True, {'real', 'generated'})):
         opened.clear()
         make_card(ws, with_photos=with_photos)
@@ -730,7 +730,7 @@ def test_a_card_says_when_consent_was_taken_back_after_the_split_was_frozen(live
     photo = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[0]]
     ws.append(
         'photo_facts',
-        ws.table('photo_facts', only=('image_id', [photo])).drop(columns='at').assign(consent='withdrawn'),
+        ws.table('photo_facts', only=('image_id', [photo])).drop(columns='written_at').assign(consent='withdrawn'),
     )
     with pytest.raises(UserError, match='may no longer be used'): load_split(ws)
     assert 'Not to be used any more.** Of 1 photos' in make_card(ws).path.read_text()

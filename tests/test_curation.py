@@ -149,7 +149,7 @@ def test_a_crash_of_mongod_loses_nothing_that_was_confirmed(ws, tmp_path):
         'photos = ds.load_saved_view("real: to review").values("id")\noperators.decide_samples(ds, photos[:2], '
         '"approve", "anna")\nds.select(photos[2]).tag_samples("reject")\n'
         'def dying(*a):\n    mongod.kill(); mongod.wait()\n    insert(*a)\n'
-        'insert, dataset.insert_samples = dataset.insert_samples, dying\n'
+        'insert, dataset.merge_samples = dataset.merge_samples, dying\n'
         'try: app.build_dataset(ws)\nexcept UserError as e: print(e, flush=True)\n'
     )
     env = {k: v for k, v in os.environ.items() if k != 'FIFTYONE_DATABASE_URI'}
@@ -237,7 +237,7 @@ def test_photos_of_a_datasets_folder_come_in_with_their_captions(tmp_path):
 
 def test_a_licence_that_nobody_stated_reads_unknown_as_consent_does(ws):
     from hgdpo_curate.curate.reviews import sample_rows
-    bare = ws.table('photo_facts').head(1).drop(columns='at').assign(licence=None, consent='unknown')
+    bare = ws.table('photo_facts').head(1).drop(columns='written_at').assign(licence=None, consent='unknown')
     ws.append('photo_facts', bare)
     rows = sample_rows(ws, 'chance').set_index('image_id')
     assert tuple(rows.loc[bare.image_id.iloc[0], ['licence', 'consent']]) == ('unknown', 'unknown')
@@ -253,7 +253,7 @@ def test_the_split_lists_every_exclusion_with_its_reason(ws):
     ws.append(
         'photo_facts',
         ws.table('photo_facts')[lambda t: t.image_id.isin([one.real_image_id, held.real_image_id])]
-        .drop(columns='at')
+        .drop(columns='written_at')
         .assign(consent='withdrawn'),
     )
     freeze_split(ws, 'v2', 'chance')
@@ -464,7 +464,7 @@ def test_a_tag_is_read_whatever_the_clock_of_its_machine_says(ws, built):
 def test_what_people_say_while_the_dataset_is_built_anew_is_kept(ws, built, monkeypatch):
     from hgdpo_curate.curate import app, dataset
     photo, other, third = built.load_saved_view('real: to review').limit(3)
-    insert = dataset.insert_samples
+    insert = dataset.merge_samples
     def slowly(*a):
         insert(*a)
         if len(ws.table('reviews')): return
@@ -472,7 +472,7 @@ def test_what_people_say_while_the_dataset_is_built_anew_is_kept(ws, built, monk
         photo.tags = ['reject', 'blurred']
         photo.save()
         decide(ws, [other.image_id], 'approve', 'ben')                          # by an operator
-    monkeypatch.setattr(dataset, 'insert_samples', slowly)
+    monkeypatch.setattr(dataset, 'merge_samples', slowly)
     ds = app.build_dataset(ws, fresh=True)
     assert (ds[photo.id].decision, set(ds[photo.id].tags), ds[other.id].decision, ds[third.id].decision) == (
         'reject',

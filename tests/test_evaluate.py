@@ -17,7 +17,7 @@ from hgdpo_curate.cli import main
 def test_photographs_without_an_evaluator_of_their_own_get_no_anatomy_rate(finished, copy_of):
     from hgdpo_curate import evaluate_runs, train_curriculum
     ws = copy_of(finished)
-    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='written_at').assign(source='a camera'))
     run = train_curriculum(
         ws,
         preset='mannequin',
@@ -342,10 +342,10 @@ def test_the_report_embeds_no_photograph_of_a_person_unasked_and_no_address(fini
     ws = copy_of(finished)
     ws.append(
         'prompts',
-        ws.table('prompts').drop(columns='at').assign(prompt=lambda d: d.prompt + ' <script>alert(1)</script>'),
+        ws.table('prompts').drop(columns='written_at').assign(prompt=lambda d: d.prompt + ' <script>alert(1)</script>'),
     )
     # real people from now on
-    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='written_at').assign(source='a camera'))
     class Colours:
         name, version = 'colours', '1'
         def extract(self, images): return np.stack([np.asarray(i.resize((2, 2)), float).ravel() for i in images])

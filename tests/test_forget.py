@@ -76,7 +76,7 @@ def test_a_split_that_held_the_photo_is_refused_by_training_and_one_frozen_anew_
     from hgdpo_curate import freeze_split, train_curriculum
     ws = copy_of(lived_in)
     one = winner(ws)
-    assert main(['forget', one['photo'], '--workspace', str(ws.root), '--no_app']) == 0
+    assert main(['forget', one['photo'], '--workspace', str(ws.root), '--no_app', '--yes']) == 0
     assert main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']) == 1
     said = capsys.readouterr().err
     assert 'BROKEN_BY_REMOVAL' in said and 'freeze anew' in said and 'Traceback' not in said
@@ -364,7 +364,7 @@ def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(live
     ws = copy_of(lived_in)
     one = winner(ws)
     (ws.root/'odd.parquet').write_bytes(b'PAR1 broken')
-    assert main(['forget', one['photo'], '--workspace', str(ws.root), '--no_app']) == 1
+    assert main(['forget', one['photo'], '--workspace', str(ws.root), '--no_app', '--yes']) == 1
     err = capsys.readouterr().err
     assert 'odd.parquet cannot be read' in err and 'Traceback' not in err and (ws.root/PLAN).exists()
     (ws.root/'odd.parquet').unlink()
@@ -416,7 +416,7 @@ def test_a_broken_image_a_reused_path_and_a_path_inside_another_take_nothing_els
     ws = copy_of(lived_in)
     one = winner(ws)
     without_cards(ws)
-    facts = ws.table('photo_facts').drop(columns='at')
+    facts = ws.table('photo_facts').drop(columns='written_at')
     others = facts[facts.image_id != one['photo']]
     ws.append(
         'photo_facts',

@@ -290,7 +290,7 @@ def test_inception_comes_before_a_tiny_evaluator_but_not_for_drawings(finished, 
     monkeypatch.setattr(features, 'hub_inception', lambda: Path('weights.pth'))
     ws = copy_of(finished)
     assert features.load_extractor(ws).name == 'tiny'
-    ws.append('photo_facts', ws.table('photo_facts').drop(columns='at').assign(source='a camera'))
+    ws.append('photo_facts', ws.table('photo_facts').drop(columns='written_at').assign(source='a camera'))
     shutil.copytree(assets_folder(), ws.root/'tiny')
     assert features.load_extractor(ws) == 'inception'
     monkeypatch.setattr(features, 'hub_inception', lambda: None)

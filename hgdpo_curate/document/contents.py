@@ -11,7 +11,7 @@ __all__ = ['WORDS', 'YOUTH', 'read_split', 'prompts_of', 'image_counts', 'image_
 # %% ../../nbs/7_document/02_contents.ipynb #imports
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from ..curate.pairs import PAIR_STAGES
 from ..curate.splits import load_split, read_stages, Split
 from .pages import counted
 from ..files import read_json
+from ..tables import stated_columns
 from ..images.duplicates import COMPARED
 from ..workspace import open_workspace
 
@@ -30,7 +31,7 @@ def read_split(workspace, name: str = 'v1') -> Split: # as `curate.pairs.load_sp
     Raises `UserError`.
     """
     ws = open_workspace(workspace)
-    folder = ws.root/'splits'/name
+    folder = ws.folder('splits', name)
     info = read_json(folder/'split.json')
     if not (info or {}).get('broken'): return load_split(ws, name, usable=False)
     return Split(read_stages(folder), test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)
@@ -101,6 +102,7 @@ class Statements:
     contacts: int      # photos with a contact of their own for takedown
     attributes: list   # (name: value, photos), the 40 most frequent
     tags: list         # (tag, photos), bare tags of unknown origin, the 40 most frequent
+    further: dict = field(default_factory=dict)   # any other column that is stated -> as the first five
 
     def count(self, field: str, value: str) -> int:
         "Photos of which this was stated."
@@ -112,8 +114,11 @@ def stated(photo_facts) -> Statements: # rows of the table `photo_facts`
     given = list(photo_facts.attributes.dropna())
     declared = Counter(f'{k}: {v}' for a in given if isinstance(a, dict) for k, v in a.items())
     tags = Counter(str(x) for a in given if not isinstance(a, dict) for x in (a if isinstance(a, list) else [a]))
+    texts = (c for c, column in stated_columns().items() if column.kind == 'str' and c != 'takedown_contact')
+    listed = {c: counted(photo_facts[c]) for c in texts}
     return Statements(
-        **{c: counted(photo_facts[c]) for c in ('licence', 'consent', 'release', 'minors', 'source')},
+        **{c: listed.pop(c) for c in ('licence', 'consent', 'release', 'minors', 'source')},
+        further=listed,
         gps=int((photo_facts.exif_gps == 'present').sum()),
         contacts=int(photo_facts.takedown_contact.fillna('').ne('').sum()),
         attributes=declared.most_common(40),

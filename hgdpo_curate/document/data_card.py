@@ -168,14 +168,15 @@ def _warnings(facts) -> dict: # values of the template
 
 # %% ../../nbs/7_document/07_data_card.ipynb #composition
 def _composition_rows(facts): # values of the template: rows of tables
-    statements = ('consent', 'licence', 'minors', 'release', 'source')
+    own = ('consent', 'licence', 'minors', 'release', 'source')
+    statements = {k: getattr(facts.stated, k) for k in own} | facts.stated.further
     return dict(
         pairs=[[s, facts.pairs[s], *ROLES[s], facts.without_pair[s]] for s in PAIR_STAGES],
         # splits frozen before do not list the test fold
         left_out=[[s, escape(r), n] for s in (*PAIR_STAGES, 'test') for r, n, _ in facts.left_out.get(s, [])],
         images=[[i['domain'], i['fold'], i['images']] for i in facts.images],
         statements={
-            k: [[escape(v), n, f'{share:.0%}'] for v, n, share in getattr(facts.stated, k)] for k in statements
+            k: [[escape(v), n, f'{share:.0%}'] for v, n, share in rows] for k, rows in statements.items()
         },
         all_sizes=escape(told_sizes(facts.image_sizes)),
         photo_sizes=escape(told_sizes(facts.image_sizes, 'real')),
@@ -333,7 +334,7 @@ def make_card(
     """
     ws = open_workspace(workspace)
     facts, answers, data = split_facts(ws, split), read_answers(ws), read_split(ws, split)
-    folder, copies = ws.root/'splits'/split, ws.root/'data_cards'
+    folder, copies = ws.folder('splits', split), ws.root/'data_cards'
     title = f'{answers.get("title") or ws.root.name} {split}'
     text = card_text(facts, answers, **_draw_all(ws, data, facts, with_photos))
     page = to_html(text, folder, title, tiles(facts, answers))

@@ -62,12 +62,19 @@ def column_texts(column): # -> (distinct values, index of each row's), or None f
     kind = column.type
     if pa.types.is_dictionary(kind): column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_nested(kind):
+        if not _holds_texts(kind): return None
         values = column.to_pylist()
         return [v if v is not None else '' for v in values], np.arange(len(values))
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)): return None
     coded = column.combine_chunks().dictionary_encode(null_encoding='encode')
     if isinstance(coded, pa.ChunkedArray): coded = coded.combine_chunks()
     return [v for v in coded.dictionary.to_pylist()], coded.indices.to_numpy(zero_copy_only=False)
+
+# %% ../../nbs/7_document/09_erase.ipynb #holds-texts
+def _holds_texts(kind) -> bool: # a nested arrow type; boxes and keypoints hold numbers only
+    import pyarrow as pa
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind): return _holds_texts(kind.value_type)
+    return not (pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 # %% ../../nbs/7_document/09_erase.ipynb #nested-texts
 def nested_texts(value):
@@ -78,11 +85,16 @@ def nested_texts(value):
     elif value is not None: yield str(value)
 
 # %% ../../nbs/7_document/09_erase.ipynb #own-rows
-def _own_rows(table, matcher): # -> a mask
+def _is_text_list(kind) -> bool:
+    import pyarrow as pa
+    return pa.types.is_list(kind) and pa.types.is_string(kind.value_type)
+
+def _own_rows(table, matcher, lists: bool = True): # lists: whether a list of texts makes a row the photo's; -> a mask
     "Rows of which a cell is an id, a hash or the caption, or a list or struct that contains one."
     import numpy as np
     own = np.zeros(len(table), bool)
-    for values, at in filter(None, map(column_texts, table.columns)):
+    columns = (c for c in table.columns if lists or not _is_text_list(c.type))
+    for values, at in filter(None, map(column_texts, columns)):
         own |= np.array([_is_own(v, matcher) for v in values], bool)[at] if len(at) else False
     return own
 
@@ -97,6 +109,10 @@ def _redact_columns(table, matcher) -> tuple: # (table, how many distinct texts 
     for i, column in enumerate(table.columns):
         values, at = column_texts(column) or ([], [])
         clean = {k: matcher.redact(v) for k, v in enumerate(values) if isinstance(v, str) and matcher.matches(v)}
+        if _is_text_list(column.type):
+            named = {k: v for k, v in enumerate(values) if any(matcher.matches(x) for x in v if x)}
+            clean = {k: [x and matcher.redact(x) for x in v] for k, v in named.items()}
+            values = column.to_pylist()
         redacted += len(clean)
         if not clean: continue
         cells = pa.array([clean.get(k, values[k]) for k in at], column.type)
@@ -111,7 +127,8 @@ def _erase_rows(file, matcher) -> str:
     """
     import pyarrow as pa, pyarrow.parquet as pq
     table = read_parquet(file)
-    own = _own_rows(table, matcher)
+    # in a table of ours a list names further files of the row's photo; another's row is not the photo's for that
+    own = _own_rows(table, matcher, lists=file.parent.parent.name != 'tables')
     kept, redacted = _redact_columns(table.filter(pa.array(~own)), matcher)
     old = kept.schema.metadata or {}
     meta = {k: _clean_metadata(v, matcher) for k, v in old.items()}

@@ -16,6 +16,7 @@ from hgdpo_curate.document.removal import (
     rehash_split, renew_cards, write_tombstone,
 )
 from .search import files_of, PLAN, search, SearchResult
+from .. import files
 from ..files import read_json, UsageError, UserError, write_json
 from ..show import progress_bar
 from ..workspace import open_workspace
@@ -65,6 +66,7 @@ class Removal:
 
     def __str__(self):
         lines = _about_files(self) + _about_splits(self) + _about_runs(self.traces) + _about_own_files(self)
+        lines += _about_evaluations(self)
         proof = [str(self.proof)] if self.proof else []
         return '\n'.join(lines + _about_others(self.traces) + self.notes + proof)
 
@@ -103,6 +105,16 @@ def _advice(run, how): # what follows for a run
     if how == 'tested on it':
         return f'Nothing of it is in the weights; for figures without it: hgdpo evaluate --run {run}'
     return f'A model cannot forget; train it again on a new {"base" if how.startswith("based") else "split"}.'
+
+# %% ../../nbs/7_document/12_forget.ipynb #about-evaluations
+def _about_evaluations(removal) -> list: # sentences
+    "What is to be measured again: evaluations of which a page, a picture or figures go."
+    goes = 'loses' if removal.dry_run else 'lost'
+    parts = [Path(f).parts for f in removal.done]
+    runs = sorted({p[1] for p in parts if p[0] == 'runs' and 'evaluation' in p})
+    return [
+        f'The evaluation of the run {r} {goes} pages or pictures; measure again: hgdpo evaluate --run {r}' for r in runs
+    ]
 
 # %% ../../nbs/7_document/12_forget.ipynb #about-own-files
 def _about_own_files(removal) -> list: # sentences
@@ -163,13 +175,15 @@ def _planned(ws, t, progress) -> dict: # file -> what would be done
 def _belongs(ws, subject, t) -> bool: # whether a subject leads to the photo of a footprint, which may be gone by now
     if subject in {t.photo, *t.images, *t.prompts}: return True
     try: return photo_of(ws, subject) == t.photo
-    except UserError: return Path(subject).is_file() and str(Path(subject)) in t.originals
+    except UserError: pass
+    if Path(subject).name == subject: return subject in {Path(p).name for p in t.originals}
+    return Path(subject).is_file() and str(Path(subject)) in t.originals
 
 # %% ../../nbs/7_document/12_forget.ipynb #forget-2
 def forget(
     workspace,             # a `Workspace` or its folder
-    # an image id (of the photo, or of any image made from it), or the photo's file; None goes on with an
-    # interrupted removal
+    # an image id (of the photo, or of any image made from it), the photo's file or its bare name; None goes on with
+    # an interrupted removal
     subject: str = None,
     reason: str = 'asked to be taken out', # written on the tombstone; name nobody
     dry_run: bool = False, # only say what would go
@@ -183,6 +197,8 @@ def forget(
     where a trace is left.
     """
     ws = open_workspace(workspace)
+    # JOIN: replace by `from hgdpo_curate.files import sweep_temporary` and `sweep_temporary(ws)` once that is there
+    if not dry_run and (sweep := getattr(files, 'sweep_temporary', None)): sweep(ws)
     t = read_plan(ws)
     if t is None and subject is None: return _finish(ws, app)
     if t is None: t = footprint_of(ws, str(subject))
