@@ -8,7 +8,7 @@ __all__ = ['STATED', 'NO_WORKSPACE', 'make_workspace', 'bring_in', 'train_small'
            'print_samples', 'print_table', 'print_checks']
 
 # %% ../nbs/8_run/03_verbs.ipynb #imports
-import getpass, os, sys
+import getpass, os, shlex, sys
 from pathlib import Path
 
 from .files import UsageError
@@ -90,7 +90,7 @@ def train_small(
     steps: list[str] = (),     # optimiser steps, PART=N of vae, base, scorer, evaluator
 ):
     "Train a small base, scorer and evaluator on the workspace's photos."
-    from hgdpo_curate.train.small_models import train_mannequins, train_tiny
+    from hgdpo_curate.train.small_models import figures_in_words, train_mannequins, train_tiny
     parts = [s.split('=') for s in steps]
     if not all(len(p) == 2 and p[0] in ('vae', 'base', 'scorer', 'evaluator') and p[1].isdigit() for p in parts):
         raise UsageError(f'--steps takes vae=N base=N scorer=N evaluator=N, not {" ".join(steps)}.')
@@ -98,7 +98,7 @@ def train_small(
     if mannequins and not output: raise UsageError('--mannequins needs --output FOLDER.')
     if not (mannequins or workspace): raise UsageError(NO_WORKSPACE)
     figures = train_mannequins(output, seed, counts) if mannequins else train_tiny(workspace, seed, counts)
-    return '\n'.join(f'{k:22s} {v}' for k, v in figures.items())
+    return figures_in_words(figures)
 
 # %% ../nbs/8_run/03_verbs.ipynb #score-by
 def score_by(
@@ -148,33 +148,52 @@ def ask_people(
     runs: str = 'base,hard',        # two models, named as in hgdpo evaluate
     run: str = None,                # the run that stages belong to (default: the newest)
     question: str = 'preference',   # 'preference', 'realism' or 'anatomy': what is asked
-    rater: str = None,              # who answers (default: HGDPO_REVIEWER or the login)
+    rater: str = None,              # who answers (default: the page asks each rater for a name)
     per_prompt: int = 2,            # images per prompt, 1..
     limit: int = None,              # at most so many pairs, 1..
-    port: int = 5152,               # port on 127.0.0.1, 1024..65535
+    port: int = 5152,               # port of the page, 1024..65535
+    # address to serve on: this machine only, unless 0.0.0.0 or its name is given; then the local network reaches it
+    host: str = '127.0.0.1',
     device: str = None,             # torch device
     results: bool = False,          # print win rates and agreement instead
 ):
     "Ask people, blind, which of two models is better."
     from hgdpo_curate.evaluate.study import open_study, results_markdown, study_results
     if results: return results_markdown(study_results(workspace))
-    rater = rater or os.environ.get('HGDPO_REVIEWER') or getpass.getuser()
     server = open_study(
         workspace,
         runs.split(','),
-        rater,
+        rater or '',
         question,
         run,
         per_prompt,
         limit,
         port,
         device,
+        host=host,
+        suggested=os.environ.get('HGDPO_REVIEWER') or _login(),
     )
-    print(f'The study is open at {server.url}\nClose the page and press Ctrl-C here when done; results: '
-          f'hgdpo study --workspace {workspace} --results', flush=True)
+    print(_invitation(server, workspace, rater), flush=True)
     try: server.serve_forever()
-    except KeyboardInterrupt: print()
+    except KeyboardInterrupt: print(f'\n{server.study.progress() or "Nobody has begun."}')
     finally: server.server_close()
+
+# %% ../nbs/8_run/03_verbs.ipynb #invitation
+def _login():
+    try: return getpass.getuser()
+    except (KeyError, OSError): return ''     # a container's user may have no name
+
+def _invitation(server, workspace, rater):
+    from hgdpo_curate.evaluate.study import rater_link
+    link = rater_link(server, rater) if rater else server.url
+    lines = [
+        f'The study is open at {link}',
+        f'for {rater}' if rater else 'The page asks each rater for a name; a link that ends in &rater=NAME does not.',
+        'Anyone on the network who has the link can answer.' if server.open_to_network else
+        'Only this machine reaches it; for raters on the local network add --host 0.0.0.0',
+        f'Press Ctrl-C here when done; results: hgdpo study --workspace {shlex.quote(str(workspace))} --results',
+    ]
+    return '\n'.join(lines)
 
 # %% ../nbs/8_run/03_verbs.ipynb #measure-models
 def measure_models(

@@ -26,6 +26,7 @@ class Candidate:
     base: str = ''       # hash of its base model; candidates of different bases are not compared
     steps: int = 0       # solver steps and guidance, kept with the images
     guidance: float = 0.
+    files: tuple = ()    # its LoRA, for the report's list of hashes
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #draw-arms
 def draw_arms(
@@ -176,6 +177,7 @@ def run_arm(
         config['base_hash'],
         steps=rules.steps,
         guidance=rules.guidance,
+        files=(lora,) if lora else (),
     )
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #named-arms
