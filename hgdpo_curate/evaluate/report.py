@@ -120,7 +120,8 @@ def points_chart(comparison: Comparison) -> Markup:
     axes = np.atleast_1d(fig.subplots(lines, 4)).ravel()
     paint, y = colours(comparison.rows), [-y for y in range(len(comparison.rows))]
     for ax, m in zip(axes, metrics):
-        _errorbars(ax, t[t.metric == m], paint)
+        rows = t[t.metric == m]
+        _errorbars(ax, rows.where(rows.arm.map(comparison.hue_is_told)) if m == 'hue_distance' else rows, paint)
         ax.set_yticks(y, list(comparison.rows) if ax in axes[::4] else ['']*len(y), fontsize=8)
         ax.set_title(label(m).split(' (')[0], fontsize=9)
     for ax in axes[len(metrics):]: ax.set_axis_off()
@@ -129,6 +130,7 @@ def points_chart(comparison: Comparison) -> Markup:
 def _errorbars(ax, rows, paint):
     style = dict(fmt='o', capsize=3)
     for y, r in enumerate(rows.itertuples()):
+        if r.value != r.value: continue
         reach = [[max(0, r.value - r.low)], [max(0, r.high - r.value)]]
         ax.errorbar(
             r.value,
@@ -267,7 +269,7 @@ def _hue_circle(ax, hues, paint): # name -> (n, 2) of `hue_vectors`; those whose
     ax.set_yticks([])
     names = ['red', 'yellow', 'green', 'cyan', 'blue', 'magenta']
     ax.set_xticks(np.radians([0, 60, 120, 180, 240, 300]), names, fontsize=7)
-    title = f'mean hue; images agree on it by up to {reach:.0%}' if hues else 'hue cannot be told: nearly gray'
+    title = f'mean hue; images agree on it by up to {reach:.0%}' if hues else 'no hue prevails: it cannot be told'
     ax.set_title(title, fontsize=9)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #distances-between-photos

@@ -38,29 +38,29 @@ def judged(
         gain, low, high = comparison.gain(m, better, worse)
         if gain != gain: continue
         out['better' if low > 0 else 'worse' if high < 0 else 'open'].append((m, gain, low, high))
-    return out
-
-# %% ../../nbs/6_evaluate/05_results.ipynb #phrases
-def _plain(metric): return label(metric).split(' (')[0].rstrip(' ↑↓')
-
-def _amount(metric, v): # a share in points, else a number
-    return f'{100*v:.0f}' if metric in SHARES else f'{v:.3g}'
-
-def _figure(metric, v): return f'{v:.0%}' if metric in SHARES else f'{v:.3g}'
-
-def _in_figures(comparison, one, arm, first): # one metric of `judged`
-    metric, gain, low, high = one
-    rows, stats = np.arange(len(comparison.groups)), comparison.stats
-    before, after = (_figure(metric, stats[a][metric](rows)) for a in (first, arm))
-    low, high = sorted((abs(low), abs(high)))
-    points = ' points' if metric in SHARES else ''
-    why = ', by the scorer that chose the pairs' if _chose(comparison, metric) else ''
-    reach = f'by {_amount(metric, abs(gain))}{points}, 95% interval {_amount(metric, low)} to {_amount(metric, high)}'
-    return f'{_plain(metric)} ({before} → {after}, {reach}{why})'
+    # what was optimised comes last
+    return {k: sorted(v, key=lambda one: _chose(comparison, one[0])) for k, v in out.items()}
 
 def _chose(comparison, metric):
     c = comparison
     return bool(c.chose) and (c.scorers[0] if metric == 'score' else metric) == c.chose
+
+# %% ../../nbs/6_evaluate/05_results.ipynb #phrases
+def _plain(metric): return label(metric).split(' (')[0].rstrip(' ↑↓')
+
+def _rounded(v): return f'{v:,.0f}' if abs(v) >= 100 else f'{v:.3g}'
+def _amount(metric, v): return f'{100*v:.0f}' if metric in SHARES else _rounded(v)      # a share in points
+def _figure(metric, v): return f'{v:.0%}' if metric in SHARES else _rounded(v)
+
+def _before_and_after(comparison, metric, arm, first):
+    rows, stats = np.arange(len(comparison.groups)), comparison.stats
+    before, after = (_figure(metric, stats[a][metric](rows)) for a in (first, arm))
+    why = ', by the scorer that chose the pairs' if _chose(comparison, metric) else ''
+    return f'{_plain(metric)} ({before} → {after}{why})'
+
+def _interval(metric, gain, low, high): # of one metric of `judged`
+    points = ' points' if metric in SHARES else ''
+    return f'{_plain(metric)} {_amount(metric, gain)} ({_amount(metric, low)} to {_amount(metric, high)}{points})'
 
 def _listed(words): return ', '.join(words[:-1]) + ' and ' + words[-1] if len(words) > 1 else ''.join(words)
 
@@ -74,27 +74,22 @@ def headline(comparison: Comparison) -> list: # of sentences, the first says the
         why = f'{n} prompt{"s" if n != 1 else ""} measured, and a verdict needs {FEW}'
         return [f'Nothing can be told of {arm} against {first}: {why}.', MORE_PROMPTS]
     verdicts, sentences = judged(c, arm, first), []
-    words = {k: [_in_figures(c, f, arm, first) for f in v] for k, v in verdicts.items()}
-    if verdicts['better']: sentences.append(f'{arm} is better than {first} in {_listed(words["better"])}.')
-    if verdicts['worse']: sentences.append(f'{arm} is worse than {first} in {_listed(words["worse"])}.')
+    words = {k: _listed([_before_and_after(c, m, arm, first) for m, *_ in v]) for k, v in verdicts.items()}
+    if words['better']: sentences.append(f'{arm} is better than {first} in {words["better"]}.')
+    if words['worse']: sentences.append(f'{arm} is worse than {first} in {words["worse"]}.')
     if not sentences: sentences.append(f'No difference between {arm} and {first} is shown.')
-    if verdicts['open']: sentences.append(_undecided(verdicts['open']))
+    if words['open']: sentences.append(f'Not decided: {_listed([_plain(m) for m, *_ in verdicts["open"]])}.')
     if not any(verdicts.values()):
         sentences = [f'Nothing can be told of {arm} against {first}: no metric that has a better side was measured.']
     return sentences + _how_sure(c, n, verdicts) + _other_models(c, models)
 
-# %% ../../nbs/6_evaluate/05_results.ipynb #undecided
-def _undecided(metrics): # what the intervals leave open, and how much
-    reach = [f'{_plain(m)} (from {_amount(m, low)} to {_amount(m, high)}{" points" if m in SHARES else ""})'
-             for m, _, low, high in metrics]
-    return f'Not decided, as the interval of the gain holds 0: {_listed(reach)}.'
-
+# %% ../../nbs/6_evaluate/05_results.ipynb #how-sure
 def _how_sure(comparison, prompts, verdicts):
     per_prompt = len(comparison.groups)/prompts
-    tested = sum(map(len, verdicts.values()))
-    if not tested: return []
-    out = f'This rests on {prompts} prompts with {per_prompt:.3g} image{"s" if per_prompt != 1 else ""} each; '
-    out += f'of {tested} comparisons at 95%, about {max(.05*tested, .05):.2g} would show a difference by chance alone.'
+    judged_ones = [one for metrics in verdicts.values() for one in metrics]
+    if not judged_ones: return []
+    out = f'How sure: {prompts} prompts with {per_prompt:.3g} image{"s" if per_prompt != 1 else ""} each; gains with '
+    out += f'their paired 95% intervals (decided where these exclude 0): {_listed([_interval(*o) for o in judged_ones])}.'
     only_own = verdicts['better'] and all(_chose(comparison, m) for m, *_ in verdicts['better'])
     own = 'The only gain is by the scorer which chose the pairs: that is what was optimised, no evidence of quality.'
     return [out, *([own] if only_own else [])]

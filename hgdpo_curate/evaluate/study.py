@@ -406,7 +406,7 @@ def study_results(workspace) -> dict: # 'rates', 'agreement', 'pairs': DataFrame
         )
         pair = rows.drop_duplicates('pair_id').set_index('pair_id')
         pair = pair[['study', 'question', 'prompt_id', 'image_a', 'image_b']]
-        pair.insert(3, 'prompt', text.reindex(pair.prompt_id).fillna(pair.prompt_id.set_axis(pair.prompt_id)).to_numpy())
+        pair.insert(3, 'prompt', [text.get(p, p) for p in pair.prompt_id])
         # a rater may have the name of any column
         pairs.append(pair.join(wide.add_prefix(RATER)).assign(majority=majority).reset_index())
     pairs = pd.concat(pairs, ignore_index=True)

@@ -219,6 +219,7 @@ def _train_vae(pipe, pictures, folder, steps, seed, progress): # or load it wher
         kept = load_file(done)
         pipe.vae.register_to_config(scaling_factor=float(kept.pop('scaling_factor')))
         pipe.vae.load_state_dict(kept)
+        pipe.vae.to(memory_format=torch.channels_last)     # as it was trained, so that latents come out digit for digit
         return
     state = fit_vae(
         pipe,

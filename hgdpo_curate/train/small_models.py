@@ -197,12 +197,12 @@ def chance_warnings(figures: dict) -> list: # of `train_tiny` -> sentences
     "What a scorer that is no better than chance means, and what to do."
     out = []
     for name, task in TELLS.items():
-        found = figures.get(name)
-        if not isinstance(found, dict) or found['low'] > .5: continue
-        how = 'is no better than chance' if found['share'] <= .5 else 'cannot be told from chance'
+        figure = figures.get(name)
+        if not isinstance(figure, dict) or figure['low'] > .5: continue
+        how = 'is no better than chance' if figure['share'] <= .5 else 'cannot be told from chance'
         out.append(
-            f'WARNING: the tiny scorer {how} at telling {task}: right in {found["share"]:.0%} of '
-            f'{figures["test_photos"]} test photos (95% interval {found["low"]:.0%} to {found["high"]:.0%}), and '
+            f'WARNING: the tiny scorer {how} at telling {task}: right in {figure["share"]:.0%} of '
+            f'{figures["test_photos"]} test photos (95% interval {figure["low"]:.0%} to {figure["high"]:.0%}); '
             'guessing is 50%. Pairs that it chooses are chosen at random, and training on them teaches nothing. Train '
             f'it longer (hgdpo tiny --steps scorer={2*RECIPE["scorer"]}), import more photos with captions that differ, '
             'or score with other weights (hgdpo score --scorer pickscore).'
