@@ -489,7 +489,8 @@ def test_hue_that_cannot_be_told_says_so(finished, copy_of):
     from hgdpo_curate.evaluate.results import write_results
     ws = copy_of(finished)
     gray = painted(ws, base=(128, 127, 127), easy=(127, 128, 128))
-    assert figures_section(gray).count('cannot be told') == 2 and any('hue of base, easy cannot be told' in n for n in gray.notes)
+    assert figures_section(gray).count('cannot be told') == 2
+    assert any('hue of base, easy cannot be told' in n for n in gray.notes)
     write_results(ws, gray, ws.root/'out')
     assert (ws.root/'out'/'table.md').read_text().count('*cannot be told*') == 2
     assert 'cannot be told' not in figures_section(painted(ws, base=(200, 40, 40), easy=(40, 40, 200)))

@@ -214,8 +214,8 @@ def test_odd_tokens_paths_and_answers_are_refused_and_leave_no_traceback(world, 
     server = serve(ws, arms, 'cat')
     token, host = server.token.encode(), b'Host: 127.0.0.1:%d\r\n' % server.server_port
     def get(target): return raw(server, b'GET ' + target + b' HTTP/1.1\r\n' + host + b'Connection: close\r\n\r\n')
-    for odd in (b'/?token=\xc3\xa9', b'/?token=%C3%A9', b'/?token=', b'/?token=%ff%00', b'/?' + token, b'/state?token=\xff'):
-        assert get(odd) == 403, odd
+    odd_tokens = b'/?token=\xc3\xa9', b'/?token=%C3%A9', b'/?token=', b'/?token=%ff%00', b'/?' + token, b'/state?token=\xff'
+    for odd in odd_tokens: assert get(odd) == 403, odd
     for odd in ('/image/²/left', '/image/-1/left', '/image/99999999999999999999/left', '/image/0/up', '/image//left',
                 '/image/0/left/', '/..%2f..%2fworkspace.toml', '/favicon.ico', '/image/%C2%B2/left'):
         assert get(odd.encode() + b'?token=' + token) == 404, odd
@@ -269,7 +269,8 @@ def test_the_local_network_is_served_only_when_asked_and_only_with_the_token(wor
     server = study_server(Study(ws, pairs), 0, '0.0.0.0')
     threading.Thread(target=server.serve_forever, daemon=True).start()
     def code(query): # as another machine would name this one
-        request = urllib.request.Request(f'http://127.0.0.1:{server.server_port}/state{query}', headers=dict(Host='lab-pc'))
+        address = f'http://127.0.0.1:{server.server_port}/state{query}'
+        request = urllib.request.Request(address, headers=dict(Host='lab-pc'))
         try: return urllib.request.urlopen(request, timeout=5).status
         except urllib.error.HTTPError as e: return e.code
     assert code('') == code('?token=guess') == 403 and code(f'?token={server.token}&rater=anna') == 200

@@ -200,7 +200,7 @@ def _flag(ws, detector, path, progress):
         progress=progress,
     )
 
-def _flagged(ws, rows): # {} unless every image was looked at or flagged
+def _flagged(ws, rows): # {} unless every image was checked by a detector or flagged
     "Whether rules or people see a fault."
     looked = {i for t in ('detections', 'flags') for i in ws.table(t, only=('image_id', rows.image_id)).image_id}
     if not set(rows.image_id) <= looked: return {}

@@ -88,8 +88,9 @@ def _how_sure(comparison, prompts, verdicts):
     per_prompt = len(comparison.groups)/prompts
     judged_ones = [one for metrics in verdicts.values() for one in metrics]
     if not judged_ones: return []
+    gains = _listed([_interval(*one) for one in judged_ones])
     out = f'How sure: {prompts} prompts with {per_prompt:.3g} image{"s" if per_prompt != 1 else ""} each; gains with '
-    out += f'their paired 95% intervals (decided where these exclude 0): {_listed([_interval(*o) for o in judged_ones])}.'
+    out += f'their paired 95% intervals (decided where these exclude 0): {gains}.'
     only_own = verdicts['better'] and all(_chose(comparison, m) for m, *_ in verdicts['better'])
     own = 'The only gain is by the scorer which chose the pairs: that is what was optimised, no evidence of quality.'
     return [out, *([own] if only_own else [])]

@@ -119,7 +119,7 @@ def small_sample_warning(
     m: int,  # photos
     dims: int,  # dimensions of the features
 ) -> str:  # '' where there is nothing to warn of
-    "What to think of a Fréchet distance from so few images."
+    "How to read a Fréchet distance from so few images."
     need = images_needed(dims)
     if min(n, m) >= need: return ''
     scaled = (

@@ -155,7 +155,7 @@ def heads_of(prompts) -> dict: # name -> values
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #head-targets
 def head_targets(prompts, heads: dict) -> np.ndarray: # (n, heads) index of the value that the prompt names
-    "What each head should say of a picture that shows its prompt."
+    "The value each head should give for a picture that shows its prompt."
     out = np.zeros((len(prompts), len(heads)), int)
     for i, p in enumerate(prompts):
         attributes, words = parse_prompt(p), _words(p)
