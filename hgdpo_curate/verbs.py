@@ -222,6 +222,7 @@ def measure_models(
 ):
     "Measure models on the test prompts and write a report to send."
     from hgdpo_curate.evaluate.report import report_runs
+    from hgdpo_curate.evaluate.results import for_terminal
     from hgdpo_curate.judge.faces import load_recogniser
     from hgdpo_curate.workspace import open_workspace
     ws = open_workspace(workspace)
@@ -242,7 +243,7 @@ def measure_models(
         recognisers=[load_recogniser(name, recogniser_path, ws, accept_noncommercial) for name in names],
         device=device,
     )
-    return f'{(page.parent/"table.md").read_text()}\n{page}'
+    return f'{for_terminal((page.parent/"table.md").read_text())}\n{page}'
 
 # %% ../nbs/8_run/03_verbs.ipynb #measure
 def measure(

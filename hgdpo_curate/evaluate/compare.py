@@ -211,8 +211,8 @@ def _flagged(ws, rows): # {} unless every image was checked by a detector or fla
 def _measure_all(ws, rows, photos, extractor, recognisers, progress): # -> (the photos', arm -> its `measure_images`)
     measure = functools.partial(measure_images, ws, extractor=extractor, progress=progress)
     evaluator = workspace_evaluator(ws)
-    photo_measurements = measure(photos, evaluator)
-    measurements = {a: measure(r, evaluator) for a, r in rows.items()}
+    photo_measurements = measure(photos, evaluator, label='photos')
+    measurements = {a: measure(r, evaluator, label=f'images of {a}') for a, r in rows.items()}
     faces = (
         distances_to_photos(
             ws,

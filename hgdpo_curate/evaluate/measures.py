@@ -94,11 +94,12 @@ def measure_images(
     evaluator,  # a `TinyEvaluator`, or None
     extractor=None,  # of `load_extractor`
     progress=None,  # as in `progress_bar`
+    label: str = 'images',  # what they are, for the bar
 ) -> dict:  # arrays by name, a row per image
     "What pixels, the evaluator and the feature extractor measure on images. Of no images, arrays without rows."
     if not len(rows): return dict(sharpness=np.zeros(0), hue=np.zeros((0, 2)), chroma=np.zeros(0), rgb=np.zeros((0, 3)))
     shown = progress if len(rows) > AT_A_TIME else lambda total, label: lambda n: None
-    with progress_bar(len(rows), 'measuring images', shown) as bar:
+    with progress_bar(len(rows), f'measuring {label}', shown) as bar:
         parts = [_measure(ws, rows.iloc[i:i + AT_A_TIME], evaluator, bar) for i in range(0, len(rows), AT_A_TIME)]
     out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     if extractor is not None and not isinstance(extractor, TinyFeatures):

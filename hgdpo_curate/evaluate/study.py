@@ -91,7 +91,7 @@ CHOICES = ('left', 'right', 'tie')
 def rater_name(text: str) -> str: # without space around it
     "A rater's name as it is kept. Raises `UsageError` for one that is empty or longer than 60 characters."
     name = ' '.join(str(text).split())
-    if not name: raise UsageError('A rater needs a name; give one with --rater NAME.')
+    if not name: raise UsageError('A rater needs a name; enter one, or give it with --rater NAME.')
     if len(name) > 60 or not name.isprintable():
         raise UsageError('A name of a rater has at most 60 characters that can be printed; give a shorter one.')
     return name
