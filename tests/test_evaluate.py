@@ -333,7 +333,7 @@ def test_identity_is_a_distance_to_the_photo_of_the_same_prompt(finished, copy_o
     # the report's memorisation check finds the copies too, and of which model they are
     page = nearest_section(ws, found, True)
     assert 'The nearest of <b>memory</b>: look at these; they may be memories' in page and re.search(
-        r'<td>base</td><td>12</td><td>[^<]+</td><td><b class=good>0</b>', page
+        r'<td>base</td><td class=num>12</td><td class=num>[^<]+</td><td class=num><b class=good>0</b>', page
     )
 
 
