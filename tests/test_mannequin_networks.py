@@ -1,4 +1,10 @@
 """The networks that the package ships reach their floors on drawings they have never seen."""
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 from conftest import ROOT
 
 
@@ -118,3 +124,65 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
         assert low <= figure <= high, name
         # narrow enough to say something
         assert high - low < dict(vae_psnr=1., keypoint_error=.1).get(name, .15), name
+
+
+FEW_STEPS = dict(vae=3, base=3, scorer=3, evaluator=3)
+
+
+def trained(folder, steps, stop=None):
+    "The package's four networks in the smallest size; `stop` is (network, step) before which the process dies."
+    from hgdpo_curate.train.small_models import train_mannequins
+    def progress(it, label, *a):
+        for step in it:
+            if stop and label.endswith(stop[0]) and step == stop[1]: raise KeyboardInterrupt
+            yield step
+    try: train_mannequins(folder, steps=steps, drawings_each=(24, 24, 24), progress=progress)
+    except KeyboardInterrupt: return {}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*.safetensors')}
+
+
+def test_killed_at_every_network_they_end_as_if_never_killed_and_keep_what_another_s_steps_do_not_change(
+    tmp_path, monkeypatch, capsys
+):
+    from hgdpo_curate.train import small_base, small_models
+    # what the networks reach is measured on 1,400 drawings, and is no matter here
+    monkeypatch.setattr(small_models, 'measure_tiny', lambda *a: {})
+    # without it nothing is written within three steps
+    monkeypatch.setattr(small_base, 'SECONDS_BETWEEN_STATES', -1)
+    left_alone = trained(tmp_path/'a', FEW_STEPS)
+    for stop in (('vae', 2), ('base', 1), ('scorer', 2), ('evaluator', 1)):
+        assert not trained(tmp_path/'b', FEW_STEPS, stop)
+    assert trained(tmp_path/'b', {}) == left_alone          # steps that are not given are those it was begun with
+    assert not list((tmp_path/'b').glob('*.pt'))
+    def changed(**steps):
+        before, after = left_alone, trained(tmp_path/'b', steps)
+        return {Path(name).parts[0].split('.')[0] for name in before if before[name] != after[name]}
+    capsys.readouterr()
+    assert changed(scorer=2) == {'scorer'}
+    assert 'The scorer of' in capsys.readouterr().out
+    assert changed(scorer=3, base=2) == {'base'}
+    # the autoencoder's latents are what the base learns from
+    assert changed(base=3, vae=2) == {'base', 'autoencoder'}
+
+
+def test_a_scorer_at_chance_is_reported_loudly_and_figures_are_plain(tmp_path, recwarn):
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.toy.drawings import export_photos
+    from hgdpo_curate.verbs import train_small
+    ws = create_workspace(tmp_path/'ws', base_model='', resolution='40x56', test_share=.4)
+    import_photos(ws, export_photos(tmp_path/'photos', 20, seed=5), progress=lambda it, **k: it)
+    text = train_small(ws, steps=[f'{k}=2' for k in FEW_STEPS])
+    warned = [str(w.message) for w in recwarn if 'WARNING: the tiny scorer' in str(w.message)]
+    assert warned and all('chosen at random' in w and '--steps scorer=' in w for w in warned)
+    assert 'guessing is 50%' in text and '{' not in text and not re.search(r'\d\.\d{3}', text)
+
+
+def test_the_evaluator_has_the_same_heads_in_every_process():
+    code = ("from hgdpo_curate.train.small_judges import heads_of; "
+            "print([*heads_of(['a red dog', 'a blue cat', 'a green bird', 'nobody', 'a dark house'])])")
+    found = {
+        subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONHASHSEED=seed, PYTHONPATH=str(ROOT)),
+                       capture_output=True, text=True, check=True).stdout
+        for seed in ('1', '2')
+    }
+    assert len(found) == 1 and "'word:bird'" in found.pop()

@@ -5,6 +5,7 @@ Keys, shuffled sides, a break, several raters, what the page may know, and the r
 import json
 import os
 import re
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -18,7 +19,9 @@ from test_browser import CHROMIUM
 
 from hgdpo_curate import UsageError, UserError, create_workspace
 from hgdpo_curate.cli import main
-from hgdpo_curate.evaluate.study import results_markdown, Session, study_pairs, study_results, study_server
+from hgdpo_curate.evaluate.study import (
+    rater_link, results_markdown, Session, Study, study_pairs, study_results, study_server,
+)
 
 GREEN, RED = (40, 160, 60), (170, 50, 40)
 
@@ -200,6 +203,100 @@ def test_only_the_page_with_the_token_is_answered_and_only_by_the_local_host(wor
     server.server_close()
 
 
+def raw(server, request): # -> status of the answer to bytes that no client library would send
+    with socket.create_connection(server.server_address[:2], timeout=5) as s:
+        s.sendall(request)
+        return int(s.recv(100).split()[1])
+
+
+def test_odd_tokens_paths_and_answers_are_refused_and_leave_no_traceback(world, capfd):
+    ws, arms = world
+    server = serve(ws, arms, 'cat')
+    token, host = server.token.encode(), b'Host: 127.0.0.1:%d\r\n' % server.server_port
+    def get(target): return raw(server, b'GET ' + target + b' HTTP/1.1\r\n' + host + b'Connection: close\r\n\r\n')
+    odd_tokens = b'/?token=\xc3\xa9', b'/?token=%C3%A9', b'/?token=', b'/?token=%ff%00', b'/?' + token, b'/state?token=\xff'
+    for odd in odd_tokens: assert get(odd) == 403, odd
+    for odd in ('/image/²/left', '/image/-1/left', '/image/99999999999999999999/left', '/image/0/up', '/image//left',
+                '/image/0/left/', '/..%2f..%2fworkspace.toml', '/favicon.ico', '/image/%C2%B2/left'):
+        assert get(odd.encode() + b'?token=' + token) == 404, odd
+    def post(body, length=None):
+        length = b'%d' % len(body) if length is None else length
+        return raw(server, b'POST /answer HTTP/1.1\r\n' + host + b'Content-Length: ' + length + b'\r\n\r\n' + body)
+    assert post(b'{"token": "\\ud800"}') == 403 and post('{"token": "é"}'.encode()) == 403
+    begin = b'{"token": "' + token + b'", "choice": "left", "n": '
+    for odd in (b'1e400}', b'true}', b'1.5}', b'"0"}', b'0, "faults": 3}', b'0, "rater": "%s"}' % (b'a'*61)):
+        assert post(begin + odd) == 400, odd
+    assert post(b'['*9000) == 400 and post(b'\xff') == 400 and post(b'{}', b'-5') == 400 and post(b'{}', b'x') == 400
+    assert not len(ws.table('study')) and post(begin + b'0}') == 200
+    server.shutdown()
+    server.server_close()
+    assert 'Traceback' not in ''.join(capfd.readouterr())
+
+
+def test_raters_with_a_name_each_answer_one_study_by_link_or_are_asked_once(world, browser):
+    ws, arms = world
+    pairs = study_pairs(arms['base'], arms['hard'], ['base', 'hard'])
+    server = study_server(Study(ws, pairs, suggested='me'), 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    anna, ben = browser.new_page(), browser.new_page()
+    anna.goto(rater_link(server, 'anna | é'))
+    at(anna, 1)                                              # her link has the name
+    ben.goto(server.url)
+    ben.wait_for_selector('#who:visible')
+    assert ben.input_value('#name') == 'me' and not ben.is_visible('#work')
+    ben.fill('#name', 'ben')
+    ben.keyboard.press('Enter')
+    for n in range(1, 4):
+        for page in (anna, ben):
+            at(page, n)
+            page.keyboard.press(page.evaluate(GREENER))
+    at(ben, 4)
+    assert ben.text_content('#progress') == 'ben: 3 of 8 answered'
+    ben.reload()
+    at(ben, 4)                                               # not asked again
+    assert server.study.progress() == 'anna | é: 3 of 8, ben: 3 of 8' and not server.open_to_network
+    for page in (anna, ben): page.close()
+    server.shutdown()
+    server.server_close()
+    answers = ws.table('study')
+    assert answers.groupby('rater').size().to_dict() == {'anna | é': 3, 'ben': 3} and set(answers.choice) == {'b'}
+
+
+def test_the_local_network_is_served_only_when_asked_and_only_with_the_token(world):
+    ws, arms = world
+    pairs = study_pairs(arms['base'], arms['hard'], ['base', 'hard'])
+    assert study_server(Study(ws, pairs), 0).server_address[0] == '127.0.0.1'
+    server = study_server(Study(ws, pairs), 0, '0.0.0.0')
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    def code(query): # as another machine would name this one
+        address = f'http://127.0.0.1:{server.server_port}/state{query}'
+        request = urllib.request.Request(address, headers=dict(Host='lab-pc'))
+        try: return urllib.request.urlopen(request, timeout=5).status
+        except urllib.error.HTTPError as e: return e.code
+    assert code('') == code('?token=guess') == 403 and code(f'?token={server.token}&rater=anna') == 200
+    assert '0.0.0.0' not in server.url and server.open_to_network
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match='--host'): study_server(Study(ws, pairs), 0, 'no such host')
+
+
+def test_raters_named_like_columns_or_with_a_bar_keep_the_tables_whole(world):
+    ws, arms = world
+    names = ['majority', 'prompt_id', 'prompt', 'by majority', 'a|b', 'x\\']
+    for question in ('preference', 'anatomy'):
+        pairs = study_pairs(arms['base'], arms['hard'], ['base', 'h|d'], question)
+        for name in names: Session(ws, pairs, name).answer(0, 'left', ['right'] if question == 'anatomy' else ())
+    results = study_results(ws)
+    assert len(results['rates']) == 2*7 and results['rates'].all_raters.sum() == 2
+    text = results_markdown(results)
+    columns, widths = lambda line: len(re.findall(r'(?<!\\)(?:\\\\)*\|', line)), []
+    for block in re.split(r'\n\n+', text):
+        lines = [line for line in block.splitlines() if line.startswith('|')]
+        assert len({columns(line) for line in lines}) <= 1, block
+        widths += [columns(lines[0])] if lines else []
+    assert widths[-1] == 3 + 6 + 1 + 1
+
+
 def test_results_name_raters_majority_and_agreement(world, capsys):
     ws, arms = world
     assert (
@@ -221,7 +318,11 @@ def test_results_name_raters_majority_and_agreement(world, capsys):
     assert main(['study', '--workspace', str(ws.root), '--results']) == 0
     said = capsys.readouterr().out
     # every pair's answers
-    assert "Fleiss's kappa" in said and '| p3 | first | ' in said and len(re.findall(r'\| p\d \|', said)) == 8
+    assert "Fleiss's kappa" in said and len(re.findall(r'\| p\d \([12] of 2\) \|', said)) == 8
+    ws.append('prompts', [dict(prompt_id='p3', prompt='a person | in\nthe rain', fold='test')])
+    assert main(['study', '--workspace', str(ws.root), '--results']) == 0
+    # by the prompt's text, each pair once
+    assert len(re.findall(r'\| a person \\\| in the rain \([12] of 2\) \|', capsys.readouterr().out)) == 2
     low, high = rates.low['ann'], rates.high['ann']                          # 6 of 8, by the exact interval's tables
     assert abs(low - .3491) < 1e-3 and abs(high - .9681) < 1e-3
 

@@ -148,12 +148,14 @@ def heads_of(prompts) -> dict: # name -> values
     "What the evaluator can tell of a picture: the mannequins' attributes, or whether a frequent caption word applies."
     if parse_prompt(prompts[0]): return {k: list(v) for k, v in ATTRIBUTES.items()}
     counts = Counter(w for p in prompts for w in _words(p) if len(w) > 2)
-    often = [w for w, c in counts.most_common() if .03*len(prompts) <= c <= .8*len(prompts)][:40]
+    # ties by the alphabet: sets of words come in another order in every process
+    by_count = sorted(counts.items(), key=lambda word: (-word[1], word[0]))
+    often = [w for w, c in by_count if .03*len(prompts) <= c <= .8*len(prompts)][:40]
     return {f'word:{w}': ['absent', 'present'] for w in often}
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #head-targets
 def head_targets(prompts, heads: dict) -> np.ndarray: # (n, heads) index of the value that the prompt names
-    "What each head should say of a picture that shows its prompt."
+    "The value each head should give for a picture that shows its prompt."
     out = np.zeros((len(prompts), len(heads)), int)
     for i, p in enumerate(prompts):
         attributes, words = parse_prompt(p), _words(p)
@@ -212,16 +214,20 @@ def _evaluate_batch(net, images): # (n, h, w, 3) uint8
     out = net(torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float()/255)
     row = {k: out[k] for k in ('features', 'detail', 'keypoints', 'confidence') if k in out}
     if out['attributes']: row['attributes'] = torch.stack([a.argmax(-1) for a in out['attributes']], -1)
-    if 'fault' in out: row.update(faulty=1 - out['fault'].softmax(-1)[:, 0], fault=out['fault'].argmax(-1))
+    if 'fault' in out:
+        # class 0 is sound; the likeliest fault is the one it would be if there is one
+        chances = out['fault'].softmax(-1)
+        row.update(faulty=1 - chances[:, 0], fault=chances.argmax(-1), likeliest_fault=chances[:, 1:].argmax(-1))
     return {k: v.numpy() for k, v in row.items()}
 
 def run_evaluator(net,             # `TinyEvaluator`
                   images,          # (n, h, w, 3) uint8
                   batch: int = 128 # pictures at a time
                  ) -> dict:        # name -> array of n rows
-    """What the evaluator says of pictures.
+    """What the evaluator measures on pictures.
 
-    Features, detail, keypoints, `faulty` = probability of any fault, `attributes` = chosen values.
+    Features, detail, keypoints, `faulty` = probability of any fault, `likeliest_fault` = its kind if there is one
+    (index into the kinds it was trained on), `attributes` = chosen values.
     """
     import torch
     with torch.no_grad(): rows = [_evaluate_batch(net, images[i:i+batch]) for i in range(0, len(images), batch)]

@@ -1,15 +1,35 @@
 const $ = id => document.getElementById(id);
 const sides = ["left", "right"];
 const faults = new Set();          // sides whose body is marked as faulty
-let study, shown, began;           // what the server told; number of the pair; since when it is shown
+let study, shown, began;           // what the server sent; number of the pair; since when it is shown
+let rater = new URLSearchParams(location.search).get("rater") || "";
 let busy = false;                  // an answer is on its way
 
-const imageOf = (n, side) => "/image/" + n + "/" + side + "?token=" + TOKEN;
+const query = () => "?token=" + TOKEN + (rater ? "&rater=" + encodeURIComponent(rater) : "");
+const imageOf = (n, side) => "/image/" + n + "/" + side + query();
 
 async function start() {
-  study = await (await fetch("/state?token=" + TOKEN)).json();
+  const state = await (await fetch("/state" + query())).json();
+  $("who").style.display = state.ask ? "block" : "none";
+  if (state.ask) {
+    $("name").value = rater || state.suggested;
+    $("why").textContent = state.why;
+    $("name").focus();
+    $("name").select();
+    return;
+  }
+  study = state;
   show(study.next);
 }
+
+// the address keeps the name, so that a reload does not ask again
+$("who").onsubmit = e => {
+  e.preventDefault();
+  rater = $("name").value.trim();
+  if (!rater) return;
+  history.replaceState(null, "", "/" + query());
+  start();
+};
 
 function show(n) {
   shown = n;
@@ -20,7 +40,7 @@ function show(n) {
   $("work").style.display = done ? "none" : "block";
   $("done").style.display = done ? "block" : "none";
   if (done) {
-    $("done").textContent = "All " + study.total + " pairs are answered. Thank you; you can close this page.";
+    $("done").textContent = study.rater + ": all " + study.total + " pairs are answered. Thank you; you can close this page.";
     return;
   }
   $("question").textContent = study.question;
@@ -32,6 +52,7 @@ function show(n) {
   }
   // load the next pair ahead
   if (n + 1 < study.total) for (const side of sides) new Image().src = imageOf(n + 1, side);
+  $("progress").textContent = study.rater + ": " + study.answered.length + " of " + study.total + " answered";
   $("note").textContent = (n + 1) + " of " + study.total + (n ? " · Backspace: back one" : "")
     + (study.anatomy ? " · 1 / 2: this body is faulty" : "");
   began = performance.now();
@@ -64,7 +85,7 @@ async function answer(choice) {
     const reply = await fetch("/answer", {
       method: "POST",
       headers: {"Content-Type": "application/json"},
-      body: JSON.stringify({token: TOKEN, n: shown, choice: choice, faults: [...faults], seconds: seconds}),
+      body: JSON.stringify({token: TOKEN, rater: rater, n: shown, choice: choice, faults: [...faults], seconds: seconds}),
     });
     if (!reply.ok) throw 0;
     if (!study.answered.includes(shown)) study.answered.push(shown);
