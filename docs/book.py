@@ -163,9 +163,10 @@ def make(only=None) -> int: # exit status
             nb = page(name)
             write(name, nb)
             kept[name] = dict(sources=sources_hash(nb), pictures=pictures(nb))
+            shown = {n: kept[n] for n in names if n in kept}
+            MANIFEST.write_text(json.dumps(shown, indent=1) + '\n', encoding='utf-8')
             size = (NBS/f'{name}.ipynb').stat().st_size//1024
             print(f'{name}: {len(kept[name]["pictures"])} pictures, {size} KB, {time.time() - start:.0f} s', flush=True)
-    MANIFEST.write_text(json.dumps({n: kept[n] for n in names if n in kept}, indent=1) + '\n', encoding='utf-8')
     return check()
 
 
