@@ -16,7 +16,7 @@ from ..workspace import open_workspace
 # %% ../../nbs/7_document/01_answers.ipynb #questions-2
 CARD_QUESTIONS = dict(
     title='A name for this collection, as others should cite it.',
-    creators='Who made it: names of people or organisations, parted by semicolons.',
+    creators='Who made it: names of people or organisations, separated by semicolons.',
     funding='Who paid for it, or "nobody".',
     purpose='What is it for, and which gap does it fill?',
     collection='How and by whom were the photographs taken or obtained?',

@@ -199,7 +199,7 @@ def page_url(answers: dict, card: str) -> str: # as `read_answers`; file name of
     return found[0].rstrip('.,;:') if found else card
 
 def creators_of(answers: dict) -> list: # as `read_answers` -> names
-    "Who made it, one by one: semicolons and lines part them."
+    "Who made it, one by one; semicolons or new lines separate them."
     names = re.split(r'[;\n]', _given(answers, 'creators'))
     return [n.strip() for n in names if n.strip()]
 
