@@ -7,7 +7,7 @@ export FIFTYONE_DATABASE_VALIDATION := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test check prepare docs bench lock clean
+.PHONY: install demo test check prepare docs book bench lock clean
 
 install: .venv/installed
 
@@ -41,6 +41,10 @@ prepare: install
 # A static site in site/, every chapter run; a chapter is run again when it or the package changed.
 docs: install
 	$(BIN)/python docs/build.py
+
+# The notebooks of docs/book.txt with their outputs, as a forge shows them.
+book: install
+	$(BIN)/python docs/book.py
 
 bench: install
 	$(BIN)/python benchmarks/curate.py 1000 10000 100000

@@ -94,28 +94,35 @@ def package_hash() -> str:
     return h.hexdigest()
 
 
-def run(name, nb) -> dict: # the notebook with outputs
-    "Run a notebook in its own kernel, unless the same one was run with the same package before."
+def execute(name, nb) -> dict: # the notebook with outputs
+    "Run a notebook in a kernel of its own, from the folder where it lies."
     import nbformat
     from nbclient import NotebookClient
+    node = nbformat.reads(json.dumps(nb), as_version=4)
+    where = {'metadata': {'path': str((NBS/name).parent)}}
+    NotebookClient(node, timeout=1200, kernel_name='python3', resources=where, coalesce_streams=True).execute()
+    for c in node.cells: c.get('metadata', {}).pop('execution', None)
+    return json.loads(nbformat.writes(node))
+
+
+def run(name, nb) -> dict: # the notebook with outputs
+    "The same, unless the same one was run with the same package before."
     stamp = hashlib.sha256((json.dumps(nb, sort_keys=True) + package_hash()).encode()).hexdigest()[:16]
     kept = RUNS/f'{name.replace("/", "-")}-{stamp}.ipynb'
     if kept.exists(): return json.loads(kept.read_text(encoding='utf-8'))
-    node, start = nbformat.from_dict(nb), time.time()
-    NotebookClient(
-        node, timeout=1200, kernel_name='python3', resources={'metadata': {'path': str((NBS / name).parent)}}
-    ).execute()
-    for c in node.cells: c.get('metadata', {}).pop('execution', None)
+    start = time.time()
+    done = execute(name, nb)
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f'{name.replace("/", "-")}-*.ipynb'): old.unlink()
-    kept.write_text(nbformat.writes(node), encoding='utf-8')
+    kept.write_text(json.dumps(done, ensure_ascii=False), encoding='utf-8')
     print(f'{name}: run in {time.time() - start:.0f} s', flush=True)
-    return json.loads(kept.read_text(encoding='utf-8'))
+    return done
 
 
 def plain_outputs(nb) -> dict:
     "Outputs as a page can show them: no object addresses, no colour codes, no folders of the machine that built it."
-    private = re.compile('|'.join(map(re.escape, [tempfile.gettempdir(), str(ROOT), str(Path.home())])) + r'(?=[/\'"])')
+    here = '|'.join(map(re.escape, [str(ROOT), str(Path.home())]))
+    private = re.compile(rf'(?:{re.escape(tempfile.gettempdir())}(?:/tmp\w{{8}})?|{here})(?=[/\'"])')
     def clean(x):
         if isinstance(x, list): return clean(''.join(x))
         return (

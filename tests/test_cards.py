@@ -47,7 +47,8 @@ def test_the_readme_is_a_hub_card_with_every_section_and_says_what_is_missing(li
     assert (
         card.data.task_categories == ['text-to-image']
         and card.data.license == 'unknown'
-        and [c['config_name'] for c in card.data.to_dict()['configs']] == ['easy', 'normal', 'hard']
+        and [c['config_name'] for c in card.data.to_dict()['configs']]
+        == ['easy', 'normal', 'hard', 'test_prompts', 'controls']
     )
     for s in (
         'Motivation',
@@ -112,6 +113,37 @@ def test_croissant_is_valid_and_its_record_sets_are_the_pairs(lived_in):
     bad.write_text(json.dumps(spoilt))
     with pytest.raises(UserError, match='not valid'): check_croissant(bad, {})
     bad.unlink()
+
+
+def test_croissant_says_who_where_and_under_which_licence(lived_in, copy_of):
+    import mlcroissant as mlc
+    ws = copy_of(lived_in)
+    folder, copies = ws.root/'splits'/'v1', ws.root/'data_cards'
+    def metadata(file): return mlc.Dataset(str(file)).metadata
+    told = metadata(folder/'croissant.json')
+    assert told.url == 'README.md' and metadata(copies/'v1.croissant.json').url == 'v1.md'
+    assert (copies/'v1.md').exists() and told.license == ['unknown'] and 'missing' in told.creators[0].name
+    where = 'to members, at https://example.org/people (ask first)'
+    answer(ws, creators='Anna Adler; The Studio, Paris', licence='cc-by-4.0', distribution=where)
+    told = metadata(make_card(ws).path.with_name('croissant.json'))
+    assert [c.name for c in told.creators] == ['Anna Adler', 'The Studio, Paris']
+    assert told.license == ['https://spdx.org/licenses/CC-BY-4.0'] and told.url == 'https://example.org/people'
+    assert not told.ctx.issues.errors and not told.ctx.issues.warnings
+    kinds = {f.id: f.data_types for r in told.record_sets for f in r.fields}
+    assert {str(k) for ks in kinds.values() for k in ks} == {'https://schema.org/Text', 'https://schema.org/Float'}
+    assert str(kinds['easy/prompt'][0]).endswith('Text') and 'controls/stage' in kinds
+    assert len(read_pairs(folder/'croissant.json', 'controls')) == len(pd.read_parquet(folder/'controls.parquet'))
+
+
+def test_load_dataset_reads_the_folder_of_a_split(lived_in, tmp_path):
+    datasets = pytest.importorskip('datasets')
+    folder = lived_in.root/'splits'/'v1'
+    def load(*config): return datasets.load_dataset(str(folder), *config, cache_dir=str(tmp_path))
+    for name, config, fold in (('easy', (), 'train'), ('test_prompts', ('test_prompts',), 'test'),
+                               ('controls', ('controls',), 'train'), ('normal', ('normal',), 'train')):
+        rows = load(*config)
+        assert list(rows) == [fold] and rows[fold].to_pandas().equals(pd.read_parquet(folder/f'{name}.parquet')), name
+    assert datasets.get_dataset_default_config_name(str(folder)) == 'easy'
 
 
 def test_croissant_types_no_review_and_no_period_that_nobody_gave(lived_in, copy_of, facts):
@@ -768,3 +800,40 @@ def test_the_cards_of_the_package_are_what_its_files_and_code_say(tmp_path):
         DatasetCard.load(tmp_path / 'mannequins.md').data.license == 'cc0-1.0'
         and ModelCard.load(tmp_path / 'base.md').data.to_dict()['library_name'] == 'diffusers'
     )
+
+
+# --- how a card looks
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+def test_figures_stand_at_the_right_and_words_at_the_left(lived_in):
+    text = (lived_in.root/'splits'/'v1'/'README.md').read_text()
+    assert '| stage | pairs | winner | loser | prompts without a pair |\n|---|---:|---|---|---:|' in text
+    assert '| file | SHA-256 |\n|---|---|' in text                             # hashes are no figures
+    assert 'text-align:right' in (lived_in.root/'splits'/'v1'/'card.html').read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here; install it (apt-get install chromium) to look at cards')
+def test_tables_of_cards_fit_their_page(lived_in, tmp_path):
+    "In a browser: nothing is cut off or scrolled, on a screen, on a tablet and on paper; no word is broken."
+    from playwright.sync_api import sync_playwright
+    run = lived_in.root/'runs'/'r'
+    text = (run/'README.md').read_text().split('---\n', 2)[2]
+    (tmp_path/'run.html').write_text(to_html(text, run, 'r'))
+    wide = '[...document.querySelectorAll("table")].filter(t => t.scrollWidth > t.parentElement.clientWidth).length'
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        page = browser.new_page()
+        for file in (lived_in.root/'splits'/'v1'/'card.html', tmp_path/'run.html'):
+            page.goto(f'file://{file}')
+            assert page.locator('table').count() > 5
+            for width, media in ((1300, 'screen'), (820, 'screen'), (720, 'print')):
+                page.emulate_media(media=media)
+                page.set_viewport_size(dict(width=width, height=900))
+                assert page.evaluate(wide) == 0, (file.name, width)
+                assert page.evaluate('document.documentElement.scrollWidth') <= width
+            page.emulate_media(media='screen')
+            page.set_viewport_size(dict(width=420, height=900))
+            assert page.evaluate('document.documentElement.scrollWidth') <= 420  # tables scroll inside themselves
+        browser.close()

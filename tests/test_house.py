@@ -89,3 +89,40 @@ def test_no_public_name_stands_in_two_rooms():
             home.setdefault(public, []).append(name)
     assert len(home) > 400
     assert {n: modules for n, modules in home.items() if len(modules) > 1} == {}
+# --- the method's page
+
+def texts(): # of modules and notebooks: name -> text
+    files = [*(ROOT/'hgdpo_curate').rglob('*.py'), *(ROOT/'nbs').rglob('*.ipynb'), *(ROOT/'hgdpo_curate').rglob('*.md')]
+    return {
+        p.relative_to(ROOT).as_posix(): p.read_text()
+        for p in files
+        if '.ipynb_checkpoints' not in p.parts and p.name != '_modidx.py'
+    }
+
+
+def own_equations(text): # numbers that a text cites of docs/paper.md, not of a paper that it names with its year
+    for found in re.finditer(r'[Ee]quations? \(?(\d+)\)?(?:(?:,| and| to) \(?(\d+)\)?)*', text):
+        before = text[max(0, found.start() - 70):found.start()]
+        if not re.search(r'et al\. (19|20)\d\d[^()]*$', before): yield from map(int, re.findall(r'\d+', found[0]))
+
+
+def test_equations_of_the_method_are_numbered_in_order():
+    numbers = [int(n) for n in re.findall(r'\\tag\{(\d+)\}', (ROOT/'docs'/'paper.md').read_text())]
+    assert numbers == [*range(1, len(numbers) + 1)] and len(numbers) >= 12
+
+
+def test_every_equation_and_section_that_is_cited_is_in_the_page_of_the_method():
+    page = (ROOT/'docs'/'paper.md').read_text()
+    equations = {int(n) for n in re.findall(r'\\tag\{(\d+)\}', page)}
+    sections = {int(n) for n in re.findall(r'^## (\d+)\.', page, re.M)}
+    assert [*own_equations('(Ho et al. 2020, equation 70), equations 5 and 6; equation (99)')] == [5, 6, 99]
+    for name, text in texts().items():
+        assert {*own_equations(text)} <= equations, f'{name} cites an equation that docs/paper.md does not have'
+        cited = re.findall(r'docs/paper\.md,? sections? ((?:\d+(?:, | and )?)+)', text)
+        assert {int(n) for c in cited for n in re.findall(r'\d+', c)} <= sections, f'{name}: {cited}'
+    inside = {int(n) for n in re.findall(r'(?<![\w\\(])\((\d{1,2})\)', page)}
+    assert inside - {0} <= equations, 'docs/paper.md cites an equation of its own that it does not have'
+
+
+def test_nothing_cites_a_page_that_the_project_does_not_have():
+    assert not [name for name, text in texts().items() if re.search(r'\bPAPER[ ]section|PAPER\.md', text)]

@@ -16,7 +16,7 @@ from ..workspace import open_workspace
 # %% ../../nbs/7_document/01_answers.ipynb #questions-2
 CARD_QUESTIONS = dict(
     title='A name for this collection, as others should cite it.',
-    creators='Who made it: names of people or organisations.',
+    creators='Who made it: names of people or organisations, separated by semicolons.',
     funding='Who paid for it, or "nobody".',
     purpose='What is it for, and which gap does it fill?',
     collection='How and by whom were the photographs taken or obtained?',
@@ -33,7 +33,7 @@ CARD_QUESTIONS = dict(
     biases='Who and what is over- or under-represented, as far as you know?',
     reviewers='Who reviewed: how many people, how were they chosen, briefed and paid?',
     sensitive='What in the pictures or captions is sensitive (health, religion, nudity, places)? Or "nothing known".',
-    distribution='How and to whom is it passed on?',
+    distribution='How and to whom is it passed on? Give the web address of its page, if it has one.',
     maintenance='Who looks after it, how often, and what happens to old versions?',
     contact='Whom does a person write to who wants to be taken out, and how soon is it done?',
 )
