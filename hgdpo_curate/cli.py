@@ -12,8 +12,9 @@ import argparse, difflib, importlib, os, signal, sys, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .flags import add_flag, description_of, read_definition, summary_of
+from .flags import add_flag, description_of, Parameter, read_definition, summary_of
 from .files import UsageError, UserError
+from .tables import stated_columns
 from hgdpo_curate.verbs import (
     NO_WORKSPACE,
     print_checks,
@@ -35,6 +36,7 @@ class Verb:
     flags: tuple = ()      # (parameter, flag) where they differ
     positional: str = ''   # parameter that may stand without its flag, beside those that have no default
     hidden: tuple = ()     # parameters that only a notebook can give, beside `HIDDEN`
+    stated: bool = False   # has a flag for every column that people state of a photo
 
 FLAG_NAMES = dict(
     base='pretrained_model_name_or_path',
@@ -52,7 +54,7 @@ HIDDEN = {'workspace', 'progress', 'fold', 'domains', 'images', 'start', 'pairs'
 RECIPE_FIELDS = ('train.recipes.Stage', 'train.recipes.Preset')
 VERBS = dict(
     init=Verb('verbs.make_workspace'),
-    photos=Verb('verbs.bring_in'),
+    photos=Verb('verbs.bring_in', stated=True),
     tiny=Verb('verbs.train_small', flags=(('steps', 'steps'),)),
     sft=Verb('train.sft.train_sft'),
     pool=Verb('images.pool.generate_pool', '{} images made'),
@@ -101,6 +103,10 @@ def parameters_of(verb: Verb) -> list: # (`Parameter`, flag) pairs; the first of
             if p.name in {*HIDDEN, *verb.hidden, *parameters}: continue
             if is_config and p.kind is not bool: p = replace(p, default=None)     # the preset's, not the class's
             parameters[p.name] = (p, names.get(p.name, ''))
+    columns = stated_columns() if verb.stated else {}
+    for name, column in columns.items():
+        if column.kind == 'str' and name not in parameters:
+            parameters[name] = (Parameter(name, f'{column.help}, where their own metadata does not say'), '')
     return list(parameters.values())
 
 def make_parser(name: str) -> Parser: # a key of `VERBS`

@@ -11,6 +11,7 @@ __all__ = ['PACKAGE', 'KINDS', 'Parameter', 'Definition', 'source_of', 'comments
 import argparse, ast, io, re, textwrap, tokenize
 from dataclasses import dataclass
 from pathlib import Path
+from .registry import spelled_out
 
 # %% ../nbs/8_run/02_flags.ipynb #parameter
 @dataclass(frozen=True)
@@ -166,9 +167,9 @@ def number_type(low, high): # an argparse type
 
 # %% ../nbs/8_run/02_flags.ipynb #help-of
 def help_of(p: Parameter) -> str:
-    "The comment, with the default where it is worth saying."
+    "The comment, with the names that it points to and the default where it is worth saying."
     shown = '' if p.default in (None, '', False, True, (), []) else f' (default: {p.default})'
-    return (p.comment + shown).replace('%', '%%')
+    return (spelled_out(p.comment) + shown).replace('%', '%%')
 
 def add_flag(
     parser,                    # an `argparse.ArgumentParser`

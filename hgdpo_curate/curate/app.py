@@ -9,7 +9,7 @@ __all__ = ['read_reviews', 'plugins_folder', 'install_plugin', 'elsewhere', 'sho
 import logging, os, time
 from pathlib import Path
 from .dataset import build_dataset, load_dataset, read_tags
-from .samples import database_answers, dataset_name, import_fiftyone, VIEWS
+from .samples import database_answers, find_dataset, import_fiftyone, VIEWS
 from ..files import command_line, UsageError, UserError
 from ..workspace import open_workspace
 
@@ -23,9 +23,10 @@ def read_reviews(workspace,           # a `Workspace` or its folder
     back. Raises `UserError` where the workspace has no dataset yet.
     """
     fo, ws = import_fiftyone(), open_workspace(workspace)
-    if not fo.dataset_exists(dataset_name(ws)):
+    name = find_dataset(fo, ws)
+    if not name:
         raise UserError(f'{ws.root} is not in the App yet; open it with: {command_line("curate", ws)}')
-    with ws.lock(), database_answers(): return read_tags(load_dataset(fo, dataset_name(ws)), ws, reviewer)
+    with ws.lock(), database_answers(): return read_tags(load_dataset(fo, name), ws, reviewer)
 
 # %% ../../nbs/4_curate/05_app.ipynb #plugins-folder
 def plugins_folder() -> Path:

@@ -30,7 +30,13 @@ def workspace_of(ds):
     "The workspace of a dataset. Raises `UserError` for a dataset that is none of ours."
     if 'workspace' not in (ds.info or {}):
         raise UserError(f'{ds.name} is no dataset of a workspace; open one with: hgdpo curate --workspace FOLDER')
-    return open_workspace(ds.info['workspace'])
+    ws = open_workspace(ds.info['workspace'])
+    if ds.info.get('id') != ws.id:
+        raise UserError(
+            f'{ds.name} shows another workspace than the one that is now at {ws.root}; open that one with: hgdpo curate '
+            f'--workspace {ws.root}'
+        )
+    return ws
 
 # %% ../../nbs/4_curate/06_operators.ipynb #shown-fields
 SHOWN_FIELDS = [    # of a sample, those that a decision may change, and those that it follows from

@@ -12,13 +12,13 @@ import pandas as pd
 from .pairs import PAIR_STAGES, without_pair
 from .splits import pairs_of, SplitInfo
 from ..judge.anatomy import open_flags
-from ..judge.detections import latest_detections
+from ..judge.detections import face_detectors, latest_detections
 from ..files import pair_id_of
 from ..tables import last_decisions
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #imports-2
 from ..files import UsageError, UserError
-from ..tables import DECISIONS, FLAGS, HARMLESS_FLAGS
+from ..tables import DECISIONS, FLAGS, HARMLESS_FLAGS, shown_columns
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #decide
@@ -179,7 +179,7 @@ def twins(dup) -> dict: # rows of `duplicates`; image id -> the first id of thos
 def _image_rows(ws, scorer, prompts): # None: all prompts
     "Images with their prompt, score, and rank in the pool of their prompt."
     among = ('prompt_id', prompts) if prompts is not None else None
-    images = ws.table('images', only=among).drop(columns=['at', 'sha256'])
+    images = ws.table('images', only=among).drop(columns=['written_at', 'sha256'])
     texts = ws.table('prompts', only=among)[['prompt_id', 'prompt', 'fold']]
     rows = images.merge(texts, on='prompt_id', how='left')
     scores = ws.table('scores', only=None if prompts is None else ('image_id', list(rows.image_id)))
@@ -209,14 +209,14 @@ def _add_decisions(rows, words, duplicates): # as `last_words`; rows of `duplica
 # %% ../../nbs/4_curate/02_reviews.ipynb #add-facts
 def _add_facts(rows, facts): # rows of `photo_facts`
     facts = facts.set_index('image_id')
-    for c in ('consent', 'licence', 'sharpness', 'coverage', 'photo_width', 'photo_height'):
+    for c in shown_columns('photo'):
         rows[c] = rows.image_id.map(facts[c])
     # a licence that nobody stated reads `unknown`, as consent does
     rows['licence'] = rows.licence.mask(rows.licence.isna() & (rows.domain == 'real'), 'unknown')
 
 def _add_faces(rows, seen): # rows of `detections`
     "The number of faces, by the detector that saw most."
-    seen = seen.query("detector in ('yunet', 'insightface')")
+    seen = seen[seen.detector.isin(face_detectors())]
     faces = (seen.kind == 'face').groupby([seen.image_id, seen.detector]).sum() if len(seen) else None
     rows['faces'] = rows.image_id.map({} if faces is None else faces.groupby('image_id').max())
 

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['MONGO_REMEDY', 'FIELDS', 'LABEL_FIELDS', 'INDEXES', 'SIDEBAR', 'ROLE_COLOURS', 'FIELD_COLOURS', 'VIEWS',
-           'database_answers', 'start_database', 'import_fiftyone', 'dataset_name', 'sample_id', 'tags_of', 'is_ours',
-           'insert_samples', 'update_samples', 'own_tags', 'declare_fields', 'make_view', 'save_views']
+           'database_answers', 'start_database', 'import_fiftyone', 'another_database', 'dataset_name', 'sample_id',
+           'find_dataset', 'abandoned_datasets', 'tags_of', 'is_ours', 'flag_labels', 'merge_samples', 'update_samples',
+           'own_tags', 'declare_fields', 'make_view', 'save_views']
 
 # %% ../../nbs/4_curate/03_samples.ipynb #samples-imports
-import contextlib, json, logging, os, time
+import contextlib, mimetypes, os, sys, time
+from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 import pandas as pd
 from ..judge.detections import COCO, JOINTS, latest_detections
 from ..files import short_id, UserError
-from ..tables import DECISIONS, FLAGS
+from ..tables import DECISIONS, FLAGS, shown_columns
+from ..workspace import id_at
 
 # %% ../../nbs/4_curate/03_samples.ipynb #mongo-remedy
 MONGO_REMEDY = (
@@ -95,6 +99,7 @@ def import_fiftyone():
     try:
         import fiftyone as fo
         fo.list_datasets()
+        if elsewhere := another_database(fo): print(elsewhere, file=sys.stderr)
         return fo
     except ImportError as e: raise UserError(f'FiftyOne is not installed ({e}); run: pip install fiftyone') from e
     except Exception as e:
@@ -112,6 +117,22 @@ def import_fiftyone():
 _NOT_STARTED = (
     'ServiceListenTimeout', 'ServerSelectionTimeoutError', 'FiftyOneConfigError', 'ServiceExecutableNotFound',
 )
+
+# %% ../../nbs/4_curate/03_samples.ipynb #another-database
+@cache
+def another_database(fo) -> str: # the module fiftyone; a sentence, '' where the database is the one that was asked for
+    "Says where another FiftyOne on this machine lends its database in place of the one that was asked for."
+    from fiftyone.core.odm.database import get_db_conn
+    from pymongo.errors import OperationFailure
+    if fo.config.database_uri: return ''
+    try: options = get_db_conn().client.admin.command('getCmdLineOpts')['parsed']
+    except OperationFailure: return ''                       # a server that does not tell
+    used, asked = options.get('storage', {}).get('dbPath', ''), fo.config.database_dir
+    if not used or Path(used).resolve() == Path(asked).resolve(): return ''
+    return (
+        f'Another FiftyOne runs on this machine, so its database {used} is used, not {asked}; close that one and start '
+        'this one again, or run a MongoDB of your own and set FIFTYONE_DATABASE_URI.'
+    )
 
 # %% ../../nbs/4_curate/03_samples.ipynb #fields
 FIELDS = dict(  # of a sample -> type
@@ -143,12 +164,7 @@ FIELDS = dict(  # of a sample -> type
     normal_pair='str',
     hard_pair='str',
     disagreement='bool',
-    consent='str',
-    licence='str',
-    sharpness='float',
-    coverage='float',
-    photo_width='int',
-    photo_height='int',
+    **shown_columns('photo'),
     faces='int',
 )
 LABEL_FIELDS = dict(
@@ -156,16 +172,55 @@ LABEL_FIELDS = dict(
     faces_seen='Detections',
     hands='Detections',
     people_seen='Detections',
+    flagged='Classifications',  # the flags again, as labels that the App can filter and evaluate by
 )
 
 # %% ../../nbs/4_curate/03_samples.ipynb #dataset-name
 def dataset_name(ws) -> str: # e.g. hgdpo-my_people-1a2b3c4d
-    "The FiftyOne dataset of a workspace."
-    return f'hgdpo-{ws.root.resolve().name}-{short_id(ws.root.resolve())[:8]}'
+    "The FiftyOne dataset of a workspace, by its name and its id, so that it stays the same when the folder is moved."
+    return f'hgdpo-{ws.config.get("name") or ws.root.resolve().name}-{ws.id[:8]}'
 
 def sample_id(image_id: str) -> str: # 24 hex digits
     "The id of an image's sample."
     return f'{image_id:0>24}' if all(c in '0123456789abcdef' for c in image_id) else f'{short_id(image_id):0>24}'
+
+# %% ../../nbs/4_curate/03_samples.ipynb #dataset-of
+def _about_datasets(**query) -> list: # records of FiftyOne's own table: name, info, created_at; no dataset is loaded
+    from fiftyone.core.odm.database import get_db_conn
+    return list(get_db_conn().datasets.find(query, dict(name=1, info=1, created_at=1)))
+
+def find_dataset(fo, ws) -> str: # the module fiftyone, a `Workspace`; the name of its dataset, '' where it has none
+    "The dataset of a workspace. Raises `UserError` where a foreign one has its name."
+    records = _about_datasets(name=dataset_name(ws))
+    info = (records[0].get('info') or {}) if records else {}
+    if records and info.get('id') != ws.id:
+        raise UserError(
+            f'The dataset {dataset_name(ws)} is not of {ws.root}; rename it in FiftyOne, or delete it with: fiftyone '
+            f'datasets delete {dataset_name(ws)}'
+        )
+    if not records: return _take_over(fo, ws)
+    root = Path(info['workspace'])
+    if id_at(root) != ws.id or root.samefile(ws.root): return dataset_name(ws)
+    ws.renew_id()
+    return ''
+
+def _take_over(fo, ws) -> str: # a dataset of version 0.1, under its new name, or ''
+    found = _about_datasets(name=ws.config.get('old_dataset') or '')
+    if not found or 'id' in (found[0].get('info') or {}) or not _is_younger(found[0], ws): return ''
+    ds = fo.load_dataset(found[0]['name'])
+    ds.info |= dict(id=ws.id, workspace=str(ws.root.resolve()), writing=True)
+    ds.save()
+    ds.name = dataset_name(ws)
+    return ds.name
+
+def _is_younger(record, ws) -> bool: # than the workspace; an older one showed another, which lay at the same path
+    first = ws.table('images', history=True).written_at.min()
+    return first == first and record['created_at'].replace(tzinfo=timezone.utc) >= first.floor('ms')
+
+def abandoned_datasets() -> list: # names
+    "Datasets of version 0.1 whose workspace is no longer where they say: it was moved or deleted."
+    found = _about_datasets(name={'$regex': '^hgdpo-'}, **{'info.workspace': {'$exists': True}, 'info.id': None})
+    return [d['name'] for d in found if not (Path(d['info']['workspace'])/'workspace.toml').exists()]
 
 # %% ../../nbs/4_curate/03_samples.ipynb #tags-of
 def tags_of(row) -> list: # a dict with decision and confirmed
@@ -180,8 +235,9 @@ def is_ours(tag: str) -> bool:
 # %% ../../nbs/4_curate/03_samples.ipynb #label
 def _label(kind, d): # 'Keypoint' or 'Detection'; a detection
     "The part of a label's document that both kinds have."
+    from bson import ObjectId
     return {
-        '_id': {'$oid': f'{short_id(kind, d["image_id"], d["detector"], d["kind"], d["index"]):0>24}'},
+        '_id': ObjectId(f'{short_id(kind, d["image_id"], d["detector"], d["kind"], d["index"]):0>24}'),
         '_cls': kind,
         'tags': [],
         'label': d['kind'],
@@ -198,7 +254,7 @@ _BOX_FIELDS = dict(face='faces_seen', hand='hands', person='people_seen')
 # %% ../../nbs/4_curate/03_samples.ipynb #skeleton
 def _skeleton(d, w, h): # a detection; size of the image in pixels
     "Joints in COCO's order. One that was not seen, or hardly, is no point."
-    nowhere = [{'$numberDouble': 'NaN'}]*2
+    nowhere = [float('nan')]*2
     joints = dict(zip(JOINTS[d['detector']], d['keypoints']))
     def point(p):
         if p is None or (len(p) > 2 and not p[2] >= .3): return nowhere
@@ -237,42 +293,65 @@ def _plain(v, kind): # a value of a table; a type of `FIELDS`
         list=list,
     )[kind](v)
 
-def _document(root, row, tags, labels):
-    "A sample as FiftyOne keeps it; what is empty is left out."
-    doc = {
-        '_id': {'$oid': sample_id(row['image_id'])},
-        'filepath': f'{root}/{row["path"]}',
-        'tags': tags,
-        '_media_type': 'image',
-        '_rand': int(sample_id(row['image_id'])[-8:], 16)/2**32,
-    }
-    return doc | {f: v for f, k in FIELDS.items() if (v := _plain(row[f], k)) is not None} | labels
+def flag_labels(
+    image_id: str,
+    flags,      # names of those that stand
+    confirmed,  # names of those that people confirmed
+) -> dict:  # None where there is none
+    "Flags as FiftyOne's Classifications, each with its status."
+    from bson import ObjectId
+    confirmed = set(confirmed or ())
+    labels = [
+        {
+            '_id': ObjectId(f'{short_id("flag", image_id, f):0>24}'),
+            '_cls': 'Classification',
+            'tags': [],
+            'label': f,
+            'status': 'confirmed' if f in confirmed else 'proposed',
+        }
+        for f in sorted({*(flags or ()), *confirmed})
+    ]
+    return {'_cls': 'Classifications', 'classifications': labels} if labels else None
 
-# %% ../../nbs/4_curate/03_samples.ipynb #insert-samples
-def insert_samples(fo,        # the module fiftyone
-                   ds,        # a dataset
-                   ws,        # the `Workspace` that it shows
-                   rows,      # of `sample_rows`
-                   tags=None  # further tags, by image id
-                  ):
-    "Import rows as samples by FiftyOne's own importer."
-    import tempfile
-    root, labels, tags = str(ws.root.resolve()), _labels(ws, rows), tags or {}
-    docs = (
-        _document(root, r, tags_of(r) + tags.get(r['image_id'], []), labels.get(r['image_id'], {}))
-        for r in rows.to_dict('records')
-    )
-    with tempfile.TemporaryDirectory() as d:
-        folder, log = f'{d}/samples', logging.getLogger('fiftyone')
-        level = log.level
-        log.setLevel(logging.WARNING)                                       # it would announce each export and import
-        ds.limit(0).export(export_dir=folder, dataset_type=fo.types.FiftyOneDataset, export_media=False, progress=False)
-        with open(Path(folder)/'samples.json', 'w', encoding='utf-8') as f:
-            f.write('{"samples": [')
-            for n, doc in enumerate(docs): f.write((', ' if n else '') + json.dumps(doc))
-            f.write(']}')
-        ds.add_dir(dataset_dir=folder, dataset_type=fo.types.FiftyOneDataset, progress=False, ordered=False)
-        log.setLevel(level)
+def _metadata(file, row):
+    size = Path(file).stat().st_size if Path(file).exists() else None
+    return {
+        '_cls': 'ImageMetadata',
+        'size_bytes': size,
+        'mime_type': mimetypes.guess_type(file)[0],
+        'width': _plain(row['width'], 'int'),
+        'height': _plain(row['height'], 'int'),
+        'num_channels': 3,
+    }
+
+def _document(root, row, tags, labels):
+    "Our part of a sample as FiftyOne keeps it."
+    file, fields = f'{root}/{row["path"]}', {f: _plain(row[f], k) for f, k in FIELDS.items()}
+    flagged = flag_labels(row['image_id'], fields['flags'], fields['confirmed'])
+    labels = dict.fromkeys(LABEL_FIELDS) | labels | dict(flagged=flagged)
+    return dict(filepath=file, tags=tags, metadata=_metadata(file, row)) | fields | labels
+
+# %% ../../nbs/4_curate/03_samples.ipynb #merge-samples
+def merge_samples(ds,        # a dataset of `declare_fields`
+                  ws,        # the `Workspace` that it shows
+                  rows,      # of `sample_rows`
+                  tags=None  # further tags, by image id
+                 ):
+    "Write rows as samples. Of samples that are there only our fields change; what people added to them stays."
+    from bson import ObjectId
+    from pymongo import UpdateOne
+    root, labels, tags, when = str(ws.root.resolve()), _labels(ws, rows), tags or {}, datetime.now(timezone.utc)
+    def upsert(row):
+        image_id = row['image_id']
+        doc = _document(root, row, tags_of(row) + tags.get(image_id, []), labels.get(image_id, {}))
+        new = dict(_media_type='image', _dataset_id=ds._doc.id, created_at=when)
+        new['_rand'] = int(sample_id(image_id)[-8:], 16)/2**32
+        change = {'$set': doc | dict(last_modified_at=when), '$setOnInsert': new}
+        return UpdateOne({'_id': ObjectId(sample_id(image_id))}, change, upsert=True)
+    records = rows.to_dict('records')
+    for i in range(0, len(records), 1000):
+        ds._sample_collection.bulk_write([upsert(r) for r in records[i:i + 1000]], ordered=False)
+    ds.reload()
 
 # %% ../../nbs/4_curate/03_samples.ipynb #update-samples
 def update_samples(ds, changed: dict): # {sample id: {field: value}}
@@ -281,6 +360,13 @@ def update_samples(ds, changed: dict): # {sample id: {field: value}}
     for s in ds.select(list(changed)).iter_samples(autosave=True, progress=False) if changed else ():
         for name, value in changed[s.id].items():
             if name in schema: s[name] = value
+        if {'flags', 'confirmed'} & set(changed[s.id]) and {'flags', 'confirmed', 'flagged'} <= schema: _relabel(s)
+
+def _relabel(sample):
+    import fiftyone as fo
+    labels = (flag_labels(sample.image_id, sample.flags, sample.confirmed) or {}).get('classifications', [])
+    labels = [fo.Classification(label=d['label'], status=d['status']) for d in labels]
+    sample['flagged'] = fo.Classifications(classifications=labels) if labels else None
 
 def own_tags(ds, ids=None) -> dict: # image ids, None: all; image id -> tags
     "Tags that people gave which are none of ours."
@@ -308,9 +394,9 @@ INDEXES = [
 # %% ../../nbs/4_curate/03_samples.ipynb #sidebar
 SIDEBAR = dict(
     review=['prompt', 'decision', 'reviewer', 'said', 'contested', 'duplicate', 'twins'],
-    anatomy=['anatomy_failure', 'flags', 'confirmed', 'reasons', 'people', 'people_seen', 'faces_seen', 'hands'],
+    anatomy=['anatomy_failure', 'flags', 'confirmed', 'flagged', 'reasons', 'people', 'people_seen', 'faces_seen', 'hands'],
     pairs=['score', 'rank', 'easy', 'normal', 'hard', 'disagreement'],
-    photo=['domain', 'fold', 'consent', 'licence', 'sharpness', 'coverage', 'faces', 'photo_width', 'photo_height'],
+    photo=['domain', 'fold', *shown_columns('photo'), 'faces'],
     made=['image_id', 'prompt_id', 'seed', 'timestep', 'width', 'height', 'easy_pair', 'normal_pair', 'hard_pair',
           'id', 'filepath', 'created_at', 'last_modified_at'],
     metadata=[f'metadata.{k}' for k in ('size_bytes', 'mime_type', 'width', 'height', 'num_channels')],
@@ -324,8 +410,14 @@ FIELD_COLOURS = dict(
 )
 
 # %% ../../nbs/4_curate/03_samples.ipynb #declare-fields
-def declare_fields(fo, ds): # the module fiftyone; a new dataset
-    "Fields, sidebar, colours and skeleton, so that what matters is seen first."
+def declare_fields(fo, ds): # the module fiftyone; a dataset
+    """Fields, sidebar, colours and skeleton, so that what matters is seen first.
+
+    Of a dataset that has some already only what is missing is added. It holds images from the first sample on, else
+    half of FiftyOne's functions refuse it.
+    """
+    if ds.media_type is None: ds.media_type = 'image'
+    schema, is_new = ds.get_field_schema(), not ds.app_config.sidebar_groups
     kinds = dict(
         str=fo.StringField,
         int=fo.IntField,
@@ -333,9 +425,12 @@ def declare_fields(fo, ds): # the module fiftyone; a new dataset
         bool=fo.BooleanField,
     )
     for f, k in FIELDS.items():
+        if f in schema: continue
         if k == 'list': ds.add_sample_field(f, fo.ListField, subfield=fo.StringField)
         else: ds.add_sample_field(f, kinds[k])
-    for f, k in LABEL_FIELDS.items(): ds.add_sample_field(f, fo.EmbeddedDocumentField, embedded_doc_type=getattr(fo, k))
+    for f, k in LABEL_FIELDS.items():
+        if f not in schema: ds.add_sample_field(f, fo.EmbeddedDocumentField, embedded_doc_type=getattr(fo, k))
+    if not is_new: return
     ds.default_skeleton = fo.KeypointSkeleton(
         labels=COCO, edges=[[5, 7, 9], [6, 8, 10], [11, 13, 15], [12, 14, 16], [5, 6, 12, 11, 5], [0, 1, 3], [0, 2, 4]]
     )

@@ -15,7 +15,7 @@ import numpy as np
 from ..curate.pairs import PAIR_STAGES
 from .answers import answer_text, CARD_QUESTIONS, missing, read_answers
 from .contents import read_split, told_sizes
-from .croissant import write_croissant
+from .croissant import frozen_files, write_croissant
 from .facts import facts_json, split_facts
 
 # %% ../../nbs/7_document/07_data_card.ipynb #imports-3
@@ -270,7 +270,12 @@ def size_category(n: int) -> str:
     classes = ((1e3, 'n<1K'), (1e4, '1K<n<10K'), (1e5, '10K<n<100K'), (1e6, '100K<n<1M'), (np.inf, 'n>1M'))
     return next(name for top, name in classes if n < top)
 
-def _meta(title, answers, records):
+def _config(table): # of the split -> a configuration that `datasets.load_dataset` knows; the easy pairs are the default
+    fold = 'test' if table == 'test_prompts' else 'train'
+    config = dict(config_name=table, data_files=[dict(split=fold, path=f'{table}.parquet')])
+    return dict(config, default=True) if table == PAIR_STAGES[0] else config
+
+def _meta(title, answers, records, tables):
     from huggingface_hub import DatasetCardData
     return DatasetCardData(
         **hub_licence(answers.get('licence')),
@@ -278,7 +283,7 @@ def _meta(title, answers, records):
         pretty_name=title,
         tags=['preference', 'dpo', 'hg-dpo', 'croissant'],
         size_categories=[size_category(records)],
-        configs=[dict(config_name=s, data_files=[dict(split='train', path=f'{s}.parquet')]) for s in PAIR_STAGES],
+        configs=[_config(n) for n in tables],
     )
 
 # %% ../../nbs/7_document/07_data_card.ipynb #card-files
@@ -338,7 +343,7 @@ def make_card(
     title = f'{answers.get("title") or ws.root.name} {split}'
     text = card_text(facts, answers, **_draw_all(ws, data, facts, with_photos))
     page = to_html(text, folder, title, tiles(facts, answers))
-    text = with_head(_meta(title, answers, len(data['easy'])), text)
+    text = with_head(_meta(title, answers, len(data['easy']), frozen_files(folder)), text)
     write_text(folder/'facts.json', facts_json(facts))
     write_text(folder/'README.md', text)
     write_text(copies/f'{split}.md', text.replace('](card/', f'](../splits/{split}/card/'))
@@ -350,6 +355,7 @@ def make_card(
         facts,
         answers,
         read_all=False,
+        card=f'{split}.md',
     )
     renew_model_cards(ws, split)
     return Card(folder/'README.md', missing(answers, facts.original_base))

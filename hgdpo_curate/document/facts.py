@@ -26,6 +26,7 @@ from hgdpo_curate.document.contents import (
 # %% ../../nbs/7_document/03_facts.ipynb #imports-3
 from .pages import counted, shown_base
 from ..files import file_sha256, read_json
+from ..evaluate.statistics import bootstrap
 from ..judge.anatomy import open_flags
 from ..tables import HARMLESS_FLAGS
 from ..workspace import open_workspace
@@ -36,9 +37,6 @@ def cohen_kappa(a, b) -> float: # booleans; NaN where both always say the same o
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     seen, chance = (a == b).mean(), a.mean()*b.mean() + (1 - a.mean())*(1 - b.mean())
     return float((seen - chance)/(1 - chance)) if chance < 1 else float('nan')
-
-# %% ../../nbs/7_document/03_facts.ipynb #bootstrapped
-#| export
 
 # %% ../../nbs/7_document/03_facts.ipynb #judged
 def _called_faulty(flags, source, status): # image ids
@@ -77,14 +75,15 @@ def rule_agreement(ws) -> Agreement:
     if not len(j): return Agreement(images=0)
     rule, human = j.rule.to_numpy(), j.human.to_numpy()
     enough = len(j) >= 10
-    kappa = bootstrap(j.prompt_id, lambda i: cohen_kappa(rule[i], human[i])) if enough else (float('nan'),)
+    kappa = (np.nan,)
+    if enough: kappa = bootstrap(j.prompt_id, lambda i: cohen_kappa(rule[i], human[i]), 1000, centred=False)
     return Agreement(
         images=len(j),
         both_faulty=int((j.rule & j.human).sum()),
         only_rule=int((j.rule & ~j.human).sum()),
         only_human=int((~j.rule & j.human).sum()),
         neither=int((~j.rule & ~j.human).sum()),
-        kappa=None if np.isnan(kappa[0]) else list(kappa),
+        kappa=None if np.isnan(kappa).any() else list(kappa),
     )
 
 # %% ../../nbs/7_document/03_facts.ipynb #flags-by-kind

@@ -17,6 +17,7 @@ from ..images.decode import pixel_hash, read_photo
 from ..images.photos import offered_files, tombstone_of
 from ..train.cache import prompt_key
 from ..files import pair_id_of
+from ..workspace import is_begun
 
 # %% ../../nbs/7_document/08_footprint.ipynb #footprint
 @dataclass
@@ -90,6 +91,18 @@ class Matcher:
         for i, j in sorted(set(self.spans(text)), reverse=True): text = text[:i] + REMOVED + text[j:]
         return text
 
+# %% ../../nbs/7_document/08_footprint.ipynb #named-so
+def _named_so(ws, subject: str) -> str: # image id, '' where no photo came from a file of that name
+    "The photo that came from a file of this bare name. Raises `UserError` where there are several."
+    offered = offered_files(ws.table('photo_facts', history=True))
+    files = {image_id: path for image_id, path in offered if Path(path).name == subject}
+    if len(files) > 1:
+        raise UserError(
+            f'{subject!r} is the name of {len(files)} photos of {ws.root} ({", ".join(sorted(files.values())[:3])}); give '
+            'the path of the one that is meant, or its image id.'
+        )
+    return next(iter(files), '')
+
 # %% ../../nbs/7_document/08_footprint.ipynb #photo-of
 def photo_of(ws, subject: str) -> str: # image id of a photo
     "The photo that an image id, a prompt id or a photo file leads to. Raises `UserError` for an unknown one."
@@ -98,14 +111,15 @@ def photo_of(ws, subject: str) -> str: # image id of a photo
     if Path(subject).is_file(): subject, named = pixel_hash(read_photo(subject)[0]), f'The photo {subject}'
     else: named = f'{subject!r}'
     if subject in real: return subject
+    if by_name := _named_so(ws, named.removeprefix('The photo ').strip("'")): return by_name
     of_prompt = dict(zip(prompts.prompt_id, prompts.real_image_id))
     photo = (of_prompt | dict(zip(images.image_id, images.prompt_id.map(of_prompt)))).get(subject)
     if photo in real: return photo
-    removed = ws.table('tombstones').set_index('subject_hash')['at'].get(tombstone_of(ws, subject))
-    if removed: raise UserError(f'{named} was taken out of {ws.root} on {removed[:10]} already.')
+    removed = ws.table('tombstones').set_index('subject_hash').written_at.get(tombstone_of(ws, subject))
+    if removed is not None: raise UserError(f'{named} was taken out of {ws.root} on {removed.date()} already.')
     raise UserError(
         f'{named} is no image, photo or prompt of {ws.root}; give an image id as the App shows it, or the '
-        'photo\'s file.'
+        'photo\'s file or its name.'
     )
 
 # %% ../../nbs/7_document/08_footprint.ipynb #captions
@@ -168,13 +182,16 @@ def _splits_that_list(ws, t) -> dict: # split -> files
     return splits
 
 # %% ../../nbs/7_document/08_footprint.ipynb #runs-on
+def _begun_configs(ws): # config.json of the runs; a start that failed is none
+    return [f for f in sorted((ws.root/'runs').glob('[!.]*/config.json')) if is_begun(f.parent)]
+
 def _runs_on(ws, t) -> dict: # run -> how it met the photo, in words
     """Which models learned from it: runs by their split or their base.
 
     Fine-tuned and tiny bases learn from all photos of the training fold.
     """
     runs, fold = {}, set(ws.table('prompts').set_index('prompt_id').fold.reindex(t.prompts))
-    configs = {f.parent.name: read_json(f) for f in sorted((ws.root/'runs').glob('[!.]*/config.json'))}
+    configs = {f.parent.name: read_json(f) for f in _begun_configs(ws)}
     for run, config in configs.items():
         rows = t.splits.get(config.get('split'), {})
         if set(rows) & set(PAIR_STAGES): runs[run] = 'trained on it'
@@ -204,7 +221,7 @@ def footprint_of(ws, subject: str) -> Footprint: # an image id, a prompt id or a
     t = Footprint(
         photo,
         tombstone_of(ws, photo),
-        min(own['at'], default=''),
+        own.written_at.min().isoformat() if len(own) else '',
         _originals(ws, photo),
         prompts=sorted(set(own_prompts.prompt_id)),
         captions=captions,

@@ -7,6 +7,7 @@ __all__ = ['stage_rows', 'evaluation_table', 'called_faulty', 'own_arms', 'worst
            'loading', 'unanswered', 'model_card_text', 'sft_card_text', 'write_model_card']
 
 # %% ../../nbs/7_document/06_model_card.ipynb #imports-2
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 import pandas as pd
@@ -17,6 +18,7 @@ from .facts import sft_of
 from hgdpo_curate.document.licences import (
     base_licence, components, FORBIDDEN, hub_licence, licence_text, licences_of, original,
 )
+from ..files import command_line
 
 # %% ../../nbs/7_document/06_model_card.ipynb #imports-3
 from .pages import Card, code, escape, is_hub_id, render_card, sheet, shown_base, with_head
@@ -228,7 +230,7 @@ def _sft_photos(ws): # rows of `prompts` and `images` that SFT would learn from 
 
 def _other_photos(ws, sft, photos): # None, or how many photos there are now and how many were taken out since
     if short_id(*sorted(photos.sha256)) == sft['content']: return None
-    return len(photos), int((ws.table('tombstones')['at'] > sft['at']).sum())
+    return len(photos), int((ws.table('tombstones').written_at > datetime.fromisoformat(sft['at'])).sum())
 
 # %% ../../nbs/7_document/06_model_card.ipynb #sft-card-text
 def sft_card_text(
@@ -278,7 +280,7 @@ def _write_sft_card(ws, answers):
 
 # %% ../../nbs/7_document/06_model_card.ipynb #read-config
 def _read_config(ws, run): # of a run of the curriculum
-    folder = ws.root/'runs'/run
+    folder = ws.folder('runs', run)
     config = read_json(folder/'config.json')
     if config is not None: return config | dict(run=run)
     if run == 'sft' and (folder/'sft'/'done.json').exists():
@@ -287,7 +289,7 @@ def _read_config(ws, run): # of a run of the curriculum
             'cannot be written.'
         )
     raise UserError(
-        f'There is no run {run!r} in {ws.root / "runs"}; train one with: hgdpo train --workspace {ws.root}'
+        f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
     )
 
 # %% ../../nbs/7_document/06_model_card.ipynb #write-model-card-2
@@ -300,7 +302,7 @@ def write_model_card(
     Raises `UserError` where there is no such run, or its split is gone.
     """
     ws = open_workspace(workspace)
-    folder, answers = ws.root/'runs'/run, read_answers(ws)
+    folder, answers = ws.folder('runs', run), read_answers(ws)
     if run == 'sft' and not (folder/'config.json').exists() and sft_of(ws): return _write_sft_card(ws, answers)
     config = _read_config(ws, run)
     data, picture = read_split(ws, config['split']), folder/'card'/'failures.png'

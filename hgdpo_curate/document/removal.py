@@ -150,14 +150,21 @@ OUTDATED = 'app_outdated.json'
 def clean_app(workspace) -> str: # what was done, in words
     """Delete the samples of everything that was ever taken out from the workspace's FiftyOne dataset.
 
-    Leaves all other samples. Raises `UserError` where the database cannot be reached.
+    From datasets of version 0.1, too, whose workspace was moved away. Leaves all other samples, and datasets of other
+    workspaces unread. Raises `UserError` where the database cannot be reached.
     """
-    from hgdpo_curate.curate.samples import dataset_name, import_fiftyone
-    ws, fo, taken = open_workspace(workspace), import_fiftyone(), 0
-    for name in (dataset_name(ws), f'{dataset_name(ws)}-new'):
-        if fo.dataset_exists(name): taken += _clean_dataset(ws, fo.load_dataset(name), name)
+    from hgdpo_curate.curate.samples import abandoned_datasets, find_dataset, import_fiftyone
+    ws, fo, taken, of_old = open_workspace(workspace), import_fiftyone(), 0, {}
+    name = find_dataset(fo, ws)
+    for own in (name, f'{name}-new') if name else ():
+        if fo.dataset_exists(own): taken += _clean_dataset(ws, fo.load_dataset(own), own)
+    for old in {*abandoned_datasets(), ws.config.get('old_dataset') or ''} - {''}:
+        if fo.dataset_exists(old): of_old[old] = _clean_abandoned(ws, fo.load_dataset(old))
     (ws.root/OUTDATED).unlink(missing_ok=True)
-    return f'{taken} samples taken out of the App' if taken else 'the App shows nothing of it'
+    taken += sum(of_old.values())
+    where = ', '.join(sorted(old for old, n in of_old.items() if n))
+    if not taken: return 'the App shows nothing of it'
+    return f'{taken} samples taken out of the App' + (f', of an older dataset too: {where}' if where else '')
 
 # %% ../../nbs/7_document/11_removal.ipynb #clean-dataset
 def _clean_dataset(ws, ds, name) -> int: # how many samples went
@@ -178,6 +185,19 @@ def _clean_dataset(ws, ds, name) -> int: # how many samples went
             f'The dataset {name} still holds samples of the photo; delete it with: fiftyone datasets delete '
             f'{name}; it is built anew from the tables.'
         )
+    return taken
+
+# %% ../../nbs/7_document/11_removal.ipynb #clean-abandoned
+def _clean_abandoned(ws, ds) -> int: # a dataset of version 0.1, made at a path that is left; how many samples went
+    if not {'image_id', 'prompt_id', 'domain'} <= set(ds.get_field_schema()): return 0
+    removed, found = set(ws.table('tombstones').subject_hash), ds.values(['image_id', 'prompt_id', 'domain'])
+    photos = {i: p for i, p, d in zip(*found) if d == 'real' and i and tombstone_of(ws, i) in removed}
+    view = ds.match({'prompt_id': {'$in': list(photos.values())}})
+    taken = len(view)
+    ds.delete_samples(view)
+    if 'twins' in ds.get_field_schema():
+        alike = ds.match({'twins': {'$in': list(photos)}})
+        alike.set_values('twins', [None]*len(alike))
     return taken
 
 # %% ../../nbs/7_document/11_removal.ipynb #clean-app-or-mark

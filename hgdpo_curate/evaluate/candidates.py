@@ -27,6 +27,7 @@ class Candidate:
     base: str = ''       # hash of its base model; candidates of different bases are not compared
     steps: int = 0       # solver steps and guidance, kept with the images
     guidance: float = 0.
+    files: tuple = ()    # its LoRA, for the report's list of hashes
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #draw-arms
 def draw_arms(
@@ -132,7 +133,7 @@ def arms_of(config: dict) -> dict: # config.json of a run -> name -> folder of t
     return {'base': None} | before | {unet[-1]: 'final'} | text
 
 def _trained(ws, run, arm): # -> (the run's configuration, the LoRA's file or None)
-    folder = ws.root/'runs'/run
+    folder = ws.folder('runs', run)
     config = read_json(folder/'config.json')
     if config is None:
         raise UserError(
@@ -190,6 +191,7 @@ def run_arm(
         config['base_hash'],
         steps=rules.steps,
         guidance=rules.guidance,
+        files=(lora,) if lora else (),
     )
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #named-arms
@@ -241,7 +243,7 @@ def frozen_test_prompts(ws, split: str) -> pd.DataFrame: # rows of `prompts`, by
 
     Raises `UserError` where none is left.
     """
-    test = pd.read_parquet(ws.root/'splits'/split/'test_prompts.parquet')
+    test = pd.read_parquet(ws.folder('splits', split)/'test_prompts.parquet')
     test = test[~test.real_image_id.isin(barred_photos(ws))].sort_values('prompt_id')
     if not len(test):
         raise UserError(f'The split {split!r} has no test prompts left; import more photos and freeze anew.')

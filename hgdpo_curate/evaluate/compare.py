@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 from .candidates import Candidate, draw_arms
 from .features import load_extractor, workspace_evaluator
-from .measures import BESIDE, IDENTITY, label, measure_images, paired_gain, statistics_of, table_of
+from hgdpo_curate.evaluate.measures import (
+    BESIDE, hue_is_told, IDENTITY, label, measure_images, paired_gain, statistics_of, table_of,
+)
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #imports-2
-from .statistics import FEW, small_sample_warning, win_rate
+from .statistics import FEW, MORE_PROMPTS, small_sample_warning, win_rate
+from ..files import UserError
 from ..images.photos import barred_photos
 from ..judge.anatomy import open_flags
 from ..judge.faces import distances_to_photos
@@ -67,6 +70,12 @@ class Comparison:
     feature_extractor: object = None # the extractor itself
     notes: list = field(default_factory=list) # warnings, in words
     measured_by: dict = field(default_factory=dict) # what `measured_by` gave
+    files: tuple = ()    # LoRAs and split that the candidates were made from
+
+    def hue_is_told(self, arm) -> bool:
+        "Whether the hue of a candidate, and of base, is more than noise."
+        base = self.measurements.get('base')
+        return hue_is_told(self.measurements.get(arm, {})) and (base is None or hue_is_told(base))
 
     @property
     def beside(self) -> dict: # metric -> label
@@ -84,16 +93,22 @@ class Comparison:
         gain, low, high = self.gain(metric, better, worse)
         return 'not measured' if gain != gain else 'shown' if low > 0 else 'reversed' if high < 0 else 'not shown'
 
-    def wins(self, against=None) -> pd.DataFrame: # scorer, arm, against, rate, low, high
+    def wins(self, against=None) -> pd.DataFrame: # scorer, arm, against, rate, low, high, ties
         "Sample-wise win rates (the paper's Table 6) of every other candidate against `against` (None: the first)."
         against = against or next(iter(self.rows))
         rates = [
-            (s, a, against, *win_rate(self.scores[a][s], self.scores[against][s], self.groups))
+            (
+                s,
+                a,
+                against,
+                *win_rate(self.scores[a][s], self.scores[against][s], self.groups),
+                float(np.mean(self.scores[a][s] == self.scores[against][s])),
+            )
             for s in self.scorers
             for a in self.rows
             if a != against
         ]
-        return pd.DataFrame(rates, columns='scorer arm against rate low high'.split())
+        return pd.DataFrame(rates, columns='scorer arm against rate low high ties'.split())
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #compare-arms
 def compare_arms(
@@ -119,6 +134,7 @@ def compare_arms(
     """
     ws = open_workspace(workspace)
     prompts = ws.table('prompts').query("fold == 'test'") if prompts is None else prompts
+    if not len(prompts): raise UserError(f'There are no test prompts to measure in {ws.root}. {MORE_PROMPTS}')
     base_first = dict(sorted(arms.items(), key=lambda a: a[0] != 'base'))
     rows = draw_arms(
         ws,
@@ -144,6 +160,7 @@ def compare_arms(
         rows,
         prompts,
         chose=chose,
+        files=tuple(f for a in base_first.values() for f in getattr(a, 'files', ()) if isinstance(a, Candidate)),
         progress=progress,
         **models,
     )
@@ -183,7 +200,7 @@ def _flag(ws, detector, path, progress):
         progress=progress,
     )
 
-def _flagged(ws, rows): # {} unless every image was looked at or flagged
+def _flagged(ws, rows): # {} unless every image was checked by a detector or flagged
     "Whether rules or people see a fault."
     looked = {i for t in ('detections', 'flags') for i in ws.table(t, only=('image_id', rows.image_id)).image_id}
     if not set(rows.image_id) <= looked: return {}
@@ -194,8 +211,8 @@ def _flagged(ws, rows): # {} unless every image was looked at or flagged
 def _measure_all(ws, rows, photos, extractor, recognisers, progress): # -> (the photos', arm -> its `measure_images`)
     measure = functools.partial(measure_images, ws, extractor=extractor, progress=progress)
     evaluator = workspace_evaluator(ws)
-    photo_measurements = measure(photos, evaluator)
-    measurements = {a: measure(r, evaluator) for a, r in rows.items()}
+    photo_measurements = measure(photos, evaluator, label='photos')
+    measurements = {a: measure(r, evaluator, label=f'images of {a}') for a, r in rows.items()}
     faces = (
         distances_to_photos(
             ws,
@@ -211,7 +228,7 @@ def _measure_all(ws, rows, photos, extractor, recognisers, progress): # -> (the 
     return photo_measurements, measurements
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #compared
-def _compared(ws, rows, prompts, *, scorers, extractor, recognisers, chose, progress): # what is drawn and scored
+def _compared(ws, rows, prompts, *, scorers, extractor, recognisers, chose, files, progress): # what is drawn and scored
     photos, notes = photos_of(ws, prompts)
     photo_measurements, measurements = _measure_all(
         ws,
@@ -241,7 +258,8 @@ def _compared(ws, rows, prompts, *, scorers, extractor, recognisers, chose, prog
         chose=chose,
         extractor=getattr(extractor, 'name', ''),
         feature_extractor=extractor,
-        notes=notes + warnings,
+        notes=notes + warnings + _without_hue(measurements),
+        files=tuple(dict.fromkeys(files)),
         measured_by=measured_by(
             ws,
             images,
@@ -262,9 +280,17 @@ def _warnings(groups, photos, dims, extractor): # dims: of the features, where t
     elif dims: out.append(small_sample_warning(len(groups), photos, dims))
     if prompts < FEW:
         out.append(
-            f'{prompts} prompts are too few for verdicts: nothing is called better or worse; measure at least {FEW}.'
+            f'Too few prompts for verdicts ({prompts}): nothing is called better or worse. {MORE_PROMPTS}'
         )
     return [w for w in out if w]
+
+def _without_hue(measurements):
+    gray = [a for a, m in measurements.items() if not hue_is_told(m)]
+    if not gray: return []
+    return [
+        f'The hue of {", ".join(gray)} cannot be told: the images are nearly gray, or their colours point all ways. '
+        'Read mean |ΔRGB| instead of the hue distance.'
+    ]
 
 def _chosen_by(chose, scorers):
     if chose not in scorers: return []

@@ -110,17 +110,24 @@ class Inception:
         file = place if place.is_file() else place/WEIGHTS['inception'].files[0]
         load_state(file)     # refuses a file that holds code: the library would run it
         self.device, self.version = usable_device(device), weights_version(file)
-        try:
-            net = FeatureExtractorInceptionV3('inception', ['2048'], feature_extractor_weights_path=str(file))
-            self.net = net.to(self.device)
+        try: net = FeatureExtractorInceptionV3('inception', ['2048'], feature_extractor_weights_path=str(file))
         except RuntimeError as e:
             raise UserError(f'{file} does not fit InceptionV3 ({str(e).splitlines()[0]}); fetch it again.') from e
+        self.net = _moved(net, self.device)
 
     def extract(self, images) -> np.ndarray: # PIL images of one size -> (n, 2048)
         "Features of pictures."
         import torch
         x = torch.from_numpy(np.stack([np.asarray(i.convert('RGB')) for i in images])).permute(0, 3, 1, 2)
         with torch.no_grad(): return self.net(x.to(self.device))[0].cpu().numpy()
+
+def _moved(net, device): # a full device is no fault of the weights
+    try: return net.to(device)
+    except RuntimeError as e:
+        raise UserError(
+            f'InceptionV3 cannot be moved to {device} ({str(e).splitlines()[0]}); free its memory, or choose '
+            '--device cpu.'
+        ) from e
 
 # %% ../../nbs/6_evaluate/01_features.ipynb #clipfeatures
 class ClipFeatures:

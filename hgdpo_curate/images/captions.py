@@ -14,11 +14,11 @@ from ..files import UserError
 from ..folders import count_others, count_reasons, list_photos, PhotoNames, printable
 from ..folders import reason_against, SUFFIXES
 from ..sources import find_sources, is_empty, plain_value
-from ..tables import CONSENTS
+from ..tables import CONSENTS, stated_columns
 from ..texts import read_text
 
 # %% ../../nbs/2_images/00_captions.ipynb #facts
-FACTS = ('source', 'licence', 'consent', 'release', 'minors', 'takedown_contact', 'attributes')
+FACTS = tuple(stated_columns())
 CAPTIONS = ('text', 'caption', 'prompt')  # the first that holds anything is the caption
 COLUMNS = {'file_name', 'box', 'tags', *CAPTIONS, *FACTS}
 SYNONYMS = dict(license='licence', person_box='box', filename='file_name')
@@ -324,14 +324,10 @@ def stated_facts(row: dict,              # a row of `read_captions`
                 ) -> dict:               # keys of `FACTS`, only those that are stated
     "The facts stated of one photo. Raises `UserError` for a value outside the vocabulary."
     row = (everywhere or {}) | {k: v for k, v in row.items() if v not in (None, '')}
-    facts = {
-        k: str(row[k]) for k in ('source', 'licence', 'release', 'takedown_contact') if row.get(k) not in (None, '')
-    }
-    facts |= {
-        k: _strictly(row, k, allowed)
-        for k, allowed in dict(consent=CONSENTS, minors=('yes', 'no', 'unknown')).items()
-        if k in row
-    }
+    chosen = dict(consent=CONSENTS, minors=('yes', 'no', 'unknown'))
+    texts = [k for k, column in stated_columns().items() if column.kind == 'str' and k not in chosen]
+    facts = {k: str(row[k]) for k in texts if row.get(k) not in (None, '')}
+    facts |= {k: _strictly(row, k, allowed) for k, allowed in chosen.items() if k in row}
     attributes = row.get('attributes') or row.get('tags')
     return facts | (dict(attributes=attributes) if attributes else {})
 

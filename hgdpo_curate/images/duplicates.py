@@ -161,7 +161,7 @@ def assign_folds(
         count += sum(to == 'test' and not isinstance(fold[p], str) for p in ids)
         for p in ids: fold[p] = to
     changed = prompts[[fold[p] != f for p, f in zip(prompts.prompt_id, prompts.fold)]]
-    ws.append('prompts', changed.assign(fold=[fold[p] for p in changed.prompt_id]).drop(columns='at'))
+    ws.append('prompts', changed.assign(fold=[fold[p] for p in changed.prompt_id]).drop(columns='written_at'))
 
 # %% ../../nbs/2_images/01_duplicates.ipynb #test-advice
 FEW, ENOUGH = 30, 40   # test prompts: fewer show nothing; so many to hold out

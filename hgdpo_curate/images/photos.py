@@ -204,7 +204,7 @@ def _restate(ws, stated) -> int: # how many photos got new facts
     "Write what the metadata says now of photos that were there already."
     known, rows, restated = ws.table('photo_facts').set_index('image_id', drop=False), [], 0
     for image_id, (facts, paths) in _merged(stated).items():
-        row = known.loc[image_id].drop('at').to_dict()
+        row = known.loc[image_id].drop('written_at').to_dict()
         new = {k: facts[k] for k in FACTS if facts.get(k) is not None and k != 'attributes'}
         if facts['original_path'] != row['original_path']:       # a copy elsewhere
             new |= {k: _strictest(k, new[k], row[k]) for k in STRICTER if k in new}
@@ -275,7 +275,7 @@ class _Refusals:
         if not len(self.removed): return False
         tombstone = tombstone_of(self.ws, image_id)
         if tombstone not in self.removed.index: return False
-        at, reason = self.removed.loc[tombstone, 'at'][:10], self.removed.loc[tombstone, 'reason']
+        at, reason = self.removed.loc[tombstone, 'written_at'].date(), self.removed.loc[tombstone, 'reason']
         self.report.refused.append(
             f'{file} was taken out of this workspace on {at} ({reason}) and stays out; take it and its caption out of '
             'the folder too.'

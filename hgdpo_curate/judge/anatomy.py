@@ -11,6 +11,7 @@ import pandas as pd
 from .detections import detect, latest_detections
 from .detectors import load_detector
 from .rules import apply_rules, Detections, joints_of, real_proportions, THRESHOLDS
+from ..tables import LONG_AGO
 from ..workspace import open_workspace
 
 # %% ../../nbs/3_judge/06_anatomy.ipynb #workspace-proportions-2
@@ -29,7 +30,7 @@ def workspace_proportions(ws, det) -> dict: # detector -> proportions
 # %% ../../nbs/3_judge/06_anatomy.ipynb #proposals
 def _proposals(ws): # (image_id, flag, part, side) -> row of `flags`
     "What the rules propose on the latest detections."
-    det = latest_detections(ws).drop(columns='at')
+    det = latest_detections(ws).drop(columns='written_at')
     proportions, size = workspace_proportions(ws, det), ws.table('images').set_index('image_id')[['width', 'height']]
     out = {}
     for (image_id, name), items in det.groupby(['image_id', 'detector'], sort=False):
@@ -53,7 +54,7 @@ def propose_flags(workspace) -> pd.DataFrame: # flag, images
     A person's decision on the same flag is never overwritten.
     """
     ws = open_workspace(workspace)
-    new, before = _proposals(ws), ws.table('flags').query("source == 'rule'").drop(columns='at').to_dict('records')
+    new, before = _proposals(ws), ws.table('flags').query("source == 'rule'").drop(columns='written_at').to_dict('records')
     before = {(r['image_id'], r['flag'], r['part'] or '', r['side'] or ''): r for r in before}
     withdrawn = [
         dict(r, status='cleared', reason='the rules no longer propose it')
@@ -85,7 +86,7 @@ def flag_images(
     return propose_flags(ws)
 
 # %% ../../nbs/3_judge/06_anatomy.ipynb #last-time
-def _last_time(rows, by): return rows.groupby(by)['at'].max().to_dict() if len(rows) else {}
+def _last_time(rows, by): return rows.groupby(by).written_at.max().to_dict() if len(rows) else {}
 def _keep(rows, tests): return rows[np.array(tests, bool)]                  # an empty list would choose columns
 
 def _unanswered(proposed, human):
@@ -104,9 +105,9 @@ def _standing(human):
     fine = _last_time(confirmed[confirmed.flag == 'ok'], 'image_id')
     fault = _last_time(confirmed[confirmed.flag != 'ok'], 'image_id')
     def stands(i, flag, at):
-        if at <= cleared.get((i, flag), ''): return False
-        return at >= fault.get(i, '') if flag == 'ok' else at > fine.get(i, '')
-    words = zip(confirmed.image_id, confirmed.flag, confirmed['at'])
+        if at <= cleared.get((i, flag), LONG_AGO): return False
+        return at >= fault.get(i, LONG_AGO) if flag == 'ok' else at > fine.get(i, LONG_AGO)
+    words = zip(confirmed.image_id, confirmed.flag, confirmed.written_at)
     return _keep(confirmed, [stands(*word) for word in words])
 
 # %% ../../nbs/3_judge/06_anatomy.ipynb #open-flags

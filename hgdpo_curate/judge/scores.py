@@ -12,8 +12,9 @@ from ..toy.drawings import is_drawn
 from ..images.jobs import map_images
 from .clip import OpenClip
 from ..image_models import Scorer
-from ..registry import open_model
+from ..registry import find_weights, open_model
 from ..weights import find_weights
+from ..files import command_line
 
 # %% ../../nbs/3_judge/02_scores.ipynb #imports-2
 from ..files import UserError
@@ -100,8 +101,8 @@ def workspace_scorer(
     if name == 'tiny' and path is None and (ws.root/'tiny'/'scorer.safetensors').exists(): path = ws.root/'tiny'
     if name == 'tiny' and path is None and not is_drawn(ws):
         raise UserError(
-            'The tiny scorer of the package knows drawn people only; train one on these photos with: hgdpo tiny '
-            f'--workspace {ws.root}, or choose --scorer pickscore.'
+            'The tiny scorer of the package knows drawn people only; train one on these photos with: '
+            f'{command_line("tiny", ws)}, or choose --scorer pickscore.'
         )
     return load_scorer(
         name,

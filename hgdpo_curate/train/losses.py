@@ -148,7 +148,7 @@ class Objective:
     # (err_w, err_l, ref_w, ref_l, beta) -> (B,); of an objective without loser or reference those are None
     loss: Callable
     # default strength where its scale is its own; None takes the preset's `beta_dpo`, which is chosen for DPO's scale
-    beta: float = None
+    beta: float | None = None
     needs_loser: bool = True         # whether the loser goes through the U-Net too
     needs_reference: bool = True     # whether the reference's errors are worked out
     preserves_winner: bool = False   # whether the loser's gradient is scaled by `winner_preserving_scale`

@@ -29,7 +29,7 @@ def _save_sample(image, file, prompt, face, seed, facts): # face: a file, or Non
 
 # %% ../../nbs/5_train/14_samples.ipynb #run-config
 def _run_config(ws, run): # a run's name, or None -> its config
-    config = read_json(ws.root/'runs'/run/'config.json') if run else dict(base=ws.base_model)
+    config = read_json(ws.folder('runs', run)/'config.json') if run else dict(base=ws.base_model)
     if config is None:
         raise UserError(
             f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'

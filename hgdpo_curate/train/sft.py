@@ -12,7 +12,7 @@ from ..adapters import add_lora, set_adapter_state
 from ..families import denoiser, family_of
 from ..images.pool import choose_prompts
 from .batches import Distributed
-from .curriculum import recipe_of, RunContext
+from .curriculum import recipe_of, RunContext, say_plan
 from .recipes import Preset, Stage
 from ..files import short_id, UserError, write_json
 from ..tables import now
@@ -112,6 +112,7 @@ def train_sft(workspace,                     # a `Workspace` or its folder
         distributed=distributed,
         progress=progress,
     )
+    say_plan(context, dict(sft=photos), folder)
     context.fill_cache([photos])
     state = context.train(preset.stages[0], photos, ws.root/'runs'/'sft'/'sft', _content(photos))
     _save_base(context, base, state['unet'], photos)
