@@ -282,7 +282,7 @@ def main():
         help='what to measure; at 100,000 images keypoints take most of the time',
     )
     sizes, parts = (a := p.parse_args()).sizes, a.parts
-    from hgdpo_curate.curate.samples import start_database
+    from hgdpo_curate.curate.database import start_database
     with tempfile.TemporaryDirectory() as d:
         process = start_database(Path(d)/'db')
         mongod, found = psutil.Process(process.pid), []

@@ -100,7 +100,13 @@ def execute(name, nb) -> dict: # the notebook with outputs
     from nbclient import NotebookClient
     node = nbformat.reads(json.dumps(nb), as_version=4)
     where = {'metadata': {'path': str((NBS/name).parent)}}
-    NotebookClient(node, timeout=1200, kernel_name='python3', resources=where, coalesce_streams=True).execute()
+    NotebookClient(
+        node,
+        timeout=1200,
+        kernel_name='python3',
+        resources=where,
+        coalesce_streams=True,
+    ).execute()
     for c in node.cells: c.get('metadata', {}).pop('execution', None)
     return json.loads(nbformat.writes(node))
 
@@ -347,7 +353,7 @@ def database(names):
     if not wanted or os.environ.get('FIFTYONE_DATABASE_URI'):
         yield
         return
-    from hgdpo_curate.curate.samples import start_database
+    from hgdpo_curate.curate.database import start_database
     with tempfile.TemporaryDirectory() as folder:
         mongod = start_database(folder)
         try: yield

@@ -10,7 +10,11 @@ def _end_quietly(*_):  # Ctrl-C while `hgdpo` is still being loaded; `cli.exit_c
 
 def _is_command():
     import sys
-    return getattr(sys, 'argv', [''])[0].replace('\\', '/').rsplit('/', 1)[-1] in ('hgdpo', 'hgdpo.exe', 'hgdpo-script.py')
+    return getattr(sys, 'argv', [''])[0].replace('\\', '/').rsplit('/', 1)[-1] in (
+        'hgdpo',
+        'hgdpo.exe',
+        'hgdpo-script.py',
+    )
 
 
 if _is_command():

@@ -16,13 +16,7 @@ from .flags import add_flag, description_of, Parameter, read_definition, summary
 from .files import UsageError, UserError
 from .tables import stated_columns
 from hgdpo_curate.verbs import (
-    NO_WORKSPACE,
-    print_checks,
-    print_reviews,
-    print_run,
-    print_samples,
-    print_split,
-    print_table,
+    NO_WORKSPACE, print_checks, print_reviews, print_run, print_samples, print_split, print_table,
 )
 
 # %% ../nbs/8_run/04_cli.ipynb #verb

@@ -60,7 +60,7 @@ def _check_running(uri):
 # %% ../nbs/8_run/00_doctor.ipynb #check-startable
 def _check_startable():
     import tempfile
-    from hgdpo_curate.curate.samples import start_database
+    from hgdpo_curate.curate.database import start_database
     with tempfile.TemporaryDirectory() as d:
         try: p = start_database(d)
         except UserError as e: return False, 'does not start', str(e)

@@ -101,30 +101,79 @@ def check_ddpm(folder): # a pipeline folder
     advice = 'give a base model that was trained on the DDPM schedule, with beta_start and beta_end'
     flow = 'Flow' in kind or config.get('use_flow_sigmas') or 'flow' in predicts
     where = 'its scheduler'
-    _refuse_if(flow, folder, where, f'({kind}) is one of flow matching', advice)
-    _refuse_if('EDM' in kind, folder, where, f'({kind}) is one of EDM, which is another noise', advice)
+    _refuse_if(
+        flow,
+        folder,
+        where,
+        f'({kind}) is one of flow matching',
+        advice,
+    )
+    _refuse_if(
+        'EDM' in kind,
+        folder,
+        where,
+        f'({kind}) is one of EDM, which is another noise',
+        advice,
+    )
     betas = config.get('trained_betas') is not None or {'beta_start', 'beta_end'} <= config.keys()
-    _refuse_if(not betas, folder, where, f'({kind}) names no betas', advice)
+    _refuse_if(
+        not betas,
+        folder,
+        where,
+        f'({kind}) names no betas',
+        advice,
+    )
     continuous = config.get('timestep_type') == 'continuous'
-    _refuse_if(continuous, folder, where, f'({kind}) counts continuous timesteps', advice)
-    _refuse_if(predicts not in ('epsilon', 'v_prediction'), folder, where, f'says that it predicts {predicts!r}',
-               'only noise (epsilon) and velocity (v_prediction) are trained')
+    _refuse_if(
+        continuous,
+        folder,
+        where,
+        f'({kind}) counts continuous timesteps',
+        advice,
+    )
+    _refuse_if(
+        predicts not in ('epsilon', 'v_prediction'),
+        folder,
+        where,
+        f'says that it predicts {predicts!r}',
+        'only noise (epsilon) and velocity (v_prediction) are trained',
+    )
     steps = config.get('num_train_timesteps', 1000)
-    _refuse_if(steps != 1000, folder, where, f'has {steps} training steps', 'noise levels here count to 1000')
+    _refuse_if(
+        steps != 1000,
+        folder,
+        where,
+        f'has {steps} training steps',
+        'noise levels here count to 1000',
+    )
 
 # %% ../nbs/0_base/04_families.ipynb #check-latents
 def check_latents(folder, denoiser: str): # a pipeline folder; its denoiser's folder
     "Raises `UserError` for latents that are more than scaled, or a denoiser that wants more than latents."
     vae, model = _config(folder, 'vae'), _config(folder, denoiser)
     for name in ('latents_mean', 'latents_std', 'shift_factor'):
-        _refuse_if(vae.get(name) is not None, folder, 'its VAE', f'normalises latents by {name}',
-                   'give a base model whose VAE only scales them (scaling_factor)')
+        _refuse_if(
+            vae.get(name) is not None,
+            folder,
+            'its VAE',
+            f'normalises latents by {name}',
+            'give a base model whose VAE only scales them (scaling_factor)',
+        )
     wanted, given = model.get('in_channels'), vae.get('latent_channels')
-    _refuse_if(None not in (wanted, given) and wanted != given, folder, 'its denoiser',
-               f'takes {wanted} channels where the VAE gives {given}, as for inpainting or editing',
-               'give the text-to-image model that it was made from')
-    _refuse_if(model.get('time_cond_proj_dim') is not None, folder, 'its denoiser',
-               'was distilled with guidance as an input (LCM)', 'give the model that it was distilled from')
+    _refuse_if(
+        None not in (wanted, given) and wanted != given,
+        folder,
+        'its denoiser',
+        f'takes {wanted} channels where the VAE gives {given}, as for inpainting or editing',
+        'give the text-to-image model that it was made from',
+    )
+    _refuse_if(
+        model.get('time_cond_proj_dim') is not None,
+        folder,
+        'its denoiser',
+        'was distilled with guidance as an input (LCM)',
+        'give the model that it was distilled from',
+    )
 
 # %% ../nbs/0_base/04_families.ipynb #family-2
 @dataclass(frozen=True)
@@ -166,7 +215,7 @@ class Family:
         return getattr(pipe, self.denoiser_part)
 
     def noise_scheduler(self, pipe):
-        "The scheduler of the forward process, as training uses it (PAPER section 3)."
+        "The scheduler of the forward process, as training uses it (docs/paper.md section 3)."
         from diffusers import DDPMScheduler
         return DDPMScheduler.from_config(
             pipe.scheduler.config, clip_sample=False, variance_type='fixed_small', timestep_spacing='leading'
@@ -176,8 +225,13 @@ class Family:
         "Raises `UserError` for a base of this class that was made for another noise or other latents."
         index = _config(folder, '')
         missing = [p for p in (*self.weight_parts, 'scheduler') if None in index.get(p, [])]
-        _refuse_if(bool(missing), folder, 'it', f'has no {" and no ".join(missing)}',
-                   f'give a whole {self.name} pipeline')
+        _refuse_if(
+            bool(missing),
+            folder,
+            'it',
+            f'has no {" and no ".join(missing)}',
+            f'give a whole {self.name} pipeline',
+        )
         check_ddpm(folder)
         check_latents(folder, self.denoiser_part)
 
@@ -264,7 +318,13 @@ class SDFamily(LatentFamily):
         kind = ('stable-diffusion-v2-768-v' if v else 'stable-diffusion-v2-512') if v2 else 'stable-diffusion-v1'
         side = 768 if v2 and v else self.made_for
         version = f'sd_v{2 if v2 else 1}' + ('_v' if v else '')
-        return _described(version, v2, kind, v, side)
+        return _described(
+            version,
+            v2,
+            kind,
+            v,
+            side,
+        )
 
 def _described(version, v2, kind, velocity, side) -> dict:
     return {
@@ -300,13 +360,24 @@ class SDXLFamily(SDFamily):
     def describe(self, pipe) -> dict:
         "How other tools tell the base model of a LoRA: texts for the header of kohya's file."
         v = self.process(pipe.scheduler).velocity
-        return _described('sdxl_base_v1-0', False, 'stable-diffusion-xl-v1-base', v, self.made_for)
+        return _described(
+            'sdxl_base_v1-0',
+            False,
+            'stable-diffusion-xl-v1-base',
+            v,
+            self.made_for,
+        )
 
     def check(self, folder): # a pipeline folder
         "As of every family, and raises `UserError` for the refiner."
         refines = _config(folder, '').get('requires_aesthetics_score')
-        _refuse_if(bool(refines), folder, 'it', 'is the SDXL refiner, which only finishes pictures of the base',
-                   'give the base, such as stabilityai/stable-diffusion-xl-base-1.0')
+        _refuse_if(
+            bool(refines),
+            folder,
+            'it',
+            'is the SDXL refiner, which only finishes pictures of the base',
+            'give the base, such as stabilityai/stable-diffusion-xl-base-1.0',
+        )
         super().check(folder)
 
 # %% ../nbs/0_base/04_families.ipynb #register-family

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPORARY', 'UserError', 'UsageError', 'refuses', 'command_line', 'short_id', 'prompt_id_of', 'pair_id_of',
            'temporary_path', 'atomic_path', 'sweep_temporary', 'write_text', 'write_json', 'read_json', 'checked_name',
-           'file_sha256']
+           'file_sha256', 'counted', 'first_few']
 
 # %% ../nbs/0_base/00_files.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, errno, hashlib, json, os, platform, re, shlex, shutil, time, uuid
@@ -184,3 +184,12 @@ def checked_name(
 def file_sha256(path) -> str: # 64 hex digits
     "SHA-256 of a file's bytes, read in pieces."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+# %% ../nbs/0_base/00_files.ipynb #counted
+def counted(n: int, word: str) -> str:
+    "A number and its noun: 1 photo, 2,000 photos."
+    return f'{n:,} {word}{"" if n == 1 else "s"}'
+
+def first_few(items, limit: int = 3) -> str:
+    "The first ones, and how many more."
+    return ', '.join(map(str, items[:limit])) + (f' and {len(items) - limit} more' if len(items) > limit else '')

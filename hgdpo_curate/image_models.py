@@ -330,7 +330,13 @@ _add(
         make=None,
         measures='people as they were drawn',
         what='known truth of drawings',
-        weights=Weights('', (), 'CC0-1.0', True, 'this package'),
+        weights=Weights(
+            '',
+            (),
+            'CC0-1.0',
+            True,
+            'this package',
+        ),
     ),
     ImageModel(
         kind='truth',
@@ -338,7 +344,13 @@ _add(
         make=None,
         measures='people as COCO annotates them',
         what='keypoints of people\'s annotations',
-        weights=Weights('', (), 'CC-BY-4.0 (COCO)', True, 'by memory of its terms of use; not read again here'),
+        weights=Weights(
+            '',
+            (),
+            'CC-BY-4.0 (COCO)',
+            True,
+            'by memory of its terms of use; not read again here',
+        ),
     ),
     open_clip=Weights(
         hub='laion/CLIP-ViT-B-32-laion2B-s34B-b79K',
@@ -382,7 +394,13 @@ _add(
         what='CLIP by OpenAI, ViT-L/14',
         weights='clip',
     ),
-    tiny_evaluator=Weights('', ('evaluator.safetensors',), 'Apache-2.0', True, 'this package'),
+    tiny_evaluator=Weights(
+        '',
+        ('evaluator.safetensors',),
+        'Apache-2.0',
+        True,
+        'this package',
+    ),
 )
 
 # %% ../nbs/0_base/07_image_models.ipynb #recognisers

@@ -208,7 +208,7 @@ def entered_midway(pipe): # a pipeline of `load_pipeline`; yields it
 
 # %% ../nbs/0_base/05_pipelines.ipynb #noise-scheduler
 def noise_scheduler(pipe):
-    "The scheduler of the forward process, as training uses it (PAPER section 3)."
+    "The scheduler of the forward process, as training uses it (docs/paper.md section 3)."
     return family_of(pipe).noise_scheduler(pipe)
 
 # %% ../nbs/0_base/05_pipelines.ipynb #encode-prompts-2

@@ -25,7 +25,13 @@ def _plugins(kind, path): # `sys.path` as a tuple -> name -> `ImageModel`
         if (kind, e.name) in ROWS or e.name in rows:
             warnings.warn(f'The {kind} {e.name!r} of {source} is left out: its name is taken; rename it.', stacklevel=2)
             continue
-        rows[e.name] = ImageModel(kind, e.name, f'{e.module}:{e.attr}', f'of {source}', recorded=(e.name,))
+        rows[e.name] = ImageModel(
+            kind,
+            e.name,
+            f'{e.module}:{e.attr}',
+            f'of {source}',
+            recorded=(e.name,),
+        )
     return rows
 
 class Registered(Mapping):
@@ -68,8 +74,25 @@ def _register(
         raise UsageError(f'The {kind} {name!r} is one of the package; choose another name.')
     if not callable(model) and not hasattr(model, OFFERS[kind]):
         raise UsageError(f'The {kind} {name!r} has no `{OFFERS[kind]}`; see `{kind.capitalize()}`.')
-    weights = Weights('', (), licence, commercial, 'whoever registered it') if licence else None
-    _REGISTERED[kind][name] = ImageModel(kind, name, model, measures, weights=weights, recorded=(name,))
+    weights = (
+        Weights(
+            '',
+            (),
+            licence,
+            commercial,
+            'whoever registered it',
+        )
+        if licence
+        else None
+    )
+    _REGISTERED[kind][name] = ImageModel(
+        kind,
+        name,
+        model,
+        measures,
+        weights=weights,
+        recorded=(name,),
+    )
 
 # %% ../nbs/0_base/08_registry.ipynb #register-scorer
 def register_scorer(
@@ -80,7 +103,14 @@ def register_scorer(
     commercial: bool = None,  # whether that allows commercial use
 ):
     "Register a scorer of one's own for this session. Raises `UsageError` where the name is taken."
-    _register('scorer', name, scorer, measures, licence, commercial)
+    _register(
+        'scorer',
+        name,
+        scorer,
+        measures,
+        licence,
+        commercial,
+    )
 
 def register_detector(
     name: str,                # what it is called from now on: letters, digits and underscores
@@ -90,7 +120,14 @@ def register_detector(
     commercial: bool = None,  # whether that allows commercial use
 ):
     "Register a detector of one's own for this session. Raises `UsageError` where the name is taken."
-    _register('detector', name, detector, measures, licence, commercial)
+    _register(
+        'detector',
+        name,
+        detector,
+        measures,
+        licence,
+        commercial,
+    )
 
 def register_extractor(
     name: str,                # what it is called from now on: letters, digits and underscores
@@ -100,7 +137,14 @@ def register_extractor(
     commercial: bool = None,  # whether that allows commercial use
 ):
     "Register a feature extractor of one's own for this session. Raises `UsageError` where the name is taken."
-    _register('extractor', name, extractor, measures, licence, commercial)
+    _register(
+        'extractor',
+        name,
+        extractor,
+        measures,
+        licence,
+        commercial,
+    )
 
 # %% ../nbs/0_base/08_registry.ipynb #open-model
 def open_model(

@@ -80,7 +80,8 @@ def bring_in(
     from hgdpo_curate.judge.scores import photo_embedder
     given = locals()
     stated = {k: given[k] if k in given else further.pop(k, None) for k in STATED}
-    if further: raise UsageError(f'There is no fact {next(iter(further))!r} of a photo; choose among {", ".join(STATED)}.')
+    if further:
+        raise UsageError(f'There is no fact {next(iter(further))!r} of a photo; choose among {", ".join(STATED)}.')
     report = import_photos(
         workspace,
         folder,
@@ -165,7 +166,8 @@ def review_in_app(
     build_only: bool = False,  # build dataset and views without opening the App
 ):
     "Open the FiftyOne App on the curated views."
-    from hgdpo_curate.curate.app import build_dataset, open_app
+    from hgdpo_curate.curate.app import open_app
+    from hgdpo_curate.curate.dataset import build_dataset
     if build_only: return f'{build_dataset(workspace, scorer).name} is built, with its saved views'
     app = open_app(workspace, view, port, scorer)
     print(f'The App is open at {app.url}; close its tab or press Ctrl-C here when done, then run: '
@@ -350,7 +352,7 @@ def take_out(
             print('Nothing was taken out: there is no terminal to ask in; to do it, add --yes', file=sys.stderr)
             return 1
         if not confirmed('Take all this out? It cannot be undone.'): print('Nothing was taken out.')
-        else: print(forget(workspace, one, reason, False, app))
+        else: print(forget(workspace, one, reason, app=app))
     return 0
 
 def confirmed(question: str) -> bool:
@@ -361,7 +363,8 @@ def confirmed(question: str) -> bool:
 def print_split(folder, given):
     "A frozen split: pairs per stage, why prompts have none, and what comes next."
     from hgdpo_curate.curate.pairs import without_pair
-    from hgdpo_curate.curate.splits import counted, explain_left_out, read_stages
+    from hgdpo_curate.curate.splits import explain_left_out, read_stages
+    from hgdpo_curate.files import counted
     from hgdpo_curate.files import read_json
     info = read_json(folder/'split.json')
     bare = without_pair(read_stages(folder), info['dropped'])

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'FORMAT', 'NEXT', 'parse_resolution', 'portable_base', 'ImageFiles', 'is_begun', 'id_at', 'Settings',
-           'is_empty_run', 'Workspace', 'open_workspace', 'create_workspace', 'set_base_model', 'next_step',
-           'workspace_status', 'workspace_html']
+           'Workspace', 'open_workspace', 'create_workspace', 'set_base_model', 'next_step', 'workspace_status',
+           'workspace_html']
 
 # %% ../nbs/0_base/03_workspace.ipynb #import-contextlib-errno-hashlib-json-os
 import secrets, tomllib
 from pathlib import Path
-from .files import atomic_path, checked_name, command_line, file_sha256, short_id, UsageError, UserError, write_text
+from hgdpo_curate.files import (
+    atomic_path, checked_name, command_line, file_sha256, short_id, UsageError, UserError, write_text,
+)
 from .show import render
 from .tables import DOMAINS, KINDS, migrate, SCHEMAS, Table
 
@@ -202,11 +204,6 @@ class Settings:
     def base_at(self, kept: str) -> str: # as `portable_base` wrote it -> hub id or folder
         "Where a base model lies that was written down relative to the workspace."
         return str(self.root/kept[2:]) if kept.startswith('./') else kept
-
-# %% ../nbs/0_base/03_workspace.ipynb #is-empty-run
-def is_empty_run(folder) -> bool: # runs/<name>
-    "Whether a run stopped before its first step, so that nothing was learned: it holds settings and nothing else."
-    return not any(p.is_file() and p.name not in ('config.json', '.lock') for p in Path(folder).rglob('*'))
 
 # %% ../nbs/0_base/03_workspace.ipynb #workspace-3
 class Workspace(Settings, ImageFiles):

@@ -204,7 +204,7 @@ def lived_in(finished, tmp_path_factory):
 @pytest.fixture(scope='session')
 def mongo(tmp_path_factory):
     "An own MongoDB, so that no FiftyOne elsewhere on the machine is touched."
-    from hgdpo_curate.curate.samples import start_database
+    from hgdpo_curate.curate.database import start_database
     process = start_database(tmp_path_factory.mktemp('mongo'))
     yield process
     process.terminate()

@@ -216,7 +216,7 @@ def _scroll(page, shots, name): # paths
 
 
 if __name__ == '__main__':
-    from hgdpo_curate.curate.samples import start_database
+    from hgdpo_curate.curate.database import start_database
     with tempfile.TemporaryDirectory() as folder:
         # an own one: what runs on this machine is left alone
         mongod = None if os.environ.get('FIFTYONE_DATABASE_URI') else start_database(folder)

@@ -140,7 +140,7 @@ def test_a_rejected_pair_is_dropped_and_a_swapped_one_turned_round(ws):
 
 def test_a_database_that_does_not_start_is_named_with_its_remedy(tmp_path, monkeypatch):
     from hgdpo_curate import UserError
-    from hgdpo_curate.curate.samples import start_database
+    from hgdpo_curate.curate.database import start_database
     # mongod cannot open its lock file and ends
     (tmp_path/'mongod.lock').mkdir()
     monkeypatch.setenv('FIFTYONE_DATABASE_URI', __import__('os').environ['FIFTYONE_DATABASE_URI'])

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from hgdpo_curate.files import UserError
 
-SD_BETAS = dict(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', num_train_timesteps=1000)
+SD_BETAS = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule='scaled_linear',
+    num_train_timesteps=1000,
+)
 SIZE = (64, 64)
 
 
@@ -32,13 +37,34 @@ def variant(models, tmp_path):
 def draw(pipe, **start):
     from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, make_images
     prompts = encode_prompts(pipe, ['a person'])
-    return np.asarray(make_images(pipe, prompts, encode_unconditional(pipe), [1], SIZE, 2, 3., **start)[0]).astype(int)
+    return np.asarray(
+        make_images(
+            pipe,
+            prompts,
+            encode_unconditional(pipe),
+            [1],
+            SIZE,
+            2,
+            3.0,
+            **start,
+        )[0]
+    ).astype(int)
 
 
 # as checkpoints of dreamshaper, of A1111's converters and of older diffusers have them
 SOLVERS = dict(
-    deis=dict(_class_name='DEISMultistepScheduler', algorithm_type='deis', solver_type='logrho', solver_order=2),
-    unipc=dict(_class_name='UniPCMultistepScheduler', solver_type='bh2', solver_order=2, predict_x0=True),
+    deis=dict(
+        _class_name='DEISMultistepScheduler',
+        algorithm_type='deis',
+        solver_type='logrho',
+        solver_order=2,
+    ),
+    unipc=dict(
+        _class_name='UniPCMultistepScheduler',
+        solver_type='bh2',
+        solver_order=2,
+        predict_x0=True,
+    ),
     old_dpm=dict(_class_name='DPMSolverMultistepScheduler', algorithm_type='dpmsolver', solver_order=2),
     karras=dict(_class_name='DPMSolverMultistepScheduler', algorithm_type='dpmsolver++', use_karras_sigmas=True),
     exponential=dict(_class_name='EulerDiscreteScheduler', use_exponential_sigmas=True),
@@ -52,11 +78,30 @@ def test_a_base_with_another_solvers_configuration_draws_and_reconstructs(name, 
     from hgdpo_curate import sdrecon
     from hgdpo_curate.pipelines import load_pipeline
     from hgdpo_curate.toy.drawings import draw_person
-    folder = variant('sd15', whole=True, steps_offset=1, **SD_BETAS, **SOLVERS[name])
+    folder = variant(
+        'sd15',
+        whole=True,
+        steps_offset=1,
+        **SD_BETAS,
+        **SOLVERS[name],
+    )
     pipe = load_pipeline(folder, 'cpu', sampler=sampler)
     before, scheduler = draw(pipe), pipe.scheduler
     photo = draw_person(1).pil().resize(SIZE)
-    low, high = (np.asarray(sdrecon(pipe, photo, 'a person', t, 1, 2, 3.)).astype(int) for t in (100, 700))
+    low, high = (
+        np.asarray(
+            sdrecon(
+                pipe,
+                photo,
+                'a person',
+                t,
+                1,
+                2,
+                3.0,
+            )
+        ).astype(int)
+        for t in (100, 700)
+    )
     assert (low != high).any()
     # the spacing of noise that the base came with is its own again
     assert pipe.scheduler is scheduler and np.abs(draw(pipe) - before).max() <= 1
@@ -79,15 +124,36 @@ def test_a_reconstruction_by_ddim_is_ddims(models):
 
 
 WRONG = dict(
-    edm=('sdxl', dict(_class_name='EDMDPMSolverMultistepScheduler', sigma_min=.002, sigma_max=80., sigma_data=.5,
-                      num_train_timesteps=1000, prediction_type='epsilon'), 'EDM'),
-    flow=('sdxl', dict(_class_name='FlowMatchEulerDiscreteScheduler', shift=3., num_train_timesteps=1000), 'flow'),
-    flow_sigmas=('sd15', dict(_class_name='DPMSolverMultistepScheduler', use_flow_sigmas=True,
-                              prediction_type='flow_prediction', **SD_BETAS), 'flow'),
+    edm=(
+        'sdxl',
+        dict(
+            _class_name='EDMDPMSolverMultistepScheduler',
+            sigma_min=0.002,
+            sigma_max=80.0,
+            sigma_data=0.5,
+            num_train_timesteps=1000,
+            prediction_type='epsilon',
+        ),
+        'EDM',
+    ),
+    flow=('sdxl', dict(_class_name='FlowMatchEulerDiscreteScheduler', shift=3.0, num_train_timesteps=1000), 'flow'),
+    flow_sigmas=(
+        'sd15',
+        dict(
+            _class_name='DPMSolverMultistepScheduler',
+            use_flow_sigmas=True,
+            prediction_type='flow_prediction',
+            **SD_BETAS,
+        ),
+        'flow',
+    ),
     sample=('sd15', dict(_class_name='DDIMScheduler', prediction_type='sample', **SD_BETAS), 'sample'),
-    continuous=('sdxl', dict(_class_name='EulerDiscreteScheduler', timestep_type='continuous', **SD_BETAS),
-                'continuous'),
-    no_betas=('sd15', dict(_class_name='CMStochasticIterativeScheduler', sigma_min=.002), 'betas'),
+    continuous=(
+        'sdxl',
+        dict(_class_name='EulerDiscreteScheduler', timestep_type='continuous', **SD_BETAS),
+        'continuous',
+    ),
+    no_betas=('sd15', dict(_class_name='CMStochasticIterativeScheduler', sigma_min=0.002), 'betas'),
 )
 
 

@@ -191,37 +191,80 @@ def test_the_report_of_an_import_says_what_was_passed_over(ws, tmp_path):
 
 
 REFUSED = {  # case -> files, words of the sentence, captions that stay with skip_bad (None: refused too)
-    'csv_cp1252': (described('file_name,text\n0.png,à la plage\n'.encode('cp1252'), 'metadata.csv'),
-                   'metadata.csv, line 2 is not UTF-8', None),
-    'csv_quotes_in_caption': (described('file_name,text\n0.png,"a man, "thumbs up", smiling"\n', 'metadata.csv'),
-                              'metadata.csv, line 2', None),
-    'csv_unquoted_commas': (described('file_name,text\n0.png,person 0, smiling\n', 'metadata.csv'),
-                            'line 2 has 3 fields, the header 2', None),
-    'two_metadata': (described(rows()) | {'metadata.csv': CSV.format(',consent', *[',withdrawn']*3)},
-                     'metadata.csv and by metadata.jsonl', None),
+    'csv_cp1252': (
+        described('file_name,text\n0.png,à la plage\n'.encode('cp1252'), 'metadata.csv'),
+        'metadata.csv, line 2 is not UTF-8',
+        None,
+    ),
+    'csv_quotes_in_caption': (
+        described('file_name,text\n0.png,"a man, "thumbs up", smiling"\n', 'metadata.csv'),
+        'metadata.csv, line 2',
+        None,
+    ),
+    'csv_unquoted_commas': (
+        described('file_name,text\n0.png,person 0, smiling\n', 'metadata.csv'),
+        'line 2 has 3 fields, the header 2',
+        None,
+    ),
+    'two_metadata': (
+        described(rows()) | {'metadata.csv': CSV.format(',consent', *[',withdrawn'] * 3)},
+        'metadata.csv and by metadata.jsonl',
+        None,
+    ),
     'unread_metadata': (described(rows()) | {'metadata.xlsx': b'PK'}, 'metadata.xlsx is not read', None),
     'consent_file': (BESIDE | {'withdrawn.csv': '0.png\n'}, 'withdrawn.csv is not read', None),
-    'json_names_twice': (described('{"file_name": "0.png", "text": "a", "consent": "no", "consent": "yes"}'),
-                         "line 1 is not JSON (it names 'consent' twice)", None),
-    'two_licences': (described([dict(r, license='CC0', licence='MIT'*(r['text'] == 'person 2')) for r in rows()]),
-                     "line 3 states licence as 'CC0' and as 'MIT'", PERSONS[:2]),
+    'json_names_twice': (
+        described('{"file_name": "0.png", "text": "a", "consent": "no", "consent": "yes"}'),
+        "line 1 is not JSON (it names 'consent' twice)",
+        None,
+    ),
+    'two_licences': (
+        described([dict(r, license='CC0', licence='MIT' * (r['text'] == 'person 2')) for r in rows()]),
+        "line 3 states licence as 'CC0' and as 'MIT'",
+        PERSONS[:2],
+    ),
     'cp1252_txt': (BESIDE | {'0.txt': 'a person’s hat'.encode('cp1252')}, '0.txt, line 1 is not UTF-8', PERSONS[1:]),
-    'lone_surrogate': (described([r | dict(text=r['text'] + '\ud83d'*(i == 1)) for i, r in enumerate(rows())]),
-                       'metadata.jsonl, line 2 holds half of a character', [PERSONS[0], PERSONS[2]]),
-    'empty_caption': (described([r | dict(text=r['text']*(i > 0)) for i, r in enumerate(rows())]),
-                      '0.png has no caption', PERSONS[1:]),
+    'lone_surrogate': (
+        described([r | dict(text=r['text'] + '\ud83d' * (i == 1)) for i, r in enumerate(rows())]),
+        'metadata.jsonl, line 2 holds half of a character',
+        [PERSONS[0], PERSONS[2]],
+    ),
+    'empty_caption': (
+        described([r | dict(text=r['text'] * (i > 0)) for i, r in enumerate(rows())]),
+        '0.png has no caption',
+        PERSONS[1:],
+    ),
     'empty_txt': (BESIDE | {'2.txt': ' \n'}, '2.png has no caption', PERSONS[:2]),
-    'null_caption': (described([r | dict(text=None if i == 1 else r['text']) for i, r in enumerate(rows())]),
-                     '1.png has no caption', [PERSONS[0], PERSONS[2]]),
-    'number_as_caption': (described([r | dict(text=7 if i == 1 else r['text']) for i, r in enumerate(rows())]),
-                          '1.png has no caption in words, but 7', [PERSONS[0], PERSONS[2]]),
-    'two_captions_beside': (BESIDE | {'0.caption': 'somebody else'},
-                            'different captions in 0.txt and 0.caption', PERSONS[1:]),
-    'mask_in_metadata': (described([*rows(), dict(file_name='0-masklabel.png', text='a')]) | {'0-masklabel.png': 9},
-                         'line 4 names 0-masklabel.png, which is no photograph (a mask)', PERSONS),
-    'name_of_two': ({'A.png': 0, 'a.PNG': 1, '2.png': 2, 'metadata.jsonl': [dict(file_name='a.png', text='person 0'),
-                                                                            dict(file_name='2.png', text='person 2')]},
-                    'A.png or a.PNG', PERSONS[2:]),
+    'null_caption': (
+        described([r | dict(text=None if i == 1 else r['text']) for i, r in enumerate(rows())]),
+        '1.png has no caption',
+        [PERSONS[0], PERSONS[2]],
+    ),
+    'number_as_caption': (
+        described([r | dict(text=7 if i == 1 else r['text']) for i, r in enumerate(rows())]),
+        '1.png has no caption in words, but 7',
+        [PERSONS[0], PERSONS[2]],
+    ),
+    'two_captions_beside': (
+        BESIDE | {'0.caption': 'somebody else'},
+        'different captions in 0.txt and 0.caption',
+        PERSONS[1:],
+    ),
+    'mask_in_metadata': (
+        described([*rows(), dict(file_name='0-masklabel.png', text='a')]) | {'0-masklabel.png': 9},
+        'line 4 names 0-masklabel.png, which is no photograph (a mask)',
+        PERSONS,
+    ),
+    'name_of_two': (
+        {
+            'A.png': 0,
+            'a.PNG': 1,
+            '2.png': 2,
+            'metadata.jsonl': [dict(file_name='a.png', text='person 0'), dict(file_name='2.png', text='person 2')],
+        },
+        'A.png or a.PNG',
+        PERSONS[2:],
+    ),
 }
 
 

@@ -198,7 +198,7 @@ def test_a_taken_port_and_a_plugin_folder_that_cannot_be_written_are_named(ws, t
 
 @mongo
 def test_a_database_of_another_version_is_named(monkeypatch):
-    from hgdpo_curate.curate.samples import import_fiftyone
+    from hgdpo_curate.curate.database import import_fiftyone
     import fiftyone as fo
     def newer(): raise OSError('You must have fiftyone>=99 installed in order to access the database at version 99')
     monkeypatch.setattr(fo, 'list_datasets', newer)

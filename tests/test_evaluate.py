@@ -457,11 +457,24 @@ def test_runs_of_one_workspace_are_compared_and_reported_from_the_command_line(f
 
 def painted(ws, prompts=12, scorers=None, **models):
     "A comparison of models that paint in one colour each, on so many test prompts."
-    extra = [dict(prompt_id=f'{i:016x}', prompt=f'a person of number {i}', real_image_id='', fold='test')
-             for i in range(prompts)]
+    extra = [
+        dict(
+            prompt_id=f'{i:016x}',
+            prompt=f'a person of number {i}',
+            real_image_id='',
+            fold='test',
+        )
+        for i in range(prompts)
+    ]
     ws.append('prompts', extra)
     arms = {n: Candidate(painter(c), n) for n, c in models.items()}
-    return compare_arms(ws, arms, pd.DataFrame(extra), scorers=scorers or [Green()], progress=quiet)
+    return compare_arms(
+        ws,
+        arms,
+        pd.DataFrame(extra),
+        scorers=scorers or [Green()],
+        progress=quiet,
+    )
 
 
 def test_the_report_begins_with_what_improved_then_pictures_then_tables_and_warnings_last(finished, copy_of):
@@ -502,8 +515,22 @@ def test_provenance_lists_only_what_was_compared(finished, copy_of):
     from hgdpo_curate.evaluate.report import report_runs
     ws = copy_of(finished)
     for run in ('one', 'two'):
-        train_curriculum(ws, preset='mannequin', run=run, progress=quiet, max_train_steps=1, train_batch_size=2)
-    page = report_runs(ws, 'one', ('base', 'easy'), scorer=Chance(), progress=quiet, command='x').read_text()
+        train_curriculum(
+            ws,
+            preset='mannequin',
+            run=run,
+            progress=quiet,
+            max_train_steps=1,
+            train_batch_size=2,
+        )
+    page = report_runs(
+        ws,
+        'one',
+        ('base', 'easy'),
+        scorer=Chance(),
+        progress=quiet,
+        command='x',
+    ).read_text()
     listed = re.findall(r'[0-9a-f]{64}  (\S+?)(?=<|\n)', page)
     assert listed == ['runs/one/easy/pytorch_lora_weights.safetensors', 'splits/v1/split.json']
 
@@ -520,7 +547,13 @@ def test_no_images_are_no_key_error_and_no_prompts_are_one_sentence(finished, co
     from hgdpo_curate.evaluate.measures import measure_images, statistics_of
     ws = copy_of(finished)
     nothing = measure_images(ws, ws.table('images').head(0), None)
-    stats = statistics_of(nothing, [], {}, nothing, nothing)
+    stats = statistics_of(
+        nothing,
+        [],
+        {},
+        nothing,
+        nothing,
+    )
     assert stats['sharpness'] is None and nothing['hue'].shape == (0, 2)
     with pytest.raises(UserError, match='no test prompts.*--test_share'):
         compare_arms(ws, dict(base=Candidate(painter((60, 60, 60)), 'g')), everything(ws).head(0), scorers=[Green()])
@@ -541,14 +574,30 @@ def test_a_fault_is_named(finished, copy_of):
     from hgdpo_curate.toy.drawings import draw_person
     ws = copy_of(finished)
     def faulty(prompts, seeds): return [draw_person([s], fault='extra_face').pil() for s in seeds]
-    found = compare_arms(ws, dict(base=Candidate(faulty, 'f')), everything(ws), scorers=[Green()], progress=quiet)
+    found = compare_arms(
+        ws,
+        dict(base=Candidate(faulty, 'f')),
+        everything(ws),
+        scorers=[Green()],
+        progress=quiet,
+    )
     page = faults_section(ws, found)
     assert 'extra face (the evaluator is' in page
     captions = re.findall(r'<figcaption>([^(]+) \(the evaluator', page)
     assert captions and {c.replace(' ', '_') for c in captions} <= set(KINDS_OF_FAULT)
     one = found.rows['base'].image_id.iloc[0]
-    two_flags = [dict(image_id=one, flag=f, status='confirmed', source='human', part=p, side='left', reviewer='ann')
-                 for f, p in (('bad_hand', 'hand'), ('extra_limb', ''))]
+    two_flags = [
+        dict(
+            image_id=one,
+            flag=f,
+            status='confirmed',
+            source='human',
+            part=p,
+            side='left',
+            reviewer='ann',
+        )
+        for f, p in (('bad_hand', 'hand'), ('extra_limb', ''))
+    ]
     ws.append('flags', two_flags)
     page = faults_section(ws, found)
     assert 'bad hand (left hand)' in page and 'extra limb' in page
@@ -578,7 +627,12 @@ def test_a_picture_is_enlarged_by_a_click_and_nothing_sticks_out_of_a_telephone(
         picture = tab.locator('.zoom img').first
         assert picture.bounding_box()['height'] >= 200
         picture.click()
-        assert tab.locator('.zoom img').first.bounding_box() == dict(x=0, y=0, width=1300, height=800)
+        assert tab.locator('.zoom img').first.bounding_box() == dict(
+            x=0,
+            y=0,
+            width=1300,
+            height=800,
+        )
         picture.click()
         assert picture.bounding_box()['height'] < 400
         aligned = "[...document.querySelectorAll('td.num')].every(c => getComputedStyle(c).textAlign == 'right')"

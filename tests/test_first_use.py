@@ -95,7 +95,13 @@ def test_a_failed_start_is_no_training(finished, copy_of, capsys):
         assert main(['train', '--workspace', str(ws.root), '--preset', 'mannequin', '--optimizer', 'adamw8bit']) == 1
         assert 'bitsandbytes' in capsys.readouterr().err
     with pytest.raises(UserError, match='tiny one.*--preset tiny-photos.*640,000 steps'):
-        train_curriculum(ws, preset='sd15-paper', optimizer='adamw', report_to='none', progress=quiet)
+        train_curriculum(
+            ws,
+            preset='sd15-paper',
+            optimizer='adamw',
+            report_to='none',
+            progress=quiet,
+        )
     assert not (ws.root/'runs').exists()
     # what earlier versions left behind
     write_json(ws.root/'runs'/'sd15-24gb'/'config.json', dict(split='v1', base='', preset=dict(stages=[])))
@@ -157,7 +163,7 @@ def test_stages_overlay_in_tensorboard(trained):
 
 
 def test_a_grid_begins_with_the_base(trained):
-    from hgdpo_curate.train.log import RunFolder, _shown_live, grid_sheet
+    from hgdpo_curate.train.log import _shown_live, grid_sheet, RunFolder
     run = RunFolder(trained.root/'runs'/'r')
     names = sorted(p.name for p in (run/'easy'/'grids').iterdir())
     assert names == [f'step-{n:09d}.png' for n in (0, 1, 2)]
@@ -204,7 +210,8 @@ def test_the_contact_sheet_goes_with_a_photo(trained, copy_of):
 
 
 def test_pairs_say_in_words_why_and_what_next(finished, copy_of, capsys):
-    from hgdpo_curate.curate.splits import counted, explain_left_out
+    from hgdpo_curate.curate.splits import explain_left_out
+    from hgdpo_curate.files import counted
     ws = copy_of(finished, 'my photos')
     assert main(['pairs', '--workspace', str(ws.root), '--split', 'v2', '--scorer', 'chance']) == 0
     out = capsys.readouterr().out
@@ -231,7 +238,17 @@ def test_printed_commands_name_the_real_workspace_and_are_quoted():
 
 def test_the_search_of_fiftyone_for_other_databases_is_quiet():
     from hgdpo_curate.curate import samples
-    def record(words): return logging.LogRecord('fiftyone.core.service', 30, '', 0, words, ('Process 7',), None)
+
+    def record(words):
+        return logging.LogRecord(
+            'fiftyone.core.service',
+            30,
+            '',
+            0,
+            words,
+            ('Process 7',),
+            None,
+        )
     assert not samples._is_news(record('%s did not respond')) and samples._is_news(record('%s has ended'))
 
 

@@ -191,7 +191,16 @@ def test_an_embedded_profile_counts_in_every_mode(tmp_path):
     half = red.convert('RGBA')
     half.putalpha(128)
     palette_with_hole = red.convert('P', palette=Image.Palette.ADAPTIVE)
-    files = dict(rgb='png', rgba='png', palette='png', clear_palette='png', webp='webp', clear_webp='webp', tiff='tif', jpeg='jpg')
+    files = dict(
+        rgb='png',
+        rgba='png',
+        palette='png',
+        clear_palette='png',
+        webp='webp',
+        clear_webp='webp',
+        tiff='tif',
+        jpeg='jpg',
+    )
     pictures = dict(
         rgb=red,
         rgba=red.convert('RGBA'),

@@ -8,10 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT, plain
-from PIL import Image
 
 from hgdpo_curate import UserError, create_workspace, import_photos
 from hgdpo_curate.cli import main
@@ -86,11 +84,14 @@ def test_what_a_killed_import_leaves_is_swept_and_what_a_living_one_writes_is_no
     old = ws.root/'tables'/'images'/'.89abcdef.tmp.parquet'                     # of an older version
     old.write_bytes(b'half')
     os.utime(old, (time.time() - 120,)*2)
-    left = json.loads((photos/'metadata.jsonl').read_text().splitlines()[0])    # its photo is not in the folder any more
+    # its photo is not in the folder any more
+    left = json.loads((photos/'metadata.jsonl').read_text().splitlines()[0])
     write(photos, [r for r in rows_of(photos) if r['file_name'] != left['file_name']])
     (photos/left['file_name']).unlink()
     import_photos(ws, photos, progress=plain)
-    assert len(leftovers(ws)) == len(ws.table('images')) == 5 and not [p for p in ws.root.rglob('.*') if '.tmp' in p.name]
+    assert len(leftovers(ws)) == len(ws.table('images')) == 5 and not [
+        p for p in ws.root.rglob('.*') if '.tmp' in p.name
+    ]
 
 
 def test_an_error_anywhere_in_an_import_leaves_nothing(photos, ws, tmp_path):
@@ -101,7 +102,14 @@ def test_an_error_anywhere_in_an_import_leaves_nothing(photos, ws, tmp_path):
         yield from items[:3]
         raise ValueError('anything')
     settings = (ws.root/'workspace.toml').read_text()
-    with pytest.raises(ValueError): import_photos(ws, photos, progress=stops, fit='pad', test_share=.5)
+    with pytest.raises(ValueError):
+        import_photos(
+            ws,
+            photos,
+            progress=stops,
+            fit='pad',
+            test_share=0.5,
+        )
     assert (ws.root/'workspace.toml').read_text() == settings and ws.config['test_share'] == .05
     assert not leftovers(ws)
     # the second of three tables cannot be written
@@ -120,7 +128,10 @@ def test_dates_and_other_values_among_attributes_are_kept_as_text(ws, tmp_path):
     folder.mkdir()
     for n in range(2): draw_person(n).pil().save(folder/f'{n}.png')
     taken = datetime.datetime(2024, 5, 1)
-    rows = [dict(file_name=f'{n}.png', text=f'person {n}', attributes=dict(taken=taken, n=n, at=[taken.date()])) for n in range(2)]
+    rows = [
+        dict(file_name=f'{n}.png', text=f'person {n}', attributes=dict(taken=taken, n=n, at=[taken.date()]))
+        for n in range(2)
+    ]
     pd.DataFrame(rows).to_parquet(folder/'metadata.parquet')
     assert import_photos(ws, folder, progress=plain).imported == 2
     kept = ws.table('photo_facts').attributes[0]
@@ -179,7 +190,17 @@ def test_what_the_test_fold_can_show_is_told_at_the_import_and_can_be_changed(tm
     flags = ['photos', '--workspace', str(ws.root), '--folder', str(many), '--test_share']
     assert main([*flags, '.33']) == 0 and 'held out' not in capsys.readouterr().out
     assert (ws.table('prompts').fold == 'test').sum() == 40
-    ws.append('images', [dict(image_id='x', domain='generated', prompt_id='p', path='x.png')])
+    ws.append(
+        'images',
+        [
+            dict(
+                image_id='x',
+                domain='generated',
+                prompt_id='p',
+                path='x.png',
+            )
+        ],
+    )
     assert main([*flags, '.2']) == 1 and 'new workspace' in capsys.readouterr().err
     assert main([*flags, '1.5']) == 2
 
@@ -207,7 +228,18 @@ def test_the_next_step_is_named_also_after_a_second_folder(photos, tmp_path, cap
     assert main([*flags, str(photos)]) == 0
     assert f"next: hgdpo pool --workspace '{place}'" in capsys.readouterr().out
     train = ws.table('prompts').query("fold == 'train'").prompt_id                # the pool draws no test prompts
-    ws.append('images', [dict(image_id=p, prompt_id=p, domain='generated', path=f'{p}.png') for p in train])
+    ws.append(
+        'images',
+        [
+            dict(
+                image_id=p,
+                prompt_id=p,
+                domain='generated',
+                path=f'{p}.png',
+            )
+            for p in train
+        ],
+    )
     assert main([*flags, str(photos)]) == 0 and 'next: hgdpo recon' in capsys.readouterr().out
     assert main([*flags, str(export_photos(tmp_path/'more', 3, seed=9))]) == 0
     assert f"next: hgdpo pool --workspace '{place}'" in capsys.readouterr().out
@@ -217,11 +249,16 @@ def test_ctrl_c_in_the_first_moment_shows_no_traceback(tmp_path):
     "From the moment our own code is loaded; what Python does before is its own."
     code = ('import sys, os, signal; sys.argv[0] = "/bin/hgdpo"; import hgdpo_curate; '
             'os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)')
-    done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True
+    )
     assert done.returncode == 130 and 'Traceback' not in done.stderr and 'interrupted' in done.stderr
-    code = code.replace('import hgdpo_curate; ', 'from hgdpo_curate.cli import exit_code; sys.exit(exit_code(lambda: ').replace(
-        "os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)", 'os.kill(os.getpid(), signal.SIGINT) or 0))')
-    done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True,
-                          text=True)
+    code = code.replace(
+        'import hgdpo_curate; ', 'from hgdpo_curate.cli import exit_code; sys.exit(exit_code(lambda: '
+    ).replace(
+        "os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)", 'os.kill(os.getpid(), signal.SIGINT) or 0))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True
+    )
     assert done.returncode == 130 and 'what was finished is kept' in done.stderr

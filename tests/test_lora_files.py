@@ -10,9 +10,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 BLOCKS = dict(
-    sd1=dict(down=[1, 1, 1, 0], middle=1, up=[0, 1, 1, 1], text=12),
-    sd2=dict(down=[1, 1, 1, 0], middle=1, up=[0, 1, 1, 1], text=23),
-    sdxl=dict(down=[0, 2, 10], middle=10, up=[10, 2, 0], text=12, text_2=32),
+    sd1=dict(
+        down=[1, 1, 1, 0],
+        middle=1,
+        up=[0, 1, 1, 1],
+        text=12,
+    ),
+    sd2=dict(
+        down=[1, 1, 1, 0],
+        middle=1,
+        up=[0, 1, 1, 1],
+        text=23,
+    ),
+    sdxl=dict(
+        down=[0, 2, 10],
+        middle=10,
+        up=[10, 2, 0],
+        text=12,
+        text_2=32,
+    ),
 )
 PARTS = dict(sd1=('text_encoder',), sd2=('text_encoder',), sdxl=('text_encoder', 'text_encoder_2'))
 PROJECTIONS = ('q_proj', 'k_proj', 'v_proj', 'out_proj')

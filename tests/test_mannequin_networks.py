@@ -92,7 +92,7 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
     import json
     import numpy as np
     from scipy.stats import binomtest, bootstrap
-    from hgdpo_curate.document.shipped import MEASURED, MEASURED_ON, share_interval, CARD_SHARES
+    from hgdpo_curate.document.shipped import MEASURED, MEASURED_ON, SHARE_FIGURES, share_interval
     from hgdpo_curate.train.pictures import drawings
     from hgdpo_curate.pipelines import assets_folder, load_pipeline, MANNEQUIN
     from hgdpo_curate.toy.networks import load_network
@@ -108,7 +108,7 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
     assert set(stated) == set(MEASURED) == set(found[0])
     for name in MEASURED:
         values = [f[name] for f in found]
-        if name in CARD_SHARES:
+        if name in SHARE_FIGURES:
             assert stated[name] == [round(x, 4) for x in share_interval(round(stated[name][0]*n), n)], name
             low, high = binomtest(round(sum(values)*each), blocks*each).proportion_ci(.99)
         else:
@@ -119,14 +119,19 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
                 rng=np.random.default_rng(0),
                 method='percentile',
             ).confidence_interval
-        figure = stated[name][0] if name in CARD_SHARES else stated[name]
+        figure = stated[name][0] if name in SHARE_FIGURES else stated[name]
         print(f'{name}: stated {figure}, found {np.mean(values):.4f} [{low:.4f}, {high:.4f}]')
         assert low <= figure <= high, name
         # narrow enough to say something
         assert high - low < dict(vae_psnr=1., keypoint_error=.1).get(name, .15), name
 
 
-FEW_STEPS = dict(vae=3, base=3, scorer=3, evaluator=3)
+FEW_STEPS = dict(
+    vae=3,
+    base=3,
+    scorer=3,
+    evaluator=3,
+)
 
 
 def trained(folder, steps, stop=None):
@@ -181,8 +186,13 @@ def test_the_evaluator_has_the_same_heads_in_every_process():
     code = ("from hgdpo_curate.train.small_judges import heads_of; "
             "print([*heads_of(['a red dog', 'a blue cat', 'a green bird', 'nobody', 'a dark house'])])")
     found = {
-        subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONHASHSEED=seed, PYTHONPATH=str(ROOT)),
-                       capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, '-c', code],
+            env=os.environ | dict(PYTHONHASHSEED=seed, PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in ('1', '2')
     }
     assert len(found) == 1 and "'word:bird'" in found.pop()

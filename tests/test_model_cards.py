@@ -96,7 +96,8 @@ def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
 def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(lived_in, copy_of):
     from hgdpo_curate.document.contents import read_split
     from hgdpo_curate.document.licences import about, components
-    from hgdpo_curate.registry import licence_of, WEIGHTS
+    from hgdpo_curate.image_models import WEIGHTS
+    from hgdpo_curate.registry import licence_of
     file = lived_in.root/'runs'/'r'/'evaluation'/'measured_by.json'
     by = read_json(file)
     assert (

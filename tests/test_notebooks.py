@@ -97,7 +97,13 @@ def test_nbdev_clean_leaves_the_book_unchanged(tmp_path):
     shutil.copy(ROOT/'settings.ini', tmp_path)
     here = os.environ | dict(JUPYTER_DATA_DIR=str(tmp_path/'jupyter'), PYTHONWARNINGS='ignore')
     clean = 'from nbdev.clean import nbdev_clean; nbdev_clean()'
-    done = subprocess.run([sys.executable, '-c', clean], cwd=tmp_path, env=here, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', clean],
+        cwd=tmp_path,
+        env=here,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     cleaned = {p: tmp_path/'nbs'/p.relative_to(ROOT/'nbs') for p in NOTEBOOKS}
     assert not [name_of(p) for p, copy in cleaned.items() if p.read_bytes() != copy.read_bytes()]

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, quiet
 
 from hgdpo_curate import forget, load_split, open_workspace, sample_images, workspace_status
-from hgdpo_curate.tables import SCHEMAS, _arrow_schema
+from hgdpo_curate.tables import _arrow_schema, SCHEMAS
 
 
 def unpack(folder):
@@ -89,8 +89,9 @@ def test_where_it_cannot_be_written_it_is_refused_in_one_sentence(tmp_path):
     for p in [folder, *folder.rglob('*')]: p.chmod(0o555 if p.is_dir() else 0o444)
     code = (
         'import os, sys\n'
-        'from hgdpo_curate import UserError, open_workspace, workspace_status\nimport pandas, pyarrow.parquet, filelock\n'
-        'if os.getuid() == 0: os.setuid(65534)\n'                            # nothing is read-only for root
+        'from hgdpo_curate import UserError, open_workspace, workspace_status\nimport pandas, pyarrow.parquet, '
+        'filelock\n'
+        'if os.getuid() == 0: os.setuid(65534)\n'  # nothing is read-only for root
         'try: open_workspace(sys.argv[1])\nexcept UserError as e: print(e)\n'
     )
     for up in [folder, *folder.parents][:6]:

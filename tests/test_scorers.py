@@ -117,7 +117,7 @@ def test_of_a_cached_model_only_the_pinned_commit_is_taken(tmp_path):
     import subprocess
     import sys
     from hgdpo_curate.judge.clip import random_clip
-    from hgdpo_curate.registry import WEIGHTS
+    from hgdpo_curate.image_models import WEIGHTS
     pinned, repo = WEIGHTS['clip'].revision, tmp_path/'hub'/'models--openai--clip-vit-large-patch14'
     random_clip(repo/'snapshots'/('0'*40))
     (repo/'refs').mkdir()
@@ -379,7 +379,13 @@ def test_ones_own_scorer_detector_and_extractor_are_taken_as_the_packages(few_ph
     from hgdpo_curate.evaluate.report import provenance_section
     from hgdpo_curate.judge.detections import JOINTS, latest_detections
     ws = few_photos
-    register_scorer('bright', Bright, measures='brightness', licence='MIT', commercial=True)
+    register_scorer(
+        'bright',
+        Bright,
+        measures='brightness',
+        licence='MIT',
+        commercial=True,
+    )
     register_detector('halves', Halves(), measures='people', licence='research only')
     register_extractor('corner', Corner, licence='CC0-1.0', commercial=True)
     assert score_images(ws, 'bright', progress=quiet) == 4 and score_images(ws, 'bright', progress=quiet) == 0
@@ -406,7 +412,13 @@ def test_a_card_written_by_another_process_knows_what_was_registered(few_photos,
     from hgdpo_curate.document.licences import about
     from hgdpo_curate.judge.detections import JOINTS
     ws = few_photos
-    register_scorer('bright', Bright, measures='brightness', licence='MIT', commercial=True)
+    register_scorer(
+        'bright',
+        Bright,
+        measures='brightness',
+        licence='MIT',
+        commercial=True,
+    )
     register_detector('halves', Halves, measures='people', licence='for non-commercial research only')
     score_images(ws, 'bright', progress=quiet)
     before = flag_images(ws, 'halves', progress=quiet)

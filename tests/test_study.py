@@ -214,7 +214,14 @@ def test_odd_tokens_paths_and_answers_are_refused_and_leave_no_traceback(world, 
     server = serve(ws, arms, 'cat')
     token, host = server.token.encode(), b'Host: 127.0.0.1:%d\r\n' % server.server_port
     def get(target): return raw(server, b'GET ' + target + b' HTTP/1.1\r\n' + host + b'Connection: close\r\n\r\n')
-    odd_tokens = b'/?token=\xc3\xa9', b'/?token=%C3%A9', b'/?token=', b'/?token=%ff%00', b'/?' + token, b'/state?token=\xff'
+    odd_tokens = (
+        b'/?token=\xc3\xa9',
+        b'/?token=%C3%A9',
+        b'/?token=',
+        b'/?token=%ff%00',
+        b'/?' + token,
+        b'/state?token=\xff',
+    )
     for odd in odd_tokens: assert get(odd) == 403, odd
     for odd in ('/image/²/left', '/image/-1/left', '/image/99999999999999999999/left', '/image/0/up', '/image//left',
                 '/image/0/left/', '/..%2f..%2fworkspace.toml', '/favicon.ico', '/image/%C2%B2/left'):

@@ -1,4 +1,7 @@
-"""A workspace is known by its own id: moved, copied, made anew at an old path, and with names that would lead out of it."""
+"""A workspace is known by its own id.
+
+Moved, copied, made anew at an old path, and with names that would lead out of it.
+"""
 import os
 import pty
 import shutil
@@ -167,7 +170,18 @@ def test_what_people_added_in_the_app_survives_when_their_prompt_is_written_agai
     ds.save_view('mine', ds.limit(2))
     fob.compute_similarity(ds, embeddings=np.eye(len(ds)), brain_key='alike')
     decide(ws, [photo.image_id], 'approve', 'anna')
-    ws.append('flags', [dict(image_id=photo.image_id, flag='bad_hand', status='proposed', source='rule', reviewer='')])
+    ws.append(
+        'flags',
+        [
+            dict(
+                image_id=photo.image_id,
+                flag='bad_hand',
+                status='proposed',
+                source='rule',
+                reviewer='',
+            )
+        ],
+    )
     again = build_dataset(ws, 'chance')
     assert (again[photo.id].decision, again[photo.id].mood) == ('approve', 'calm')
     assert [c.label for c in again[photo.id].flagged.classifications] == ['bad_hand']
@@ -184,7 +198,7 @@ def test_what_people_added_in_the_app_survives_when_their_prompt_is_written_agai
 
 @mongo
 def test_another_fiftyones_database_is_named(no_datasets, monkeypatch, tmp_path):
-    from hgdpo_curate.curate.samples import another_database
+    from hgdpo_curate.curate.database import another_database
     fo = no_datasets
     another_database.cache_clear()
     assert another_database(fo) == ''                                         # asked for by its address
@@ -220,6 +234,8 @@ def test_forget_shows_and_asks_and_without_a_terminal_only_shows(ws, monkeypatch
     assert 'nothing of it is left' in capsys.readouterr().out
     other = os.path.basename(ws.table('photo_facts').original_path[0])
     assert main(['forget', other, '--workspace', str(ws.root), '--no_app', '--yes']) == 0
-    ws.append('photo_facts', [dict(image_id=i, original_path=f'/{i}/same.png') for i in ws.table('photo_facts').image_id])
+    ws.append(
+        'photo_facts', [dict(image_id=i, original_path=f'/{i}/same.png') for i in ws.table('photo_facts').image_id]
+    )
     assert main(['forget', 'same.png', '--workspace', str(ws.root), '--yes']) == 1
     assert 'is the name of' in capsys.readouterr().err

@@ -69,7 +69,10 @@ def easy_pairs(images,        # rows of `images`; those of the domain `generated
                # the worst-scored image with a confirmed fault loses, where one scores below the winner
                prefer_flagged_losers: bool = False
               ) -> pd.DataFrame: # columns `PAIR`
-    "D_E (PAPER section 2): per prompt the best-scored image of the pool against the worst. Equal scores are dropped."
+    """D_E (docs/paper.md section 2): per prompt the best-scored image of the pool against the worst.
+
+    Equal scores are dropped.
+    """
     faulty = set(excluded_winners(flags)) if prefer_flagged_losers else set()
     gone, excluded, rows, dropped = rejected(reviews), excluded_winners(flags, reviews), [], []
     for prompt, pool in _scored(images[images.domain == 'generated'], scores).groupby('prompt_id', sort=True):
@@ -98,7 +101,7 @@ def normal_pairs(images,       # rows of `images`; the `intermediate` ones at `N
                  flags=None,   # rows of `flags`; None: no image is flagged
                  reviews=None  # rows of `reviews`; None: nobody decided
                 ) -> pd.DataFrame: # columns `PAIR`
-    """D_N (PAPER section 2): the best-scored reconstruction at t4..t7 against the easy winner.
+    """D_N (docs/paper.md section 2): the best-scored reconstruction at t4..t7 against the easy winner.
 
     Kept if f(winner) >= f(loser).
     """
@@ -126,7 +129,7 @@ def hard_pairs(images,        # rows of `images`; the `intermediate` ones at `HA
                reviews=None,  # rows of `reviews`; None: nobody decided
                real_winner: bool = False  # the photo itself wins
               ) -> pd.DataFrame: # columns `PAIR`
-    "D_H (PAPER section 2): the reconstruction at t1, or the photo, against the normal winner."
+    "D_H (docs/paper.md section 2): the reconstruction at t1, or the photo, against the normal winner."
     near = (images.domain == 'intermediate') & (images.timestep == HARD_LEVEL)
     candidates = images[images.domain == 'real'] if real_winner else images[near]
     excluded, rows = excluded_winners(flags, reviews), []
@@ -154,7 +157,7 @@ def control_pairs(images,       # rows of `images`
                   flags=None,   # rows of `flags`; None: no image is flagged
                   reviews=None  # rows of `reviews`; None: nobody decided
                  ) -> dict:     # name of `PAIR_CONTROLS` -> pairs
-    """Pairs that the paper's controls and other methods train on (PAPER sections 2 and 6).
+    """Pairs that the paper's controls and other methods train on (docs/paper.md sections 2 and 6).
 
     `naive`: the photo against the pool's first image (by id: any seed). `two`: the best against the worst of two
     images per prompt. `skip`: the hard winner against the easy one. `real`: the photo against the normal winner.

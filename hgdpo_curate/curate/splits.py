@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECON', 'MEANINGS', 'OF_AN_IMAGE', 'PACKAGES', 'approved_photos', 'excluded_photos', 'pairs_of', 'draft_pairs',
-           'SplitInfo', 'Split', 'counted', 'explain_left_out', 'empty_stage', 'versions', 'freeze_split',
-           'read_stages', 'load_split']
+           'SplitInfo', 'Split', 'explain_left_out', 'empty_stage', 'versions', 'freeze_split', 'read_stages',
+           'load_split']
 
 # %% ../../nbs/4_curate/01_splits.ipynb #imports
 import importlib.metadata, platform, warnings
@@ -14,16 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from hgdpo_curate.curate.pairs import (
-    choose_pairs,
-    control_pairs,
-    NORMAL_LEVELS,
-    PAIR,
-    PAIR_CONTROLS,
-    PAIR_STAGES,
-    without_pair,
+    choose_pairs, control_pairs, NORMAL_LEVELS, PAIR, PAIR_CONTROLS, PAIR_STAGES, without_pair,
 )
 from ..files import pair_id_of
 from ..tables import last_decisions
+from ..files import counted
 
 # %% ../../nbs/4_curate/01_splits.ipynb #imports-2
 from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError, write_json
@@ -254,7 +249,10 @@ def _histogram(v): # numbers -> one line: the smallest, a histogram, the largest
 RECON = 'make reconstructions (recon), score them (score) and freeze anew under another name'
 # how a reason begins -> what it means, what to do about it ('' where nothing is)
 MEANINGS = {
-    'fewer than two usable images': ('fewer than two images of the pool may be used', 'make a larger pool (pool --n 20)'),
+    'fewer than two usable images': (
+        'fewer than two images of the pool may be used',
+        'make a larger pool (pool --n 20)',
+    ),
     'no image scores above the loser': ('all usable images of the pool have the same score', 'make a larger pool'),
     'no usable reconstruction at 400..700': ('there is no usable reconstruction at the noise levels 400 to 700', RECON),
     'no usable reconstruction at 100': ('there is no usable reconstruction at the noise level 100', RECON),
@@ -269,10 +267,6 @@ MEANINGS = {
 OF_AN_IMAGE = ('must not win', 'rejected', 'duplicate')  # reasons that cost a prompt nothing while it has other images
 
 # %% ../../nbs/4_curate/01_splits.ipynb #explain-left-out
-def counted(n: int, noun: str) -> str: # '1 prompt', '2 prompts'
-    "A number and its noun."
-    return f'{n:,} {noun}' + 's'*(n != 1)
-
 def _explained(reason, n):
     noun = 'image' if reason.startswith(OF_AN_IMAGE) else 'prompt'
     means, cure = next((m for begin, m in MEANINGS.items() if reason.startswith(begin)), (reason, ''))
@@ -286,7 +280,10 @@ def explain_left_out(records: list) -> list: # of `SplitInfo.dropped[stage]` -> 
 # %% ../../nbs/4_curate/01_splits.ipynb #empty-stage
 # which stages' rules decide about a set of pairs, in order
 _CHAIN = dict(
-    normal=('easy', 'normal'), hard=('easy', 'normal', 'hard'), skip=('easy', 'normal', 'hard'), real=('easy', 'normal')
+    normal=('easy', 'normal'),
+    hard=('easy', 'normal', 'hard'),
+    skip=('easy', 'normal', 'hard'),
+    real=('easy', 'normal'),
 )
 
 def empty_stage(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from ..curate.pairs import PAIR_STAGES
 from ..curate.splits import load_split, read_stages, Split
-from .pages import counted
+from .pages import value_shares
 from ..files import read_json
 from ..tables import stated_columns
 from ..images.duplicates import COMPARED
@@ -52,7 +52,7 @@ def image_sizes(ws, used) -> dict: # domain -> (width x height, images, share)
     "How large the files of the split's images are, by the table of images."
     im = ws.table('images')
     im = im[im.prompt_id.isin([*used['train'], *used['test']])]
-    return {d: counted(f'{w}x{h}' for w, h in zip(g.width, g.height)) for d, g in im.groupby('domain')}
+    return {d: value_shares(f'{w}x{h}' for w, h in zip(g.width, g.height)) for d, g in im.groupby('domain')}
 
 def told_sizes(sizes, domain: str = '') -> str: # as `image_sizes`; of all domains where none is named
     "Sizes in words; how many images have each only where they differ."
@@ -115,7 +115,7 @@ def stated(photo_facts) -> Statements: # rows of the table `photo_facts`
     declared = Counter(f'{k}: {v}' for a in given if isinstance(a, dict) for k, v in a.items())
     tags = Counter(str(x) for a in given if not isinstance(a, dict) for x in (a if isinstance(a, list) else [a]))
     texts = (c for c, column in stated_columns().items() if column.kind == 'str' and c != 'takedown_contact')
-    listed = {c: counted(photo_facts[c]) for c in texts}
+    listed = {c: value_shares(photo_facts[c]) for c in texts}
     return Statements(
         **{c: listed.pop(c) for c in ('licence', 'consent', 'release', 'minors', 'source')},
         further=listed,
@@ -250,7 +250,7 @@ def filter_cut(data) -> FilterCut:
     "How the normal stage's filter cut the prompts of the easy stage."
     reasons = [d['reason'] for d in data['info']['dropped']['normal']]
     cut = sum(r.startswith('filter') for r in reasons)
-    return FilterCut(before=len(data['easy']), kept=len(data['normal']), cut=cut, reasons=counted(reasons))
+    return FilterCut(before=len(data['easy']), kept=len(data['normal']), cut=cut, reasons=value_shares(reasons))
 
 # %% ../../nbs/7_document/02_contents.ipynb #levels-won
 def levels_won(ws, data) -> dict: # stage -> (level, how often it won)

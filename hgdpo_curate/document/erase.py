@@ -10,7 +10,7 @@ import json, shutil
 from pathlib import Path
 from .footprint import Matcher, REMOVED
 from ..files import atomic_path, file_sha256, read_json, UserError, write_json, write_text
-from ..images.captions import SUFFIXES
+from ..images.folders import SUFFIXES
 
 # %% ../../nbs/7_document/09_erase.ipynb #packed
 PACKED = {'.gz', '.tgz', '.zip', '.xz', '.bz2', '.zst', '.npz', '.7z', '.tar'}

@@ -24,9 +24,8 @@ from hgdpo_curate.document.contents import (
 )
 
 # %% ../../nbs/7_document/03_facts.ipynb #imports-3
-from .pages import counted, shown_base
+from .pages import shown_base, value_shares
 from ..files import file_sha256, read_json
-from ..evaluate.statistics import bootstrap
 from ..judge.anatomy import open_flags
 from ..tables import HARMLESS_FLAGS
 from ..workspace import open_workspace
@@ -141,7 +140,7 @@ def reviewing(
         words=len(spoken),
         photos=covered(photos),
         pairs=covered(pairs),
-        decisions=counted(decided.decision.reindex(kept)) if len(decided) else [],
+        decisions=value_shares(decided.decision.reindex(kept)) if len(decided) else [],
         contested=int(decided.contested.sum()) if len(decided) else 0,
     )
 
@@ -221,7 +220,7 @@ def _pair_fields(ws, data, dropped): # fields of `SplitFacts`: winners and loser
     return dict(
         pairs={s: len(data[s]) for s in PAIR_STAGES},
         without_pair=without_pair(data, dropped),
-        left_out={s: counted(d['reason'] for d in dropped.get(s, [])) for s in (*PAIR_STAGES, 'test')},
+        left_out={s: value_shares(d['reason'] for d in dropped.get(s, [])) for s in (*PAIR_STAGES, 'test')},
         margins=margins(data),
         filter=filter_cut(data),
         levels=levels_won(ws, data),

@@ -98,7 +98,8 @@ def _named_so(ws, subject: str) -> str: # image id, '' where no photo came from 
     files = {image_id: path for image_id, path in offered if Path(path).name == subject}
     if len(files) > 1:
         raise UserError(
-            f'{subject!r} is the name of {len(files)} photos of {ws.root} ({", ".join(sorted(files.values())[:3])}); give '
+            f'{subject!r} is the name of {len(files)} photos of {ws.root} '
+            f'({", ".join(sorted(files.values())[:3])}); give '
             'the path of the one that is meant, or its image id.'
         )
     return next(iter(files), '')

@@ -16,7 +16,7 @@ from hgdpo_curate.document.removal import (
     rehash_split, renew_cards, write_tombstone,
 )
 from .search import files_of, PLAN, search, SearchResult
-from .. import files
+from ..files import sweep_temporary
 from ..files import read_json, UsageError, UserError, write_json
 from ..show import progress_bar
 from ..workspace import open_workspace
@@ -198,7 +198,7 @@ def forget(
     """
     ws = open_workspace(workspace)
     # JOIN: replace by `from hgdpo_curate.files import sweep_temporary` and `sweep_temporary(ws)` once that is there
-    if not dry_run and (sweep := getattr(files, 'sweep_temporary', None)): sweep(ws)
+    if not dry_run: sweep_temporary(ws)
     t = read_plan(ws)
     if t is None and subject is None: return _finish(ws, app)
     if t is None: t = footprint_of(ws, str(subject))

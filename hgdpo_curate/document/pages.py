@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMED', 'LINE_STARTS', 'ALIVE', 'FIGURE', 'NO_FIGURE', 'escape', 'code', 'is_hub_id', 'shown_base', 'is_figures',
-           'table', 'counted', 'sheet', 'inline', 'save_figure', 'render_card', 'with_head', 'to_html', 'in_frame',
+           'table', 'value_shares', 'sheet', 'inline', 'save_figure', 'render_card', 'with_head', 'to_html', 'in_frame',
            'Card']
 
 # %% ../../nbs/7_document/00_pages.ipynb #imports
@@ -67,7 +67,7 @@ def table(head, rows) -> str: # Markdown; the cells are Markdown already
     marks = ''.join('|---:' if is_figures(column) else '|---' for column in zip(*rows))
     return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in (head, *rows)).replace('\n', f'\n{marks}|\n', 1)
 
-def counted(values, nothing: str = 'unknown') -> list: # (value, how often, share), most frequent first
+def value_shares(values, nothing: str = 'unknown') -> list: # (value, how often, share), most frequent first
     "Count values; empty ones count as `nothing`."
     v = pd.Series(list(values), dtype=object)
     v = v.where(v.notna() & (v != ''), nothing).astype(str).value_counts()

@@ -153,7 +153,8 @@ def clean_app(workspace) -> str: # what was done, in words
     From datasets of version 0.1, too, whose workspace was moved away. Leaves all other samples, and datasets of other
     workspaces unread. Raises `UserError` where the database cannot be reached.
     """
-    from hgdpo_curate.curate.samples import abandoned_datasets, find_dataset, import_fiftyone
+    from hgdpo_curate.curate.database import import_fiftyone
+    from hgdpo_curate.curate.samples import abandoned_datasets, find_dataset
     ws, fo, taken, of_old = open_workspace(workspace), import_fiftyone(), 0, {}
     name = find_dataset(fo, ws)
     for own in (name, f'{name}-new') if name else ():

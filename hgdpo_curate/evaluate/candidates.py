@@ -209,8 +209,16 @@ def named_arms(
     else: own = list(ARMS)
     candidates, configs = {}, {}
     for name in own if names is None else names:
-        owner, stage = (run or (runs[-1] if runs else ''), name) if names is None else _run_and_stage(
-            folder, name, runs, run, own
+        owner, stage = (
+            (run or (runs[-1] if runs else ''), name)
+            if names is None
+            else _run_and_stage(
+                folder,
+                name,
+                runs,
+                run,
+                own,
+            )
         )
         if not owner: raise UserError(f'{ws.root} has no runs yet; train one with: {command_line("train", ws)}')
         candidates[name] = run_arm(ws, owner, stage, device)

@@ -97,7 +97,13 @@ def measure_images(
     label: str = 'images',  # what they are, for the bar
 ) -> dict:  # arrays by name, a row per image
     "What pixels, the evaluator and the feature extractor measure on images. Of no images, arrays without rows."
-    if not len(rows): return dict(sharpness=np.zeros(0), hue=np.zeros((0, 2)), chroma=np.zeros(0), rgb=np.zeros((0, 3)))
+    if not len(rows):
+        return dict(
+            sharpness=np.zeros(0),
+            hue=np.zeros((0, 2)),
+            chroma=np.zeros(0),
+            rgb=np.zeros((0, 3)),
+        )
     shown = progress if len(rows) > AT_A_TIME else lambda total, label: lambda n: None
     with progress_bar(len(rows), f'measuring {label}', shown) as bar:
         parts = [_measure(ws, rows.iloc[i:i + AT_A_TIME], evaluator, bar) for i in range(0, len(rows), AT_A_TIME)]

@@ -54,7 +54,10 @@ def propose_flags(workspace) -> pd.DataFrame: # flag, images
     A person's decision on the same flag is never overwritten.
     """
     ws = open_workspace(workspace)
-    new, before = _proposals(ws), ws.table('flags').query("source == 'rule'").drop(columns='written_at').to_dict('records')
+    new, before = (
+        _proposals(ws),
+        ws.table('flags').query("source == 'rule'").drop(columns='written_at').to_dict('records'),
+    )
     before = {(r['image_id'], r['flag'], r['part'] or '', r['side'] or ''): r for r in before}
     withdrawn = [
         dict(r, status='cleared', reason='the rules no longer propose it')

@@ -36,7 +36,8 @@ class YuNetFaces:
         import cv2
         path = _needs_file(path, 'the .onnx file of YuNet')
         self.version = weights_version(path)
-        try: self.net = cv2.FaceDetectorYN.create(str(path), '', (320, 320), confidence, .3, 50)
+        limits = (320, 320), confidence, .3, 50              # input size, score, overlap, faces
+        try: self.net = cv2.FaceDetectorYN.create(str(path), '', *limits)
         except cv2.error as e:
             raise UserError(
                 f'{path} is not a YuNet face detector that OpenCV can read; give the .onnx file of YuNet.'

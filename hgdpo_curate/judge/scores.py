@@ -12,7 +12,7 @@ from ..toy.drawings import is_drawn
 from ..images.jobs import map_images
 from .clip import OpenClip
 from ..image_models import Scorer
-from ..registry import find_weights, open_model
+from ..registry import open_model
 from ..weights import find_weights
 from ..files import command_line
 

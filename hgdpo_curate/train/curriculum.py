@@ -10,13 +10,15 @@ __all__ = ['HOW', 'SHARED', 'PASSES', 'recipe_of', 'fingerprint_of', 'run_stage'
 import dataclasses, json, shutil
 from dataclasses import replace
 import pandas as pd
-from ..adapters import ATTENTION, read_lora, state_id
-from ..curate.splits import counted, empty_stage, load_split
+from ..adapters import read_lora, state_id
+from ..curate.splits import empty_stage, load_split
+from ..files import counted
 from ..images.jobs import announce, Pace
 from ..images.pool import check_base
 from ..show import progress_bar
 from ..files import atomic_path, command_line, read_json, short_id, UsageError, UserError, write_json
 from ..workspace import is_begun, open_workspace, portable_base
+from ..families import denoiser, family_of
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #imports-2
 from .batches import check_pairs, Distributed
@@ -174,7 +176,13 @@ class RunContext:
         settings = dict(preset=self.preset, distributed=self.distributed, progress=self.progress)
         given = self.pipe, self.cache, stage, pairs, folder
         trainer = StageTrainer(*given, start=start, fingerprint=mark, **settings)
-        return run_stage(trainer, resume_from, self.validation, self.progress, self.pace)
+        return run_stage(
+            trainer,
+            resume_from,
+            self.validation,
+            self.progress,
+            self.pace,
+        )
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #stage-pairs
 def stage_pairs(data: dict,          # a split of `load_split`
@@ -272,7 +280,8 @@ def _forwards_per_pair(stage, preset): # U-Net forwards that a pair costs, count
 
 def _disk(ws, preset, pipe, pairs): # bytes of cache and checkpoints
     images = len({h for df in pairs.values() for side in ('winner', 'loser') for h in df[f'{side}_sha256']})
-    widths = [sum(m.weight.shape) for n, m in pipe.unet.named_modules() if n.endswith(tuple(ATTENTION['unet']))]
+    targets = tuple(family_of(pipe).lora_targets['unet'])
+    widths = [sum(m.weight.shape) for n, m in denoiser(pipe).named_modules() if n.endswith(targets)]
     adapter = 4*sum(widths)*max(s.rank for s in preset.stages)
     kept = 3*(preset.checkpoints_total_limit + 1) + 2*len(preset.stages)         # weights and Adam's two means
     return images*ws.size[0]*ws.size[1]//2 + adapter*kept
@@ -408,5 +417,11 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     say_plan(context, pairs, folder)
     context.fill_cache([*pairs.values()])
     if distributed.main: write_json(folder/'config.json', config)
-    train_stages(context, folder, pairs, resume_from_checkpoint, reuse)
+    train_stages(
+        context,
+        folder,
+        pairs,
+        resume_from_checkpoint,
+        reuse,
+    )
     return folder

@@ -17,7 +17,7 @@ from .recipes import InferenceConfig
 
 # %% ../../nbs/5_train/11_hgdpo_pipeline.ipynb #text-lora-acts
 def text_lora_acts(rules: InferenceConfig, t) -> bool: # t: a timestep as schedulers count it, 0..999
-    "Whether the text encoder's LoRA acts at a timestep (PAPER section 5). Index 999 is level 1000."
+    "Whether the text encoder's LoRA acts at a timestep (docs/paper.md section 5). Index 999 is level 1000."
     return rules.text_encoder_from <= int(t) + 1 <= rules.text_encoder_to
 
 # %% ../../nbs/5_train/11_hgdpo_pipeline.ipynb #without-text-lora

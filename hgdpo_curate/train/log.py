@@ -15,7 +15,6 @@ import pandas as pd
 from ..families import denoiser
 from ..show import contact_sheet, render
 from ..files import atomic_path, read_json, short_id, UserError
-from ..show import contact_sheet
 
 # %% ../../nbs/5_train/05_log.ipynb #stepfigures
 @dataclasses.dataclass(kw_only=True)

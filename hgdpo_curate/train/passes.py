@@ -43,9 +43,21 @@ class AdaptedModel:
     def _adapt(self, part, state) -> list: # the trainable parameters of a part
         model, rank = self.models[part], self.stage.rank
         seed = int(short_id(self.preset.seed, self.stage.name, part), 16) % 2**31
-        params = add_lora(model, part, rank, seed=seed, family=self.family)
+        params = add_lora(
+            model,
+            part,
+            rank,
+            seed=seed,
+            family=self.family,
+        )
         if state is not None:
-            add_lora(model, part, rank, 'reference', family=self.family)
+            add_lora(
+                model,
+                part,
+                rank,
+                'reference',
+                family=self.family,
+            )
             for name in ('default', 'reference'): set_adapter_state(model, state, name)
             model.set_adapter('default')
             freeze_all_but(model)

@@ -43,7 +43,7 @@ PAPER_STEPS = (300_000, 20_000, 20_000, 300_000)
 PAPER_STRENGTH = dict(beta=2500., lam=10_000.)
 
 def sd15_paper():
-    """PAPER sections 4 and 5.
+    """docs/paper.md sections 4 and 5.
 
     SD1.5 family at 704x1024, rank 8 and 64, batch 16, 8-bit Adam, lr 1e-5, beta 2500, lambda 10000.
     """

@@ -89,7 +89,7 @@ class Stage:
 # %% ../../nbs/5_train/01_recipes.ipynb #inference-2
 @dataclass(frozen=True)
 class InferenceConfig:
-    "The paper's inference rules (PAPER section 5)."
+    "The paper's inference rules (docs/paper.md section 5)."
     steps: int = 50                  # solver steps per image, 1 or more
     guidance: float = 5.             # classifier-free guidance scale, above 0
     lora_weight: float = .5          # weight of the LoRA on U-Net and text encoder; 1 is as trained
@@ -112,7 +112,7 @@ class InferenceConfig:
 # %% ../../nbs/5_train/01_recipes.ipynb #pool
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How the image pool and the intermediate domains are made (PAPER sections 2 and 5).
+    """How the image pool and the intermediate domains are made (docs/paper.md sections 2 and 5).
 
     `hgdpo init --preset` takes these as the workspace's settings.
     """

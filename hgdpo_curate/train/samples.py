@@ -42,7 +42,13 @@ def _weights_id(ws, run, config, final, files): # files: the face's and the adap
 def _facts(ws, run, config, rules): # what is written into a picture, beside prompt, face and seed
     base, weight = str(config['base']), dict(weight=rules.lora_weight) if run else {}
     name = Path(base).name if Path(base).is_absolute() else base           # no folder of this machine
-    return dict(run=run or 'base', base=name, **weight, steps=rules.steps, guidance=rules.guidance)
+    return dict(
+        run=run or 'base',
+        base=name,
+        **weight,
+        steps=rules.steps,
+        guidance=rules.guidance,
+    )
 
 # %% ../../nbs/5_train/14_samples.ipynb #newest-run
 BASE = 'base'     # in place of a run: the base model without a LoRA
@@ -92,7 +98,14 @@ def _draw_samples(pipe, jobs, size, face, facts, progress): # jobs: (prompt, see
             if not file.exists():                                   # drawn before, by the same weights
                 generator = torch.Generator().manual_seed(seed)
                 image = pipe(prompt, generator=generator, width=size[0], height=size[1]).images[0]
-                _save_sample(image, file, prompt, face, seed, facts)
+                _save_sample(
+                    image,
+                    file,
+                    prompt,
+                    face,
+                    seed,
+                    facts,
+                )
             bar(1)
 
 # %% ../../nbs/5_train/14_samples.ipynb #sample-images

@@ -183,7 +183,7 @@ def fit_unet(pipe,           # of `tiny_pipeline`, its autoencoder trained; U-Ne
              progress,       # as in `fit_network`
              batch: int = 16 # pictures a step
             ) -> Path:       # as `fit_network`
-    """Train U-Net and text encoder on the DDPM schedule (PAPER section 4), to predict what the scheduler's
+    """Train U-Net and text encoder on the DDPM schedule (docs/paper.md section 4), to predict what the scheduler's
     `prediction_type` says."""
     import torch
     from hgdpo_curate.pipelines import noise_scheduler
@@ -197,7 +197,13 @@ def fit_unet(pipe,           # of `tiny_pipeline`, its autoencoder trained; U-Ne
         noise, t = torch.randn(latents[i].shape, generator=g), torch.randint(1000, (batch,), generator=g)
         noisy = process.add_noise(latents[i], noise, t)
         prompts = dict(prompt_embeds=pipe.text_encoder(words)[0])
-        pred = family_of(pipe).predict(pipe, noisy, t, prompts, None)
+        pred = family_of(pipe).predict(
+            pipe,
+            noisy,
+            t,
+            prompts,
+            None,
+        )
         return (pred - process.target(latents[i], noise, t)).square().mean()
     modules = dict(unet=denoiser(pipe), text=pipe.text_encoder)
     return fit_network(

@@ -100,7 +100,13 @@ def settle_recipe(
     before = old.get('steps', {})
     steps = RECIPE | before | steps
     for name in [n for n in RECIPE if n in before and before[n] != steps[n]]:
-        _throw_away(folder, name, before[name], steps[name], check)
+        _throw_away(
+            folder,
+            name,
+            before[name],
+            steps[name],
+            check,
+        )
     write_json(folder/'recipe.json', dict(seed=seed, steps=steps))
     return steps
 
@@ -203,8 +209,9 @@ def chance_warnings(figures: dict) -> list: # of `train_tiny` -> sentences
         out.append(
             f'WARNING: the tiny scorer {how} at telling {task}: right in {figure["share"]:.0%} of '
             f'{figures["test_photos"]} test photos (95% interval {figure["low"]:.0%} to {figure["high"]:.0%}); '
-            'guessing is 50%. Pairs that it chooses are chosen at random, and training on them teaches nothing. Train it '
-            f'longer (hgdpo tiny --steps scorer={2*RECIPE["scorer"]}), import more photos with captions that differ, '
+            'guessing is 50%. Pairs that it chooses are chosen at random, and training on them teaches nothing. '
+            'Train it '
+            f'longer (hgdpo tiny --steps scorer={2 * RECIPE["scorer"]}), import more photos with captions that differ, '
             'or score with other weights (hgdpo score --scorer pickscore).'
         )
     return out

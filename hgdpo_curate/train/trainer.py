@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMER_KEYS', 'check_optimizer', 'make_optimizer', 'make_schedule', 'StageOptimizer', 'Checkpoints', 'RandomStates',
-           'StageParts', 'ResumableStage', 'step_means', 'write_result', 'StageTrainer']
+           'StageParts', 'ResumableStage', 'step_means', 'write_result', 'SteppedStage', 'StageTrainer']
 
 # %% ../../nbs/5_train/08_trainer.ipynb #imports
 import dataclasses, importlib.util, random, time, warnings
@@ -186,7 +186,13 @@ class StageParts:
         self.checkpoints = Checkpoints(self.folder/'checkpoints', preset.checkpoints_total_limit)
         reporting = (preset.report_to, progress) if main else ('none', True)
         settings = hyperparameters(stage, preset)
-        self.logger = MetricLogger(self.folder, stage.name, stage.max_train_steps, *reporting, settings)
+        self.logger = MetricLogger(
+            self.folder,
+            stage.name,
+            stage.max_train_steps,
+            *reporting,
+            settings,
+        )
         self.step, self.skipped = 0, 0            # optimiser steps done; gradients in a row that overflowed
         self.best, self.validated = None, 0       # best adapter so far, with step and score; step last validated
         self.consistent = True                    # whether weights and step belong together
@@ -285,8 +291,8 @@ def write_result(trainer: ResumableStage) -> Path: # the LoRA's file
     return file
 
 # %% ../../nbs/5_train/08_trainer.ipynb #stagetrainer
-class StageTrainer(ResumableStage):
-    "A stage in training."
+class SteppedStage(ResumableStage):
+    "A stage that takes optimiser steps."
     def train_step(self) -> StepFigures:
         """One optimiser step; its figures.
 
@@ -330,6 +336,9 @@ class StageTrainer(ResumableStage):
         self.skipped = 0 if np.isfinite(norm) else self.skipped + 1
         if self.skipped > self.optimizer.patience: raise self._not_finite('gradient')
 
+# %% ../../nbs/5_train/08_trainer.ipynb #stage-trainer
+class StageTrainer(SteppedStage):
+    "A stage in training: its steps, its pictures, its result."
     def begin(self, validation: Validation = None): # None draws nothing
         "Make the stage's folder, and keep a row of pictures of what the stage starts from."
         if not self.distributed.main: return
