@@ -153,7 +153,7 @@ def check_latents(folder, denoiser: str): # a pipeline folder; its denoiser's fo
     vae, model = _config(folder, 'vae'), _config(folder, denoiser)
     for name in ('latents_mean', 'latents_std', 'shift_factor'):
         _refuse_if(
-            vae.get(name) is not None,
+            vae.get(name) not in (None, 0),
             folder,
             'its VAE',
             f'normalises latents by {name}',

@@ -289,7 +289,7 @@ class Table:
         except FileNotFoundError:   # another process has just compacted the table
             if parts is None: return self.read(history, only)
             raise
-        if only: rows = rows.filter(pc.is_in(rows[only[0]], pa.array(list(only[1]), pa.string())))
+        if only: rows = rows.filter(pc.field(only[0]).isin(pa.array(list(only[1]), pa.string())))
         df = from_arrow(rows, self.schema).sort_values('written_at', kind='stable', na_position='first')
         return (df if history else df.drop_duplicates(list(self.schema.key), keep='last')).reset_index(drop=True)
 

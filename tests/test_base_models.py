@@ -209,3 +209,11 @@ def test_an_index_that_is_no_json_is_named(variant):
     folder = variant('sd15')
     (folder/'model_index.json').write_text('{"_class_name": ')
     with pytest.raises(UserError, match='model_index.json.*JSON'): load_pipeline(folder, 'cpu')
+
+
+def test_the_base_of_the_package_is_one_whose_tiny_vae_names_a_shift_of_nothing():
+    from hgdpo_curate.families import family_in
+    from hgdpo_curate.pipelines import MANNEQUIN, pipeline_folder
+    folder = pipeline_folder(MANNEQUIN)
+    assert json.loads((folder/'vae'/'config.json').read_text())['shift_factor'] == 0
+    family_in(folder).check(folder)

@@ -176,7 +176,8 @@ def test_a_crash_of_mongod_loses_nothing_that_was_confirmed(ws, tmp_path):
         timeout=180,
         env=env,
     )
-    assert done.stdout.strip().splitlines()[-1:] == [f'{len(ws.table("images"))} 2 1'], done.stderr[-2000:]
+    # at its end FiftyOne may complain of the database that goes down with it
+    assert f'{len(ws.table("images"))} 2 1' in done.stdout.splitlines(), done.stdout + done.stderr[-2000:]
 
 
 @mongo

@@ -312,6 +312,11 @@ def test_a_run_whose_base_learned_from_the_photo_is_named_though_its_split_lacks
             ws.root / 'runs' / run / 'config.json',
             read_json(ws.root / 'runs' / 'r' / 'config.json') | dict(split='others', base=base),
         )
+<<<<<<< ours
+    for run in bases: write_json(ws.root/'runs'/run/'easy'/'done.json', {})
+=======
+        (ws.root/'runs'/run/'easy').mkdir()                                    # a stage was begun
+>>>>>>> theirs
     (ws.root/'runs'/'a'/'evaluation').mkdir()
     (ws.root/'runs'/'a'/'evaluation'/'grid.png').write_bytes(b'')
     assert footprint_of(ws, photo).runs == {

@@ -200,13 +200,10 @@ def test_what_people_added_in_the_app_survives_when_their_prompt_is_written_agai
 def test_another_fiftyones_database_is_named(no_datasets, monkeypatch, tmp_path):
     from hgdpo_curate.curate.database import another_database
     fo = no_datasets
-    another_database.cache_clear()
     assert another_database(fo) == ''                                         # asked for by its address
-    another_database.cache_clear()
     monkeypatch.setattr(fo.config, 'database_uri', None)
     monkeypatch.setattr(fo.config, 'database_dir', str(tmp_path/'dbB'))
     assert 'Another FiftyOne runs' in another_database(fo) and str(tmp_path/'dbB') in another_database(fo)
-    another_database.cache_clear()
 
 
 def terminal(monkeypatch, answer):

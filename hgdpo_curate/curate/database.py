@@ -6,7 +6,7 @@
 __all__ = ['MONGO_REMEDY', 'database_answers', 'start_database', 'import_fiftyone', 'another_database']
 
 # %% ../../nbs/4_curate/03_database.ipynb #database-imports
-import contextlib, logging, os, sys, time
+import contextlib, logging, os, time
 from functools import cache
 from pathlib import Path
 from ..files import UserError
@@ -91,7 +91,7 @@ def import_fiftyone():
     try:
         import fiftyone as fo
         fo.list_datasets()
-        if elsewhere := another_database(fo): print(elsewhere, file=sys.stderr)
+        _say_database(fo)
         return fo
     except ImportError as e: raise UserError(f'FiftyOne is not installed ({e}); run: pip install fiftyone') from e
     except Exception as e:

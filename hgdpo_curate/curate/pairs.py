@@ -69,7 +69,7 @@ def easy_pairs(images,        # rows of `images`; those of the domain `generated
                # the worst-scored image with a confirmed fault loses, where one scores below the winner
                prefer_flagged_losers: bool = False
               ) -> pd.DataFrame: # columns `PAIR`
-    """D_E (docs/paper.md section 2): per prompt the best-scored image of the pool against the worst.
+    """D_E (equation 2): per prompt the best-scored image of the pool against the worst.
 
     Equal scores are dropped.
     """
@@ -101,7 +101,7 @@ def normal_pairs(images,       # rows of `images`; the `intermediate` ones at `N
                  flags=None,   # rows of `flags`; None: no image is flagged
                  reviews=None  # rows of `reviews`; None: nobody decided
                 ) -> pd.DataFrame: # columns `PAIR`
-    """D_N (docs/paper.md section 2): the best-scored reconstruction at t4..t7 against the easy winner.
+    """D_N (equation 3): the best-scored reconstruction at t4..t7 against the easy winner.
 
     Kept if f(winner) >= f(loser).
     """
@@ -129,7 +129,7 @@ def hard_pairs(images,        # rows of `images`; the `intermediate` ones at `HA
                reviews=None,  # rows of `reviews`; None: nobody decided
                real_winner: bool = False  # the photo itself wins
               ) -> pd.DataFrame: # columns `PAIR`
-    "D_H (docs/paper.md section 2): the reconstruction at t1, or the photo, against the normal winner."
+    "D_H (equation 4): the reconstruction at t1, or the photo, against the normal winner."
     near = (images.domain == 'intermediate') & (images.timestep == HARD_LEVEL)
     candidates = images[images.domain == 'real'] if real_winner else images[near]
     excluded, rows = excluded_winners(flags, reviews), []

@@ -42,7 +42,7 @@ def recon_start(
     steps: int,     # steps of the full grid
     size,           # (width, height) in pixels
 ) -> dict:          # `latents` and `timesteps` for the pipeline's call
-    """Where denoising begins: the photos' latents with noise of level t; at t = 1000 pure noise, so nothing is given.
+    """Where denoising begins: the photos' latents with noise of level t (equation 1); at t = 1000 pure noise, so nothing is given.
 
     Raises `UserError` for a level outside (0, 1000], or a sampler that cannot start there.
     """
@@ -73,7 +73,7 @@ def sdrecon(
     steps: int = 50,      # steps of the full grid; only those below t are run
     guidance: float = 5., # classifier-free guidance scale
 ):                        # PIL image of the same size
-    """Noise `image` to level t and denoise it with `pipe` (SDRecon, docs/paper.md section 2).
+    """Noise `image` to level t and denoise it with `pipe` (SDRecon, docs/paper.md section 2 and equation 1).
 
     Raises `UserError` for a level outside (0, 1000].
     """

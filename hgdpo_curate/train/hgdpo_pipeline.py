@@ -118,7 +118,7 @@ def lan_rule(pipe,          # with a LoRA
              call: dict,    # as in `text_rule`
              options: dict  # as in `text_rule`, with the `latents` to begin with
             ):              # callback after a step
-    "Let base draw, and impose its channels' statistics of every step on the latents of the same step."
+    "Let base draw, and impose its channels' statistics of every step on the same step's latents (equation 9)."
     of_base = []
     def remember(pipe, i, t, values):
         of_base.append(latent_statistics(values['latents']))

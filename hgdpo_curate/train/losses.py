@@ -14,7 +14,7 @@ from ..families import process_of
 
 # %% ../../nbs/5_train/00_losses.ipynb #denoising-error-2
 def denoising_error(pred, target): # (B, ...) predictions and what they should be -> (B,) float32
-    "$e(x, M)$ of docs/paper.md section 3: mean squared error over all but the batch axis, in float32 or wider."
+    "Equation 5 of docs/paper.md, $e(x, M)$: mean squared error over all but the batch axis, in float32 or wider."
     import torch
     wide = torch.promote_types(pred.dtype, torch.float32)
     return (pred.to(wide) - target.to(wide)).square().flatten(1).mean(1)
@@ -25,7 +25,7 @@ def training_target(scheduler,  # DDPM scheduler, whose `prediction_type` decide
                     noise,      # (B, c, h, w) noise that was added
                     timesteps   # (B,) timestep of each, 0..999
                    ):           # (B, c, h, w)
-    "What the U-Net should predict: the noise, or the velocity for a v-prediction model."
+    "$y$ of equation 5: the noise, or the velocity for a v-prediction model."
     return process_of(scheduler).target(clean, noise, timesteps)
 
 # %% ../../nbs/5_train/00_losses.ipynb #implicit-reward-margin
@@ -35,7 +35,7 @@ def implicit_reward_margin(err_w, # (B,) winner's error under the trained model
                            ref_l, # (B,) loser's error under the reference model
                            beta   # strength, see `diffusion_dpo_loss`
                           ):      # (B,)
-    "$z$, the argument of the log-sigmoid: positive where the model prefers the winner more than its reference does."
+    "$z$ of equation 6: positive where the model prefers the winner more than its reference does."
     return -(beta/2)*((err_w - ref_w) - (err_l - ref_l))
 
 # %% ../../nbs/5_train/00_losses.ipynb #diffusion-dpo-loss
@@ -46,7 +46,7 @@ def diffusion_dpo_loss(err_w,  # (B,) winner's error under the trained model
                        # strength; with the half of Diffusion-DPO's official code (x2 to match diffusers' SD1.5 script)
                        beta
                       ):       # (B,) loss per pair
-    "$-\\log\\sigma(z)$: Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, equation 14), docs/paper.md section 3."
+    "$-\\log\\sigma(z)$: Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908, equation 14), equation 6 here."
     import torch.nn.functional as F
     errors = (err_w, err_l, ref_w, ref_l)
     return -F.logsigmoid(implicit_reward_margin(*errors, beta))
@@ -57,7 +57,7 @@ def ddpm_step_mean(pred,      # (B, c, h, w) what the model predicted
                    timesteps, # (B,) timestep of each, 0..999
                    scheduler  # DDPM scheduler
                   ):          # (B, c, h, w) float32 or wider
-    "$\\mu_t$: the mean of one DDPM reverse step t -> t-1 without clipping (Ho et al. 2020, equation 7)."
+    "$\\mu_t$: the mean of one DDPM reverse step t -> t-1 without clipping (Ho et al. 2020), equation 7."
     return process_of(scheduler).step_mean(pred, noisy, timesteps)
 
 # %% ../../nbs/5_train/00_losses.ipynb #statistics-matching-loss
@@ -68,7 +68,7 @@ def statistics_matching_loss(pred,       # (B, c, h, w) trained model's predicti
                              timesteps,  # (B,) t of each sample, 0..999
                              scheduler   # DDPM scheduler
                             ):           # (B,) squared distance
-    "$L_{stat}$ of docs/paper.md section 3. The step is linear in the prediction, so base's channel means are enough."
+    "$L_{stat}$, equation 8. The step is linear in the prediction, so base's channel means are enough."
     means = [ddpm_step_mean(p, noisy, timesteps, scheduler).flatten(2).mean(2) for p in (pred, base_pred)]
     return (means[0] - means[1]).square().sum(1)
 
@@ -79,7 +79,7 @@ def ipo_loss(err_w, # (B,) winner's error under the trained model
              ref_l, # (B,) loser's error under the reference model
              beta   # strength, in the convention of `diffusion_dpo_loss`
             ):      # (B,)
-    "$(z - 1/2)^2$ (Azar et al. 2023, arXiv 2310.12036, equation 17), times $\\beta^2$."
+    "$(z - 1/2)^2$ (Azar et al. 2023, arXiv 2310.12036), equation 10, times $\\beta^2$."
     errors = (err_w, err_l, ref_w, ref_l)
     return (implicit_reward_margin(*errors, beta) - 0.5).square()
 
@@ -89,7 +89,7 @@ def mapo_margin(err_w,         # (B,) winner's error under the trained model
                 scale=.5,      # k, MaPO's factor on the errors
                 timesteps=1000 # T, timesteps of training; sharpens the margin
                ):              # (B,)
-    "$T\\,[s(e_w) - s(e_l)]$, the argument of MaPO's log-sigmoid."
+    "$T\\,[s(e_w) - s(e_l)]$, the argument of the log-sigmoid in equation 11."
     import torch
     def s(e): return scale*e/torch.expm1(scale*e)
     return timesteps*(s(err_w) - s(err_l))
@@ -100,7 +100,7 @@ def mapo_loss(err_w,         # (B,) winner's error under the trained model
               scale=.5,      # k, MaPO's factor on the errors
               timesteps=1000 # T, timesteps of training; sharpens the margin
              ):              # (B,)
-    "The winner's error plus a margin, free of a reference (Hong et al. 2024, arXiv 2406.06424)."
+    "The winner's error plus a margin, free of a reference (Hong et al. 2024, arXiv 2406.06424), equation 11."
     import torch.nn.functional as F
     return err_w - beta*F.logsigmoid(mapo_margin(err_w, err_l, scale, timesteps))
 
@@ -109,7 +109,7 @@ def winner_preserving_scale(miss_w,        # (B, ...) prediction minus target of
                             miss_l,        # (B, ...) prediction minus target of the loser
                             mu: float = 0. # how much of the winner's own progress is kept for sure, 0..1
                            ):              # (B,) in 0..1
-    """$\\lambda$: how much of the loser's gradient may act (Fu et al. 2025, arXiv 2511.03317; here pair by pair).
+    """$\\lambda$: how much of the loser's gradient may act, equation 12 (Fu et al., arXiv 2511.03317; here pair by pair).
 
     A gradient of the error with respect to the prediction is the miss, up to a factor that cancels.
     """
