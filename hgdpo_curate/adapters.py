@@ -45,7 +45,7 @@ def adapter_parameters(model, name: str = 'default') -> list:
 def freeze_all_but(model, name: str = 'default'):
     """Only the adapter `name` trains.
 
-    Peft switches gradients on for every adapter it activates, frozen ones too, so this is said again after each switch.
+    Peft switches gradients on for every adapter it activates, frozen ones too, so this is set again after each switch.
     """
     for n, p in model.named_parameters(): p.requires_grad_('.lora_' in n and f'.{name}.' in n)
 

@@ -63,6 +63,7 @@ def portable_base(root, base) -> str: # './inside', an absolute folder, or a hub
 # %% ../nbs/0_base/03_workspace.ipynb #imagefiles
 class ImageFiles:
     "The image files of a folder `root`."
+    root: Path
     def image_file(
         self,
         domain: str,           # one of `DOMAINS`

@@ -111,7 +111,6 @@ _NOT_STARTED = (
 )
 
 # %% ../../nbs/4_curate/03_database.ipynb #another-database
-@cache
 def another_database(fo) -> str: # the module fiftyone; a sentence, '' where the database is the one that was asked for
     "Says where another FiftyOne on this machine lends its database in place of the one that was asked for."
     from fiftyone.core.odm.database import get_db_conn
@@ -125,3 +124,7 @@ def another_database(fo) -> str: # the module fiftyone; a sentence, '' where the
         f'Another FiftyOne runs on this machine, so its database {used} is used, not {asked}; close that one and start '
         'this one again, or run a MongoDB of your own and set FIFTYONE_DATABASE_URI.'
     )
+
+@cache
+def _say_database(fo): # once
+    if sentence := another_database(fo): print(sentence, file=sys.stderr)
