@@ -131,7 +131,7 @@ def overview() -> str: # the help of `hgdpo` itself
     return '\n'.join([
         'usage: hgdpo VERB [flags]; hgdpo VERB --help says what a verb takes',
         '',
-        'Look at your photographs, document them, and train HG-DPO: real photographs as winners.',
+        'Review your photographs, document them, and train HG-DPO: real photographs as winners.',
         '',
         *lines,
         '',
@@ -205,7 +205,7 @@ def run_verb(name: str, given: dict) -> int: # exit code
     return 0
 
 def _one_sentence(message, category, filename, lineno, line=None, _else=warnings.formatwarning):
-    "The package's own warnings are sentences for whoever reads the terminal; others keep their place in the code."
+    "The package's own warnings are plain sentences; others keep their place in the code."
     own = 'hgdpo_curate' in Path(filename).parts[-3:-1]
     return (
         f'hgdpo: {message}\n'

@@ -388,7 +388,7 @@ FIELDS = [
     'easy',
     'rank',
     'tags',
-    'twins',
+    'look_alikes',
     'duplicate',
     'score',
     'confirmed',
@@ -444,7 +444,7 @@ def test_what_is_brought_up_to_date_is_what_would_be_built_anew(ws, built):
         ],
     )
     ds = build_dataset(ws)
-    assert set(ds.match({'twins': min(real[:3])}).values('image_id')) == set(real[:3]) and any(
+    assert set(ds.match({'look_alikes': min(real[:3])}).values('image_id')) == set(real[:3]) and any(
         ds.values('disagreement')
     )
     updated = shown(ds)

@@ -312,11 +312,7 @@ def test_a_run_whose_base_learned_from_the_photo_is_named_though_its_split_lacks
             ws.root / 'runs' / run / 'config.json',
             read_json(ws.root / 'runs' / 'r' / 'config.json') | dict(split='others', base=base),
         )
-<<<<<<< ours
     for run in bases: write_json(ws.root/'runs'/run/'easy'/'done.json', {})
-=======
-        (ws.root/'runs'/run/'easy').mkdir()                                    # a stage was begun
->>>>>>> theirs
     (ws.root/'runs'/'a'/'evaluation').mkdir()
     (ws.root/'runs'/'a'/'evaluation'/'grid.png').write_bytes(b'')
     assert footprint_of(ws, photo).runs == {
@@ -497,7 +493,7 @@ def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tomb
     ds.reload()
     assert (
         not len(ds.match({'prompt': one['prompt']}))
-        and not len(ds.match({'twins': one['photo']}))
+        and not len(ds.match({'look_alikes': one['photo']}))
         and len(ds) == len(ws.table('images'))
     )
     anew = build_dataset(ws, 'chance')

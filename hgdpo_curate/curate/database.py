@@ -6,7 +6,7 @@
 __all__ = ['MONGO_REMEDY', 'database_answers', 'start_database', 'import_fiftyone', 'another_database']
 
 # %% ../../nbs/4_curate/03_database.ipynb #database-imports
-import contextlib, logging, os, time
+import contextlib, logging, os, sys, time
 from functools import cache
 from pathlib import Path
 from ..files import UserError

@@ -41,7 +41,8 @@ def workspace_of(ds):
 
 # %% ../../nbs/4_curate/07_operators.ipynb #shown-fields
 SHOWN_FIELDS = [    # of a sample, those that a decision may change, and those that it follows from
-    'id', 'image_id', 'tags', 'decision', 'reviewer', 'said', 'contested', 'duplicate', 'flags', 'confirmed',
+    'id', 'image_id', 'tags', 'decision', 'reviewer', 'all_decisions', 'reviewers_differ',
+    'duplicate', 'flags', 'confirmed',
     'anatomy_failure', 'easy', 'disagreement',
 ]
 
@@ -71,9 +72,9 @@ def decide_samples(ds,                   # a dataset
     else: decide(workspace_of(ds), [r['image_id'] for r in rows], decision, who)
     # of several duplicates the first stays
     for r in rows[1:] if decision == 'duplicate' and len(rows) > 1 else rows:
-        others = [s for s in r['said'] or [] if not s.startswith(f'{who}: ')]
-        r.update(decision=decision, reviewer=who, said=[*others, f'{who}: {decision}'])
-        r['contested'] = len({s.split(': ', 1)[1] for s in r['said']}) > 1
+        others = [s for s in r['all_decisions'] or [] if not s.startswith(f'{who}: ')]
+        r.update(decision=decision, reviewer=who, all_decisions=[*others, f'{who}: {decision}'])
+        r['reviewers_differ'] = len({s.split(': ', 1)[1] for s in r['all_decisions']}) > 1
         r['duplicate'] = r['duplicate'] or decision == 'duplicate'
     _show(ds, rows)
     return len(rows)

@@ -95,7 +95,7 @@ def flag_images_by_hand(workspace,            # a `Workspace` or its folder
                         part: str = '',        # which limb or part
                         side: str = '',        # 'left' or 'right', where it matters
                         reviewer: str = None,  # None: `reviewer_name()`
-                        reason: str = 'said in the App'   # where or why
+                        reason: str = 'decided in the App'   # where or why
                        ) -> int:              # rows written
     "Confirm a fault. Raises `UsageError` for an unknown flag."
     if flag not in FLAGS: raise UsageError(f'{flag!r} is no flag; choose one of {", ".join(FLAGS)}.')
@@ -201,10 +201,11 @@ def _add_flags(rows, flags): # those that stand
 # %% ../../nbs/4_curate/02_reviews.ipynb #add-decisions
 def _add_decisions(rows, words, duplicates): # as `last_words`; rows of `duplicates`
     rows['decision'] = rows.image_id.map(words.decision).replace('undecided', None)
-    for c in ('reviewer', 'said', 'contested'): rows[c] = rows.image_id.map(words[c])
+    names = dict(reviewer='reviewer', said='all_decisions', contested='reviewers_differ')
+    for c, name in names.items(): rows[name] = rows.image_id.map(words[c])
     alike = rows.image_id.isin({*duplicates.image_id, *duplicates.other_id})
     rows['duplicate'] = alike | (rows.decision == 'duplicate')
-    rows['twins'] = rows.image_id.map(twins(duplicates))
+    rows['look_alikes'] = rows.image_id.map(twins(duplicates))
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #add-facts
 def _add_facts(rows, facts): # rows of `photo_facts`

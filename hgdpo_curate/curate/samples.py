@@ -36,10 +36,10 @@ FIELDS = dict(  # of a sample -> type
     anatomy_failure='bool',
     decision='str',
     reviewer='str',
-    said='list',
-    contested='bool',  # said: every 'reviewer: decision'
+    all_decisions='list',  # 'reviewer: decision' of everybody
+    reviewers_differ='bool',
     duplicate='bool',
-    twins='str',  # twins: first id of those alike
+    look_alikes='str',  # first id of the images that look alike
     easy='str',
     normal='str',
     hard='str',  # 'winner' or 'loser'
@@ -262,9 +262,9 @@ def own_tags(ds, ids=None) -> dict: # image ids, None: all; image id -> tags
 INDEXES = [
     'image_id',
     'prompt_id',
-    'contested',
+    'reviewers_differ',
     [('domain', 1), ('decision', 1)],
-    [('domain', 1), ('duplicate', 1), ('twins', 1)],
+    [('domain', 1), ('duplicate', 1), ('look_alikes', 1)],
     [('domain', 1), ('rank', 1)],
     [('prompt_id', 1), ('rank', 1)],
     [('prompt_id', 1), ('score', -1)],
@@ -276,7 +276,7 @@ INDEXES = [
 
 # %% ../../nbs/4_curate/04_samples.ipynb #sidebar
 SIDEBAR = dict(
-    review=['prompt', 'decision', 'reviewer', 'said', 'contested', 'duplicate', 'twins'],
+    review=['prompt', 'decision', 'reviewer', 'all_decisions', 'reviewers_differ', 'duplicate', 'look_alikes'],
     anatomy=[
         'anatomy_failure',
         'flags',
@@ -379,7 +379,7 @@ VIEWS = {    # name -> colour, description
     'pairs: normal': ('yellow', 'reconstructions at t4..t7 against easy winners'),
     'pairs: hard': ('yellow', 'reconstructions at t1 against normal winners'),
     'disagreements': ('red', 'a winner is flagged, or a loser is clean'),
-    'reviewers: differ': ('orange', 'two reviewers said different things; the last word counts'),
+    'reviewers: differ': ('orange', 'two reviewers decided differently; the last decision counts'),
 }
 
 # %% ../../nbs/4_curate/04_samples.ipynb #make-view
@@ -391,7 +391,7 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
     makers = {
         'real: to review': lambda: match(domain='real', decision=None),
         'real: approved': lambda: match(domain='real', decision='approve'),
-        'real: duplicates': lambda: match(domain='real', duplicate=True).sort_by('twins'),
+        'real: duplicates': lambda: match(domain='real', duplicate=True).sort_by('look_alikes'),
         'pool: by prompt': lambda: match(domain='generated').group_by('prompt_id', order_by='rank', order_by_key=0),
         'pool: anatomy failures': lambda: by_score(True, domain='generated', anatomy_failure=True),
         'pool: winners': lambda: by_score(True, easy='winner'),
@@ -400,7 +400,7 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
         'pairs: normal': lambda: pairs('normal'),
         'pairs: hard': lambda: pairs('hard'),
         'disagreements': lambda: match(disagreement=True).sort_by('prompt_id'),
-        'reviewers: differ': lambda: match(contested=True),
+        'reviewers: differ': lambda: match(reviewers_differ=True),
     }
     return makers[name]()
 

@@ -35,7 +35,7 @@ CARD_QUESTIONS = dict(
     sensitive='What in the pictures or captions is sensitive (health, religion, nudity, places)? Or "nothing known".',
     distribution='How and to whom is it passed on? Give the web address of its page, if it has one.',
     maintenance='Who looks after it, how often, and what happens to old versions?',
-    contact='Whom does a person write to who wants to be taken out, and how soon is it done?',
+    contact='Whom does a person contact to be removed, and how soon is it done?',
 )
 
 # %% ../../nbs/7_document/01_answers.ipynb #missing

@@ -157,7 +157,7 @@ def _use_fields(answers):
     )
 
 def responsible_ai(facts, answers: dict) -> dict: # `SplitFacts`; as `read_answers` -> fields of `mlcroissant.Metadata`
-    "The RAI fields: computed where they can be, a person's words where not, 'missing' where nobody said anything."
+    "The RAI fields: computed where they can be, a person's words where not, 'missing' where nothing was stated."
     return _collection_fields(facts, answers) | _annotation_fields(facts, answers) | _use_fields(answers)
 
 # %% ../../nbs/7_document/04_croissant.ipynb #read-pairs

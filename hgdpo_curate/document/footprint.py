@@ -210,7 +210,7 @@ def _runs_on(ws, t) -> dict: # run -> how it met the photo, in words
 
 # %% ../../nbs/7_document/08_footprint.ipynb #footprint-of
 def footprint_of(ws, subject: str) -> Footprint: # an image id, a prompt id or a photo file
-    """Find all that belongs to a photo, in what the tables say now and in what they said before.
+    """Find all that belongs to a photo, in the current rows of the tables and in earlier ones.
 
     Raises `UserError` for an unknown one.
     """
@@ -239,7 +239,7 @@ def footprint_of(ws, subject: str) -> Footprint: # an image id, a prompt id or a
 
 # %% ../../nbs/7_document/08_footprint.ipynb #add-files
 def _add_files(ws, t, own, others): # rows of its images, hashes of all other images
-    "By what its image files are told: size and hash, a piece of their base64, their pixels."
+    "How its image files are recognised: size and hash, a piece of their base64, their pixels."
     t.paths = [p for p in dict.fromkeys(own.path) if (ws.root/p).exists()]
     t.files = {
         sha: (ws.root/p).stat().st_size for sha, p in zip(own.sha256, own.path) if p in t.paths and sha not in others

@@ -31,7 +31,7 @@ def _write_plan(ws, t): write_json(ws.root/PLAN, dict(traces=asdict(t)))
 
 # %% ../../nbs/7_document/12_forget.ipynb #files-to-visit
 def files_to_visit(ws, t: Footprint) -> list: # paths
-    "Files that may hold a trace. Other photos' images do not: they are told by name."
+    "Files that may hold a trace. Other photos' images do not: they are recognised by name."
     own, matcher = {ws.root/p for p in t.paths}, Matcher(t)
     return [
         f

@@ -32,7 +32,7 @@ def write_tombstone(ws,            # a `Workspace`
         ws.append('tombstones', [dict(subject_hash=t.subject_hash, reason=reason)])
 
 # %% ../../nbs/7_document/11_removal.ipynb #register-removal
-REGISTER = 'data_cards/removals.json'    # what was taken out when, without saying whom
+REGISTER = 'data_cards/removals.json'    # what was removed when, without identifying anybody
 
 def register_removal(ws,            # a `Workspace`
                      t: Footprint,  # of the photo
@@ -99,7 +99,7 @@ def rehash_split(ws,          # a `Workspace`
 
 # %% ../../nbs/7_document/11_removal.ipynb #runs-without-split
 def _runs_without_split(ws) -> set:
-    "Runs of which nobody can say any more whom their grids show."
+    "Runs whose grids may show anybody."
     def _is_gone(evaluation):
         split = read_json(evaluation.with_name('config.json'), {}).get('split') or ''
         return not (ws.root/'splits'/split/'test_prompts.parquet').is_file()

@@ -197,7 +197,7 @@ def pipeline_class(name: str = 'StableDiffusionPipeline'): # name of the diffuse
 
 # %% ../../nbs/5_train/11_hgdpo_pipeline.ipynb #pipeline-options
 def pipeline_options(pipe) -> dict:
-    "What a pipeline of the same components must be told besides them."
+    "What a pipeline of the same components needs besides them."
     return family_of(pipe).pipeline_options(pipe)
 
 def with_rules(pipe): # a pipeline of `load_pipeline` -> one of `HGDPOPipeline`, `HGDPOXLPipeline`
