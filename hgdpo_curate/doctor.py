@@ -83,7 +83,8 @@ def _check_models():
 def _check_plugins(): # scorers, detectors and so on of other packages
     from hgdpo_curate.image_models import ROWS
     from hgdpo_curate.registry import model_source, REGISTERS
-    rows = [row for register in REGISTERS.values() for row in register.values() if (row.kind, row.name) not in ROWS]
+    rows = [row for register in REGISTERS.values() for row in register.values()]
+    rows = [row for row in rows if (row.kind, row.name) not in ROWS and isinstance(row.make, str)]
     broken = []
     for row in rows:
         try: model_source(row)

@@ -7,7 +7,7 @@ __all__ = ['OFFERS', 'PARTS', 'WEIGHTS', 'ROWS', 'Scorer', 'Detector', 'Extracto
 
 # %% ../nbs/0_base/07_image_models.ipynb #import-re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 # %% ../nbs/0_base/07_image_models.ipynb #scorer
 class Scorer(Protocol):
@@ -72,7 +72,7 @@ class Weights:
     hub: str            # hub id; '' where there is none
     files: tuple        # what must be there, relative to its folder
     licence: str        # as its authors state it
-    commercial: bool    # whether that allows commercial use; None where nobody said
+    commercial: bool | None    # whether that allows commercial use; None where nobody said
     stated: str         # where the licence was read
     also: tuple = ()    # further files that are fetched with them
     revision: str = ''  # commit of the hub's repository
@@ -82,10 +82,10 @@ class ImageModel:
     "A row of the registry: a model that looks at images."
     kind: str              # a key of `OFFERS`, or 'truth': rows of detections that no model made
     name: str              # what flags call it
-    make: object           # 'module:Class', a factory, or a loaded model
+    make: Any              # 'module:Class', a factory, or a loaded model
     measures: str          # what it measures or sees, in words, for help
     what: str = ''         # which model it is, for cards; '' takes `measures`
-    weights: object = None # `Weights`, a key of `WEIGHTS`, or None: the class states `licence` and `commercial`
+    weights: Any = None    # `Weights`, a key of `WEIGHTS`, or None: the class states `licence` and `commercial`
     recorded: tuple = ()   # its names in the tables where they are others than `name`
     accepted_as: str = '' # name under which its licence is accepted, where another acceptance holds for it
 

@@ -65,7 +65,7 @@ def _register(
     model,              # class, factory, or loaded model
     measures: str,      # in words
     licence: str,       # of its weights
-    commercial: bool,   # whether that allows commercial use
+    commercial: bool | None,  # whether that allows commercial use
 ):
     "Enter a model for this session; the same name again replaces it. Raises `UsageError`."
     if not re.fullmatch(r'\w+', str(name)) or name == 'auto':
@@ -100,7 +100,7 @@ def register_scorer(
     scorer,                   # a `Scorer`, or its class, or a factory of one
     measures: str = '',       # what it measures, in words, for help and cards
     licence: str = '',        # of its weights, e.g. 'Apache-2.0'
-    commercial: bool = None,  # whether that allows commercial use
+    commercial: bool | None = None,  # whether that allows commercial use
 ):
     "Register a scorer of one's own for this session. Raises `UsageError` where the name is taken."
     _register(
@@ -117,7 +117,7 @@ def register_detector(
     detector,                 # a `Detector`, or its class, or a factory of one
     measures: str = '',       # what it sees, in words, for help and cards; with 'faces' in it, its faces are counted
     licence: str = '',        # of its weights, e.g. 'Apache-2.0'
-    commercial: bool = None,  # whether that allows commercial use
+    commercial: bool | None = None,  # whether that allows commercial use
 ):
     "Register a detector of one's own for this session. Raises `UsageError` where the name is taken."
     _register(
@@ -134,7 +134,7 @@ def register_extractor(
     extractor,                # an `Extractor`, or its class, or a factory of one
     measures: str = '',       # what its features tell, in words, for help and cards
     licence: str = '',        # of its weights, e.g. 'Apache-2.0'
-    commercial: bool = None,  # whether that allows commercial use
+    commercial: bool | None = None,  # whether that allows commercial use
 ):
     "Register a feature extractor of one's own for this session. Raises `UsageError` where the name is taken."
     _register(
@@ -208,7 +208,7 @@ def allowed(row: ImageModel) -> dict: # licence, commercial, stated
 def recorded_as(
     name: str,    # as a table has it
     kind: str,    # a key of `OFFERS`
-) -> ImageModel:  # None where no row says so
+) -> ImageModel | None:  # None where no row says so
     "The row of a model by the name that it leaves in tables."
     rows = [*REGISTERS[f'{kind.upper()}S'].values()]
     rows += [row for (k, _), row in ROWS.items() if k == 'truth'] if kind == 'detector' else []
@@ -224,7 +224,7 @@ def remembered(
     ws,         # a `Workspace`
     kind: str,  # a key of `OFFERS`
     name: str,  # as a table has it
-) -> dict:  # what, licence, commercial, stated, and joints of a detector that names them; None where it is not there
+) -> dict | None:  # what, licence, commercial, stated, and a detector's joints; None where it is not there
     "What a workspace keeps of a model of one's own that looked at its images."
     return read_json(ws.root/'registered.json', {}).get(f'{kind} {name}')
 
@@ -232,7 +232,7 @@ def stated_of(
     name: str,      # as a table has it
     kind: str,      # a key of `OFFERS`
     ws=None,        # the workspace that remembers models of one's own
-) -> dict:  # what, licence, commercial, stated; None for a model that nobody knows
+) -> dict | None:  # what, licence, commercial, stated; None for a model that nobody knows
     "What is known of the model that left a name in a table."
     row = recorded_as(name, kind)
     kept = remembered(ws, kind, name) if ws else None
@@ -243,7 +243,7 @@ def stated_of(
 def joint_names(
     name: str,  # of a detector, as the table `detections` has it
     ws,         # the workspace that remembers models of one's own
-) -> list:  # None where it names no joints
+) -> list | None:  # None where it names no joints
     "The keypoints of a detector of people, by its class or by what the workspace remembers."
     row = recorded_as(name, 'detector')
     try: joints = getattr(model_source(row), 'joints', None) if row and row.make else None

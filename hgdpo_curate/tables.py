@@ -206,7 +206,7 @@ def to_arrow(df, schema):
     arrow = _arrow_schema(schema)
     cols = []
     for name, kind in schema.columns.items():
-        v = [None if _missing(x) else x for x in df[name]] if name in df else [None]*len(df)
+        v: list = [None if _missing(x) else x for x in df[name]] if name in df else [None]*len(df)
         if kind == 'json': v = [None if x is None else json.dumps(x, sort_keys=True) for x in v]
         if kind == 'time': v = [None if x is None else _instant(x) for x in v]
         if kind in ('floats', 'strs', 'points'): v = [None if x is None else list(x) for x in v]
@@ -300,7 +300,8 @@ class Table:
         if not len(df): return 0
         time_of_writing = datetime.now(timezone.utc)
         given = df['written_at'] if 'written_at' in df else [None]*len(df)
-        df = df.assign(written_at=[time_of_writing if _missing(x) else x for x in given])
+        times = pd.Series([time_of_writing if _missing(x) else x for x in given], index=df.index, dtype=object)
+        df = df.assign(written_at=times)
         _write_part(self, df, uuid.uuid4().hex[:6])
         return len(df)
 
@@ -318,7 +319,7 @@ def _read_parts(parts, table):
     import pyarrow as pa, pyarrow.parquet as pq
     arrow = _arrow_schema(table.schema)
     if not parts: return arrow.empty_table()
-    try: return pa.concat_tables([as_it_is_now(pq.read_table(p, partitioning=None), table.schema) for p in parts])
+    try: return pa.concat_tables([as_it_is_now(pq.ParquetFile(p).read(), table.schema) for p in parts])
     except FileNotFoundError: raise
     except (pa.ArrowInvalid, OSError, ValueError) as e:
         raise UserError(

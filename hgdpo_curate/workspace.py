@@ -181,6 +181,8 @@ def _write_readme(root, config):
 # %% ../nbs/0_base/03_workspace.ipynb #settings-of
 class Settings:
     "What `workspace.toml` says, by `root` and `config`."
+    root: Path
+    config: dict
     @property
     def id(self) -> str: # 16 hex digits
         "Its own, wherever it is moved; a copy has another."

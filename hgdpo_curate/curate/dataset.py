@@ -228,6 +228,7 @@ def _tag_later(ds, tags):
 def _mend(fo, ds, ws, choices):
     "Every sample and view of ours again, in place; images that the tables no longer know go."
     parts = _parts(ws)
+    _recount(ds)
     write_prompts(
         fo,
         ds,
@@ -248,6 +249,12 @@ def _mend(fo, ds, ws, choices):
         ds.info.get('no_pairs', ''),
     )
     return _bring_up_to_date(ds, ws, choices)
+
+# %% ../../nbs/4_curate/05_dataset.ipynb #recount
+def _recount(ds):
+    "Let MongoDB count the samples: after a crash the number that it keeps, and that `len(ds)` gives, is wrong."
+    from fiftyone.core.odm.database import get_db_conn
+    get_db_conn().command('validate', ds._sample_collection_name)
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #bring-up-to-date
 def _bring_up_to_date(ds, ws, choices):

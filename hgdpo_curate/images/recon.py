@@ -42,7 +42,9 @@ def recon_start(
     steps: int,     # steps of the full grid
     size,           # (width, height) in pixels
 ) -> dict:          # `latents` and `timesteps` for the pipeline's call
-    """Where denoising begins: the photos' latents with noise of level t (equation 1); at t = 1000 pure noise, so nothing is given.
+    """Where denoising begins: the photos' latents with noise of level t (equation 1).
+
+    At t = 1000 that is pure noise, so nothing is given.
 
     Raises `UserError` for a level outside (0, 1000], or a sampler that cannot start there.
     """

@@ -109,7 +109,7 @@ def winner_preserving_scale(miss_w,        # (B, ...) prediction minus target of
                             miss_l,        # (B, ...) prediction minus target of the loser
                             mu: float = 0. # how much of the winner's own progress is kept for sure, 0..1
                            ):              # (B,) in 0..1
-    """$\\lambda$: how much of the loser's gradient may act, equation 12 (Fu et al., arXiv 2511.03317; here pair by pair).
+    """$\\lambda$: how much of the loser's gradient may act, equation 12 (arXiv 2511.03317; here pair by pair).
 
     A gradient of the error with respect to the prediction is the miss, up to a factor that cancels.
     """

@@ -209,8 +209,8 @@ def chance_warnings(figures: dict) -> list: # of `train_tiny` -> sentences
         out.append(
             f'WARNING: the tiny scorer {how} at telling {task}: right in {figure["share"]:.0%} of '
             f'{figures["test_photos"]} test photos (95% interval {figure["low"]:.0%} to {figure["high"]:.0%}); '
-            'guessing is 50%. Pairs that it chooses are chosen at random, and training on them teaches nothing. '
-            'Train it '
+            f'guessing is 50%. Its pairs {"are" if figure["share"] <= .5 else "may be"} chosen at random, and training '
+            'on random pairs teaches nothing. Train it '
             f'longer (hgdpo tiny --steps scorer={2 * RECIPE["scorer"]}), import more photos with captions that differ, '
             'or score with other weights (hgdpo score --scorer pickscore).'
         )
