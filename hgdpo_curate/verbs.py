@@ -99,12 +99,12 @@ def bring_in(
 # %% ../nbs/8_run/03_verbs.ipynb #step-after-photos
 def step_after_photos(workspace) -> str: # a command; '' where there is nothing to do
     "What to run after photos came in."
-    from hgdpo_curate.images.photos import barred_photos
+    from hgdpo_curate.images.photos import excluded_photos
     from hgdpo_curate.workspace import next_step, open_workspace
     ws = open_workspace(workspace)
     images, prompts = ws.table('images'), ws.table('prompts').query("fold == 'train'")
     drawn = set(images.prompt_id[images.domain == 'generated'])
-    wanted = set(prompts.prompt_id[~prompts.real_image_id.isin(barred_photos(ws))])
+    wanted = set(prompts.prompt_id[~prompts.real_image_id.isin(excluded_photos(ws))])
     if drawn and drawn >= wanted: return next_step(ws, terminal=True)
     place = shlex.quote(str(ws.root))
     if ws.base_model: return f'hgdpo pool --workspace {place}'

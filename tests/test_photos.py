@@ -63,7 +63,7 @@ def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
     import json
     from hgdpo_curate import create_workspace, import_photos
     from hgdpo_curate.toy.drawings import export_photos
-    from hgdpo_curate.images.photos import barred_photos
+    from hgdpo_curate.images.photos import excluded_photos
     folder = export_photos(tmp_path/'photos', 6, seed=4)
     rows = [json.loads(x) for x in (folder/'metadata.jsonl').read_text().splitlines()]
     def write(): (folder/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
@@ -71,7 +71,7 @@ def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
     write()
     ws = create_workspace(tmp_path/'ws', resolution='40x56')
     import_photos(ws, folder, progress=plain)
-    assert len(barred_photos(ws)) == 3
+    assert len(excluded_photos(ws)) == 3
     # the same photo twice: the stricter word counts
     (folder/'copy.png').write_bytes((folder/'00004.png').read_bytes())
     rows[3]['consent'] = 'withdrawn'
@@ -79,7 +79,7 @@ def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
     write()
     report = import_photos(ws, folder, progress=plain)
     assert (report.imported, report.restated, len(report.exact_duplicates)) == (0, 2, 1)
-    assert len(barred_photos(ws)) == 5
+    assert len(excluded_photos(ws)) == 5
 
 
 def test_exact_duplicates_are_kept_by_name_once_each_whatever_import_they_came_with(tmp_path, monkeypatch):

@@ -197,7 +197,6 @@ def forget(
     where a trace is left.
     """
     ws = open_workspace(workspace)
-    # JOIN: replace by `from hgdpo_curate.files import sweep_temporary` and `sweep_temporary(ws)` once that is there
     if not dry_run: sweep_temporary(ws)
     t = read_plan(ws)
     if t is None and subject is None: return _finish(ws, app)

@@ -26,7 +26,7 @@ from ..evaluate.candidates import ARMS, run_arm
 from ..evaluate.measures import label
 from ..families import family_in
 from ..files import file_sha256, read_json, short_id, UserError, write_text
-from ..images.photos import barred_photos
+from ..images.photos import excluded_photos
 from ..judge.anatomy import open_flags
 from ..pipelines import MANNEQUIN, pipeline_folder
 from ..tables import HARMLESS_FLAGS
@@ -224,7 +224,7 @@ def model_card_text(
 def _sft_photos(ws): # rows of `prompts` and `images` that SFT would learn from today
     prompts = ws.table('prompts').query("fold == 'train'")
     files = ws.table('images')[['image_id', 'sha256']]
-    return prompts[~prompts.real_image_id.isin(barred_photos(ws))].merge(
+    return prompts[~prompts.real_image_id.isin(excluded_photos(ws))].merge(
         files, left_on='real_image_id', right_on='image_id'
     )
 

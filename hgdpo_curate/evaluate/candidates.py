@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Callable
 import pandas as pd
-from ..images.photos import barred_photos
+from ..images.photos import excluded_photos
 from ..images.jobs import image_job, run_jobs, seed_of
 from ..train.inference import load_for_inference
 from ..train.recipes import as_dict, InferenceConfig
@@ -252,7 +252,7 @@ def frozen_test_prompts(ws, split: str) -> pd.DataFrame: # rows of `prompts`, by
     Raises `UserError` where none is left.
     """
     test = pd.read_parquet(ws.folder('splits', split)/'test_prompts.parquet')
-    test = test[~test.real_image_id.isin(barred_photos(ws))].sort_values('prompt_id')
+    test = test[~test.real_image_id.isin(excluded_photos(ws))].sort_values('prompt_id')
     if not len(test):
         raise UserError(f'The split {split!r} has no test prompts left; import more photos and freeze anew.')
     return test

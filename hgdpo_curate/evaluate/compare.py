@@ -20,7 +20,7 @@ from hgdpo_curate.evaluate.measures import (
 # %% ../../nbs/6_evaluate/04_compare.ipynb #imports-2
 from .statistics import FEW, MORE_PROMPTS, small_sample_warning, win_rate
 from ..files import UserError
-from ..images.photos import barred_photos
+from ..images.photos import excluded_photos
 from ..judge.anatomy import open_flags
 from ..judge.faces import distances_to_photos
 from ..judge.scores import score_images
@@ -35,7 +35,7 @@ ENOUGH_PHOTOS = 200     # in the test fold; a Fréchet distance needs many
 def photos_of(ws, prompts) -> tuple: # a `Workspace`, rows of `prompts` -> (rows of `images` with `prompt`, notes)
     "The photos compared with: the test fold's where there are enough of them, else all. Barred ones are left out."
     images, known = ws.table('images'), ws.table('prompts')
-    real, notes = images[(images.domain == 'real') & ~images.image_id.isin(barred_photos(ws))], []
+    real, notes = images[(images.domain == 'real') & ~images.image_id.isin(excluded_photos(ws))], []
     if bare := set(prompts.prompt_id) - set(real.prompt_id):
         notes.append(
             f'{len(bare)} of {len(prompts)} prompts have no photo; their images are measured, and shown without '

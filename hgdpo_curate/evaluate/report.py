@@ -27,7 +27,7 @@ from .results import evaluate_named, headline, verdicts
 from .statistics import nearest
 from ..toy.bodies import FAULTS
 from ..toy.drawings import is_drawn
-from ..images.photos import barred_photos
+from ..images.photos import excluded_photos
 from ..judge.anatomy import open_flags
 from ..registry import licence_of
 from ..files import file_sha256, write_text
@@ -311,7 +311,7 @@ def nearest_section(
     And the nearest images of the model that has most of them.
     """
     images, extractor = ws.table('images'), comparison.feature_extractor
-    photos = images[(images.domain == 'real') & ~images.image_id.isin(barred_photos(ws))].reset_index(drop=True)
+    photos = images[(images.domain == 'real') & ~images.image_id.isin(excluded_photos(ws))].reset_index(drop=True)
     if extractor is None: return _not_measured('no feature extractor is at hand; give --extractor')
     if len(photos) < 3: return _not_measured(f'{len(photos)} photos are too few; it takes 3 to compare distances')
     if any('features' not in m for m in comparison.measurements.values()):

@@ -10,7 +10,7 @@ import warnings
 import pandas as pd
 from ..files import command_line, UsageError, UserError
 from .jobs import image_job, run_jobs, seed_of
-from .photos import barred_photos
+from .photos import excluded_photos
 from ..toy.drawings import is_drawn
 from ..workspace import open_workspace, set_base_model
 
@@ -21,12 +21,12 @@ def choose_prompts(
     limit: int = None,    # only the first so many
     prompts=None,         # only these prompt ids
 ) -> pd.DataFrame:        # rows of `prompts`, by id
-    """Prompts of a fold whose photo may be used (see `barred_photos`).
+    """Prompts of a fold whose photo may be used (see `excluded_photos`).
 
     Raises `UserError` where there are none.
     """
     rows = ws.table('prompts').query('fold == @fold')
-    rows = rows[~rows.real_image_id.isin(barred_photos(ws))].sort_values('prompt_id')
+    rows = rows[~rows.real_image_id.isin(excluded_photos(ws))].sort_values('prompt_id')
     if prompts is not None: rows = rows[rows.prompt_id.isin(list(prompts))]
     if not len(rows):
         raise UserError(

@@ -6,20 +6,19 @@
 __all__ = ['workspace_proportions', 'propose_flags', 'flag_images', 'open_flags']
 
 # %% ../../nbs/3_judge/06_anatomy.ipynb #from-dataclasses-import-dataclass-field
-import numpy as np
 import pandas as pd
 from .detections import detect, latest_detections
 from .detectors import load_detector
 from .rules import apply_rules, Detections, joints_of, real_proportions, THRESHOLDS
-from ..tables import LONG_AGO
 from ..workspace import open_workspace
+from ..tables import last_decisions, standing_flags
 
 # %% ../../nbs/3_judge/06_anatomy.ipynb #workspace-proportions-2
 def workspace_proportions(ws, det) -> dict: # detector -> proportions
     "`real_proportions` per detector, of approved photos or, while too few people are seen in those, of all."
     real = set(ws.table('images').query("domain == 'real'").image_id)
-    last = ws.table('reviews').drop_duplicates('subject_id', keep='last')
-    approved = set(last.subject_id[last.decision == 'approve']) & real
+    last = last_decisions(ws.table('reviews')).decision
+    approved = set(last.index[last == 'approve']) & real
     out = {}
     for name, g in det[(det.kind == 'person') & (det.confidence >= THRESHOLDS['sure_person'])].groupby('detector'):
         def measure(ids):
@@ -88,31 +87,6 @@ def flag_images(
     detect(ws, load_detector(detector, path, ws, accept_noncommercial), domains, progress=progress)
     return propose_flags(ws)
 
-# %% ../../nbs/3_judge/06_anatomy.ipynb #last-time
-def _last_time(rows, by): return rows.groupby(by).written_at.max().to_dict() if len(rows) else {}
-def _keep(rows, tests): return rows[np.array(tests, bool)]                  # an empty list would choose columns
-
-def _unanswered(proposed, human):
-    "Proposals that no person has answered, with the same flag or with `ok`."
-    answered = set(zip(human.image_id, human.flag))
-    fine = set(human.image_id[(human.status == 'confirmed') & (human.flag == 'ok')])
-    flags = zip(proposed.image_id, proposed.flag)
-    return _keep(proposed, [(i, flag) not in answered and i not in fine for i, flag in flags])
-
-# %% ../../nbs/3_judge/06_anatomy.ipynb #standing
-def _standing(human):
-    "Of people's flags those that no later word takes back."
-    confirmed = human[human.status == 'confirmed']
-    everywhere = (human.part.fillna('') == '') & (human.side.fillna('') == '')
-    cleared = _last_time(human[(human.status == 'cleared') & everywhere], ['image_id', 'flag'])
-    fine = _last_time(confirmed[confirmed.flag == 'ok'], 'image_id')
-    fault = _last_time(confirmed[confirmed.flag != 'ok'], 'image_id')
-    def stands(i, flag, at):
-        if at <= cleared.get((i, flag), LONG_AGO): return False
-        return at >= fault.get(i, LONG_AGO) if flag == 'ok' else at > fine.get(i, LONG_AGO)
-    words = zip(confirmed.image_id, confirmed.flag, confirmed.written_at)
-    return _keep(confirmed, [stands(*word) for word in words])
-
 # %% ../../nbs/3_judge/06_anatomy.ipynb #open-flags
 def open_flags(ws, images=None) -> pd.DataFrame: # rows of `flags`, of all images or only these
     """Flags that stand.
@@ -120,8 +94,4 @@ def open_flags(ws, images=None) -> pd.DataFrame: # rows of `flags`, of all image
     A person's word on a flag replaces what rules proposed, `ok` answers everything that came before it, and of several
     people's words on one flag the last counts.
     """
-    f = ws.table('flags', only=('image_id', images) if images is not None else None)
-    # rows are in the order of time
-    human = f[f.source == 'human'].drop_duplicates(['image_id', 'flag', 'part', 'side'], keep='last')
-    proposed = f[(f.source != 'human') & (f.status == 'proposed')]
-    return pd.concat([_unanswered(proposed, human), _standing(human)])
+    return standing_flags(ws.table('flags', only=('image_id', images) if images is not None else None))
