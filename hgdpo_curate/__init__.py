@@ -1,5 +1,5 @@
 """Look at your photographs, document them, and train HG-DPO: real photographs as winners."""
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _end_quietly(*_):  # Ctrl-C while `hgdpo` is still being loaded; `cli.exit_code` listens from then on

@@ -99,7 +99,7 @@ def bring_in(
 # %% ../nbs/8_run/03_verbs.ipynb #step-after-photos
 def step_after_photos(workspace) -> str: # a command; '' where there is nothing to do
     "What to run after photos came in."
-    from hgdpo_curate.images.photos import excluded_photos
+    from hgdpo_curate.workspace import excluded_photos
     from hgdpo_curate.workspace import next_step, open_workspace
     ws = open_workspace(workspace)
     images, prompts = ws.table('images'), ws.table('prompts').query("fold == 'train'")

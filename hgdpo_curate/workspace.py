@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'FORMAT', 'NEXT', 'parse_resolution', 'portable_base', 'ImageFiles', 'is_begun', 'id_at', 'Settings',
            'Workspace', 'open_workspace', 'create_workspace', 'set_base_model', 'next_step', 'workspace_status',
-           'workspace_html']
+           'workspace_html', 'approved_photos', 'excluded_photos']
 
 # %% ../nbs/0_base/03_workspace.ipynb #import-contextlib-errno-hashlib-json-os
 import secrets, tomllib
@@ -15,6 +15,7 @@ from hgdpo_curate.files import (
 )
 from .show import render
 from .tables import DOMAINS, KINDS, migrate, SCHEMAS, Table
+from .tables import last_decisions
 
 # %% ../nbs/0_base/03_workspace.ipynb #defaults
 DEFAULTS = dict(
@@ -388,3 +389,31 @@ def workspace_html(ws) -> str: # an HTML fragment; counts and names only, never 
         names={kind: ws.names(kind) for kind in ('splits', 'runs')},
         next=next_step(ws),
     )
+
+# %% ../nbs/0_base/03_workspace.ipynb #approved-photos
+def approved_photos(ws) -> set: # image ids
+    "Photos whose last decision, by any reviewer, is an approval."
+    last = last_decisions(ws.table('reviews')).decision
+    return set(last.index[last == 'approve'])
+
+# %% ../nbs/0_base/03_workspace.ipynb #excluded-photos
+def excluded_photos(
+    ws,                           # a `Workspace`
+    reviews: bool = True,         # also photos that a person rejected or marked a duplicate
+    approved_only: bool = False,  # also photos that nobody approved
+) -> dict:                        # image id -> reason
+    """Photos that enter no split, and why.
+
+    Consent `no` or `withdrawn`, and minors, whatever else was decided.
+    """
+    facts = ws.table('photo_facts').set_index('image_id')
+    excluded = {}
+    if approved_only:
+        photos = set(ws.table('images').query("domain == 'real'").image_id)
+        excluded |= dict.fromkeys(photos - approved_photos(ws), 'photo not approved')
+    if reviews:
+        last = last_decisions(ws.table('reviews')).decision
+        excluded |= dict.fromkeys(last.index[last.isin(['reject', 'duplicate'])], 'photo rejected or a duplicate')
+    refused = facts.consent[facts.consent.isin(['no', 'withdrawn'])]
+    excluded |= {i: f'consent of the photo: {consent}' for i, consent in refused.items()}
+    return excluded | dict.fromkeys(facts.index[facts.minors == 'yes'], 'the photo shows a minor')

@@ -304,7 +304,7 @@ def test_a_fact_is_known_however_its_column_is_written(header, value, stated, ws
 
 
 def test_photos_withdrawn_under_a_capital_letter_reach_no_split(ws, tmp_path):
-    from hgdpo_curate.images.photos import excluded_photos
+    from hgdpo_curate.workspace import excluded_photos
     table = CSV.format(',Consent,Minors', *[',withdrawn,yes']*3).replace('\n', '\r\n')
     import_photos(ws, folder_of(tmp_path/'photos', described(table, 'metadata.csv')), progress=plain)
     assert len(excluded_photos(ws)) == 3

@@ -63,7 +63,7 @@ def test_consent_is_read_strictly_and_may_be_withdrawn_later(tmp_path):
     import json
     from hgdpo_curate import create_workspace, import_photos
     from hgdpo_curate.toy.drawings import export_photos
-    from hgdpo_curate.images.photos import excluded_photos
+    from hgdpo_curate.workspace import excluded_photos
     folder = export_photos(tmp_path/'photos', 6, seed=4)
     rows = [json.loads(x) for x in (folder/'metadata.jsonl').read_text().splitlines()]
     def write(): (folder/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))

@@ -20,7 +20,7 @@ from ..files import counted
 
 # %% ../../nbs/4_curate/01_splits.ipynb #imports-2
 from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError, write_json
-from ..images.photos import excluded_photos
+from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..show import render
 from ..tables import now

@@ -26,7 +26,7 @@ from ..evaluate.candidates import ARMS, run_arm
 from ..evaluate.measures import label
 from ..families import family_in
 from ..files import file_sha256, read_json, short_id, UserError, write_text
-from ..images.photos import excluded_photos
+from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..pipelines import MANNEQUIN, pipeline_folder
 from ..tables import HARMLESS_FLAGS

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Callable
 import pandas as pd
-from ..images.photos import excluded_photos
+from ..workspace import excluded_photos
 from ..images.jobs import image_job, run_jobs, seed_of
 from ..train.inference import load_for_inference
 from ..train.recipes import as_dict, InferenceConfig

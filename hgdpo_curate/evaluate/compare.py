@@ -20,7 +20,7 @@ from hgdpo_curate.evaluate.measures import (
 # %% ../../nbs/6_evaluate/04_compare.ipynb #imports-2
 from .statistics import FEW, MORE_PROMPTS, small_sample_warning, win_rate
 from ..files import UserError
-from ..images.photos import excluded_photos
+from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..judge.faces import distances_to_photos
 from ..judge.scores import score_images

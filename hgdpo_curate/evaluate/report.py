@@ -27,7 +27,7 @@ from .results import evaluate_named, headline, verdicts
 from .statistics import nearest
 from ..toy.bodies import FAULTS
 from ..toy.drawings import is_drawn
-from ..images.photos import excluded_photos
+from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..registry import licence_of
 from ..files import file_sha256, write_text

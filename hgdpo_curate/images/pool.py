@@ -10,7 +10,7 @@ import warnings
 import pandas as pd
 from ..files import command_line, UsageError, UserError
 from .jobs import image_job, run_jobs, seed_of
-from .photos import excluded_photos
+from ..workspace import excluded_photos
 from ..toy.drawings import is_drawn
 from ..workspace import open_workspace, set_base_model
 
