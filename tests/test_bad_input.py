@@ -271,9 +271,8 @@ def test_doctor_names_a_database_that_does_not_answer_and_two_opencvs(monkeypatc
     from types import SimpleNamespace
     monkeypatch.setenv('FIFTYONE_DATABASE_URI', 'mongodb://127.0.0.1:9')
     real = list(importlib.metadata.distributions())
-    monkeypatch.setattr(
-        importlib.metadata, 'distributions', lambda: [*real, SimpleNamespace(metadata={'Name': 'opencv-python'})]
-    )
+    second = SimpleNamespace(metadata={'Name': 'opencv-python'}, entry_points=[], _normalized_name='opencv_python')
+    monkeypatch.setattr(importlib.metadata, 'distributions', lambda: [*real, second])
     assert main(['doctor']) == 1
     out = capsys.readouterr().out
     assert (
