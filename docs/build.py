@@ -1,7 +1,7 @@
 """`make docs`: run the notebooks, write a page per module from its docments, and let Sphinx make a static site of both.
 
     python docs/build.py                                 # everything, into site/
-    python docs/build.py --only index 2_images/04_pool     # these notebooks alone
+    python docs/build.py --only index 2_images/08_pool     # these notebooks alone
     python docs/build.py --no_run                        # without running any: what is shown is text and code
 
 A notebook is run again when it, or any module of the package, has changed.

@@ -143,7 +143,7 @@ def test_a_crash_of_mongod_loses_nothing_that_was_confirmed(ws, tmp_path):
     of a dataset are written."""
     # before the operators, which import fiftyone
     code = (
-        'import sys\nfrom hgdpo_curate.curate import samples\nmongod = samples.start_database(sys.argv[2])\n'
+        'import sys\nfrom hgdpo_curate.curate import database\nmongod = database.start_database(sys.argv[2])\n'
         'from hgdpo_curate.curate import app, dataset, operators\nfrom hgdpo_curate import open_workspace, UserError\n'
         'ws = open_workspace(sys.argv[1])\nds = app.build_dataset(ws)\n'
         'photos = ds.load_saved_view("real: to review").values("id")\noperators.decide_samples(ds, photos[:2], '
@@ -164,8 +164,8 @@ def test_a_crash_of_mongod_loses_nothing_that_was_confirmed(ws, tmp_path):
     # the tables never depended on the database; the tag was read before its sample was touched
     assert sorted(ws.table('reviews').decision) == ['approve', 'approve', 'reject']
     again = (
-        'import sys\nfrom hgdpo_curate.curate import app, samples\nfrom hgdpo_curate import '
-        'open_workspace\nmongod = samples.start_database(sys.argv[2])\n'
+        'import sys\nfrom hgdpo_curate.curate import app, database\nfrom hgdpo_curate import '
+        'open_workspace\nmongod = database.start_database(sys.argv[2])\n'
         'ds = app.build_dataset(open_workspace(sys.argv[1]))\nprint(len(ds), '
         'ds.count_values("decision")["approve"], ds.count_values("decision")["reject"])\nmongod.terminate()\n'
     )

@@ -31,7 +31,7 @@ def site(tmp_path_factory):
             sys.executable,
             ROOT / 'docs' / 'build.py',
             '--only',
-            '2_images/00_captions',
+            '2_images/03_captions',
             '1_toy/01_drawings',
             '6_evaluate/09_verdicts',
             '--out',
@@ -57,7 +57,7 @@ class Addresses(HTMLParser):
 
 
 def test_a_chapter_is_a_page_with_what_its_cells_show(site):
-    captions, drawn = (site/f'{n}.html' for n in ('2_images/00_captions', '1_toy/01_drawings'))
+    captions, drawn = (site/f'{n}.html' for n in ('2_images/03_captions', '1_toy/01_drawings'))
     assert (
         'a woman by the sea' in captions.read_text() and '<table border="1" class="dataframe">' in captions.read_text()
     )
