@@ -237,7 +237,7 @@ def test_printed_commands_name_the_real_workspace_and_are_quoted():
 
 
 def test_the_search_of_fiftyone_for_other_databases_is_quiet():
-    from hgdpo_curate.curate import samples
+    from hgdpo_curate.curate import database
 
     def record(words):
         return logging.LogRecord(
@@ -249,7 +249,7 @@ def test_the_search_of_fiftyone_for_other_databases_is_quiet():
             ('Process 7',),
             None,
         )
-    assert not samples._is_news(record('%s did not respond')) and samples._is_news(record('%s has ended'))
+    assert not database._is_news(record('%s did not respond')) and database._is_news(record('%s has ended'))
 
 
 def test_how_long_it_takes_is_said_once_and_only_of_long_jobs(monkeypatch, capsys):
