@@ -56,7 +56,7 @@ def test_pairs_before_recon_are_found_out_before_the_first_step(no_recon, capsys
     assert ws.names('runs') == [] and not (ws.root/'runs').exists()
     assert f"--workspace '{ws.root}'" in _error(lambda: train_curriculum(ws, **SHORT))       # it has a space
     # the easy stage has its pairs
-    assert train_curriculum(ws, control='easy_only', **SHORT | dict(max_train_steps=1)).name == 'mannequin-easy_only'
+    assert train_curriculum(ws, control='easy_only', **SHORT | dict(max_train_steps=1)).name == 'mannequin-easy-only'
 
 
 def _error(action):
