@@ -106,10 +106,10 @@ def step_after_photos(workspace) -> str: # a command; '' where there is nothing 
     drawn = set(images.prompt_id[images.domain == 'generated'])
     wanted = set(prompts.prompt_id[~prompts.real_image_id.isin(excluded_photos(ws))])
     if drawn and drawn >= wanted: return next_step(ws, terminal=True)
-    place = shlex.quote(str(ws.root))
-    if ws.base_model: return f'hgdpo pool --workspace {place}'
-    return (f'hgdpo pool --workspace {place} --pretrained_model_name_or_path BASE, or first hgdpo tiny --workspace '
-            f'{place}, which trains a small base on these photos')
+    pool = command_line('pool', ws)
+    if ws.base_model: return pool
+    return (f'{pool} --pretrained_model_name_or_path BASE, or first {command_line("tiny", ws)}, which trains a small '
+            'base on these photos')
 
 # %% ../nbs/8_run/03_verbs.ipynb #no-workspace
 NO_WORKSPACE = ('No workspace: this folder and those above it hold no workspace.toml, and HGDPO_WORKSPACE is not set; '
@@ -224,7 +224,7 @@ def _invitation(server, workspace, rater):
         f'for {rater}' if rater else 'The page asks each rater for a name; a link that ends in &rater=NAME does not.',
         'Anyone on the network who has the link can answer.' if server.open_to_network else
         'Only this machine reaches it; for raters on the local network add --host 0.0.0.0',
-        f'Press Ctrl-C here when done; results: hgdpo study --workspace {shlex.quote(str(workspace))} --results',
+        f'Press Ctrl-C here when done; results: {command_line("study", workspace, results=True)}',
     ]
     return '\n'.join(lines)
 

@@ -247,7 +247,9 @@ def test_the_next_step_is_named_also_after_a_second_folder(photos, tmp_path, cap
 
 def test_ctrl_c_in_the_first_moment_shows_no_traceback(tmp_path):
     "From the moment our own code is loaded; what Python does before is its own."
-    code = ('import sys, os, signal; sys.argv[0] = "/bin/hgdpo"; import hgdpo_curate; '
+    # whoever starts the tests in the background may have the signal ignored
+    code = ('import sys, os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); '
+            'sys.argv[0] = "/bin/hgdpo"; import hgdpo_curate; '
             'os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)')
     done = subprocess.run(
         [sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True

@@ -66,7 +66,7 @@ def test_a_workspace_shows_its_state_and_the_next_step(finished, copy_of):
     assert (
         '40 × 56' in shown and f'<td>{pool}</td>' in shown and 'splits: v1' in shown and 'train_curriculum(ws)' in shown
     )
-    (ws.root/'runs'/'first').mkdir(parents=True)
+    (ws.root/'runs'/'first'/'easy').mkdir(parents=True)                        # a run is one once a stage was begun
     assert 'runs: first' in ws._repr_html_() and 'next:' not in ws._repr_html_()
     fresh = create_workspace(ws.root.parent/'<i>new', resolution='40x56')._repr_html_()
     assert 'import_photos(ws, folder)' in fresh and '<i>' not in fresh and 'no images yet' in fresh
@@ -75,9 +75,8 @@ def test_a_workspace_shows_its_state_and_the_next_step(finished, copy_of):
 def test_a_terminal_is_told_the_next_step_too(finished, copy_of, tmp_path, capsys):
     from hgdpo_curate.cli import main
     assert main(['init', '--workspace', str(tmp_path/'new'), '--resolution', '40x56']) == 0
-    assert (
-        capsys.readouterr().out.splitlines()[-1] == f'next: hgdpo photos --folder PHOTOS --workspace {tmp_path / "new"}'
-    )
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f'next: hgdpo photos --workspace {tmp_path/"new"} --folder PHOTOS'
     main(['status', '--workspace', str(tmp_path/'new')])
     said = capsys.readouterr().out
     assert 'no images yet' in said and 'hgdpo photos' in said and 'Empty DataFrame' not in said

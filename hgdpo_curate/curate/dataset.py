@@ -8,7 +8,7 @@ __all__ = ['IMAGE_DECISIONS', 'read_tags', 'write_prompts', 'refresh_prompts', '
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #imports
 from hgdpo_curate.curate.reviews import (
-    clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, twins,
+    clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, look_alikes_of,
 )
 from .database import database_answers, import_fiftyone
 from hgdpo_curate.curate.samples import (
@@ -140,7 +140,7 @@ def changed_prompts(ws, new: dict) -> set: # table -> its new parts; ids of the 
         else: images |= set(df['image_id' if 'image_id' in df else 'subject_id']) | set(df.get('other_id', ()))
     # a new likeness may join two groups of them
     if 'duplicates' in touched:
-        group = twins(ws.table('duplicates'))
+        group = look_alikes_of(ws.table('duplicates'))
         joined = {group[i] for i in images if i in group}
         images |= {i for i, first in group.items() if first in joined}
     if not images: return prompts

@@ -167,19 +167,23 @@ def clean_app(workspace) -> str: # what was done, in words
     if not taken: return 'the App shows nothing of it'
     return f'{taken} samples taken out of the App' + (f', of an older dataset too: {where}' if where else '')
 
+# %% ../../nbs/7_document/11_removal.ipynb #alike-field
+def _alike_field(ds): # version 0.1 called it twins
+    return 'look_alikes' if 'look_alikes' in ds.get_field_schema() else 'twins'
+
 # %% ../../nbs/7_document/11_removal.ipynb #clean-dataset
 def _clean_dataset(ws, ds, name) -> int: # how many samples went
     from hgdpo_curate.curate.dataset import refresh_prompts
     removed = set(ws.table('tombstones').subject_hash)
     def _is_removed(image_id): return image_id is not None and tombstone_of(ws, image_id) in removed
-    ids, prompts, domains, twins = ds.values(['image_id', 'prompt_id', 'domain', 'twins'])
+    ids, prompts, domains, alike_ids = ds.values(['image_id', 'prompt_id', 'domain', _alike_field(ds)])
     own = sorted({p for i, p, d in zip(ids, prompts, domains) if d == 'real' and _is_removed(i)})
     view = ds.match({'prompt_id': {'$in': own}})
     taken = len(view)
     ds.delete_samples(view)
     ds.info['samples'] = len(ds)
     ds.save()
-    alike = {p for p, twin in zip(prompts, twins) if p not in own and _is_removed(twin)}
+    alike = {p for p, other in zip(prompts, alike_ids) if p not in own and _is_removed(other)}
     if alike: refresh_prompts(ds, ws, alike)
     if len(ds.match({'prompt_id': {'$in': own}})):
         raise UserError(
@@ -196,9 +200,10 @@ def _clean_abandoned(ws, ds) -> int: # a dataset of version 0.1, made at a path 
     view = ds.match({'prompt_id': {'$in': list(photos.values())}})
     taken = len(view)
     ds.delete_samples(view)
-    if 'twins' in ds.get_field_schema():
-        alike = ds.match({'twins': {'$in': list(photos)}})
-        alike.set_values('twins', [None]*len(alike))
+    field = _alike_field(ds)
+    if field in ds.get_field_schema():
+        alike = ds.match({field: {'$in': list(photos)}})
+        alike.set_values(field, [None]*len(alike))
     return taken
 
 # %% ../../nbs/7_document/11_removal.ipynb #clean-app-or-mark
