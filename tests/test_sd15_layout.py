@@ -35,8 +35,8 @@ def test_pool_to_lora_and_back_through_plain_diffusers(family, tmp_path):
     from hgdpo_curate import freeze_split, train_curriculum
     from hgdpo_curate.adapters import twin_file
     from hgdpo_curate.families import family_in
-    from hgdpo_curate.toy import networks
-    base = getattr(networks, f'random_{family}')(tmp_path/'model')
+    from hgdpo_curate.toy import layouts
+    base = getattr(layouts, f'random_{family}')(tmp_path/'model')
     ws = make_workspace(
         tmp_path / 'ws',
         base,
