@@ -18,6 +18,7 @@ from ..images.jobs import map_images
 from ..train.cache import Shards
 from ..train.small_judges import run_evaluator
 from ..files import file_sha256, short_id, UserError
+from ..files import command_line
 
 # %% ../../nbs/6_evaluate/01_features.ipynb #load-pixels
 def load_pixels(
@@ -147,7 +148,7 @@ def open_tiny_features(ws) -> TinyFeatures: # a `Workspace`
     folder = _evaluator_folder(ws)
     if folder: return TinyFeatures(workspace_evaluator(ws), file_sha256(folder/'evaluator.safetensors')[:8])
     raise UserError(
-        f'No tiny evaluator knows these photos; train one with: hgdpo tiny --workspace {ws.root}, or choose '
+        f'No tiny evaluator knows these photos; train one with: {command_line("tiny", ws)}, or choose '
         '--extractor inception.'
     )
 

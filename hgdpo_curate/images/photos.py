@@ -6,7 +6,7 @@
 __all__ = ['STRICTER', 'tombstone_of', 'ImportReport', 'offered_files', 'import_photos']
 
 # %% ../../nbs/2_images/06_photos.ipynb #imports
-import base64, contextlib, hashlib, os, shlex
+import base64, contextlib, hashlib, os
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError, write_text
@@ -20,6 +20,7 @@ from hgdpo_curate.images.duplicates import (
 )
 from ..show import bar_class, render
 from ..workspace import ImageFiles, open_workspace
+from ..files import command_line
 
 # %% ../../nbs/2_images/06_photos.ipynb #stricter
 STRICTER = dict(consent=['yes', 'unknown', 'no', 'withdrawn'], minors=['no', 'unknown', 'yes'])   # weakest first
@@ -251,8 +252,8 @@ class _Refusals:
         if self.options.replaced != 'keep':
             raise UserError(
                 f'{file} holds another picture than when it was imported, and the earlier one ({before}) is still in '
-                f'the workspace; take that out with: hgdpo forget --workspace {shlex.quote(str(self.ws.root))} '
-                f'{before}, or keep both with --replaced keep.'
+                f'the workspace; take that out with: {command_line("forget", self.ws, before)}, or keep both with '
+                '--replaced keep.'
             )
         self.report.replaced.append(file.name)
 
