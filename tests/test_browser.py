@@ -115,8 +115,8 @@ class Reviewer:
     def ready(self): # keys act on the open sample, and wait for nothing
         self.page.locator('[data-cy="hgdpo-keys"][data-sample]:not([data-waiting])').wait_for(timeout=60_000)
 
-    def shown(self): # the id of the open sample
-        return self.page.locator('[data-cy="sidebar-entry-image_id"]').first.inner_text()
+    def shown(self): # the sample that the keys act on; the sidebar draws only the entries that are in view
+        return self.page.locator('[data-cy="hgdpo-keys"]').first.get_attribute('data-sample')
 
     def press(self, key):
         self.ready()
