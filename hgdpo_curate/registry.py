@@ -67,7 +67,7 @@ def _register(
     licence: str,       # of its weights
     commercial: bool | None,  # whether that allows commercial use
 ):
-    "Enter a model for this session; the same name again replaces it. Raises `UsageError`."
+    "Enter a model for this process; the same name again replaces it. Raises `UsageError`."
     if not re.fullmatch(r'\w+', str(name)) or name == 'auto':
         raise UsageError(f'{name!r} cannot name a {kind}; use letters, digits and underscores.')
     if (kind, name) in ROWS:
@@ -102,7 +102,7 @@ def register_scorer(
     licence: str = '',        # of its weights, e.g. 'Apache-2.0'
     commercial: bool | None = None,  # whether that allows commercial use
 ):
-    "Register a scorer of one's own for this session. Raises `UsageError` where the name is taken."
+    "Register a scorer of one's own for this process. Raises `UsageError` where the name is taken."
     _register(
         'scorer',
         name,
@@ -119,7 +119,7 @@ def register_detector(
     licence: str = '',        # of its weights, e.g. 'Apache-2.0'
     commercial: bool | None = None,  # whether that allows commercial use
 ):
-    "Register a detector of one's own for this session. Raises `UsageError` where the name is taken."
+    "Register a detector of one's own for this process. Raises `UsageError` where the name is taken."
     _register(
         'detector',
         name,
@@ -136,7 +136,7 @@ def register_extractor(
     licence: str = '',        # of its weights, e.g. 'Apache-2.0'
     commercial: bool | None = None,  # whether that allows commercial use
 ):
-    "Register a feature extractor of one's own for this session. Raises `UsageError` where the name is taken."
+    "Register a feature extractor of one's own for this process. Raises `UsageError` where the name is taken."
     _register(
         'extractor',
         name,
