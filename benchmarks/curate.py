@@ -83,7 +83,7 @@ def fill(ws, n):
         pd.DataFrame(
             dict(
                 image_id=im.image_id,
-                scorer='tiny',
+                scorer='smallscore',
                 scorer_version='x',
                 score=rng.normal(size=len(im)),
             )
@@ -138,7 +138,7 @@ def change(ws, im, every):
         [
             dict(
                 image_id=i,
-                scorer='tiny',
+                scorer='smallscore',
                 scorer_version='x',
                 score=9.0 + every,
             )

@@ -59,9 +59,9 @@ def main(folder):
         arms,
         frozen_test_prompts(ws, 'v1'),
         1,
-        ('tiny',),
-        chose='tiny',
-        extractor='tiny',
+        ('smallscore',),
+        chose='smallscore',
+        extractor='evaluator',
         batch=32,
     )
     print(to_markdown(found.table, float(found.photo_measurements['sharpness'].mean()), {m: label(m) for m in SHOWN}))

@@ -102,7 +102,7 @@ def _add(*rows, **weights): # rows, and weights that several rows share
 
 # %% ../nbs/0_base/07_image_models.ipynb #weights-4
 _add(
-    tiny=Weights(
+    smallscore=Weights(
         hub='',
         files=('scorer.safetensors',),
         licence='Apache-2.0',
@@ -133,11 +133,11 @@ _add(
 _add(
     ImageModel(
         kind='scorer',
-        name='tiny',
-        make='hgdpo_curate.judge.scores:TinyScore',
+        name='smallscore',
+        make='hgdpo_curate.judge.scores:SmallScore',
         measures='drawn people, or photos once hgdpo tiny has learned them',
-        what='tiny scorer of the package',
-        weights='tiny',
+        what='small scorer of the package',
+        weights='smallscore',
     ),
     ImageModel(
         kind='scorer',
@@ -244,12 +244,11 @@ _add(
 _add(
     ImageModel(
         kind='detector',
-        name='tiny',
-        make='hgdpo_curate.judge.detectors:open_tiny_faults',
+        name='drawn_faults',
+        make='hgdpo_curate.judge.detectors:open_drawn_faults',
         measures='faults of drawn people',
-        what='fault head of the tiny scorer of the package',
-        weights='tiny',
-        recorded=('tiny_faults',),
+        what='fault head of the small scorer of the package',
+        weights='smallscore',
     ),
     ImageModel(
         kind='detector',
@@ -366,11 +365,11 @@ _add(
 _add(
     ImageModel(
         kind='extractor',
-        name='tiny',
-        make='hgdpo_curate.evaluate.features:open_tiny_features',
-        measures='pictures that the tiny evaluator knows',
-        what='tiny evaluator of the package',
-        weights='tiny_evaluator',
+        name='evaluator',
+        make='hgdpo_curate.evaluate.features:open_evaluator_features',
+        measures='pictures that the small evaluator knows',
+        what='small evaluator of the package',
+        weights='evaluator',
     ),
     ImageModel(
         kind='extractor',
@@ -394,7 +393,7 @@ _add(
         what='CLIP by OpenAI, ViT-L/14',
         weights='clip',
     ),
-    tiny_evaluator=Weights(
+    evaluator=Weights(
         '',
         ('evaluator.safetensors',),
         'Apache-2.0',

@@ -16,7 +16,7 @@ from .files import file_sha256, short_id, UsageError, UserError
 from .families import family_in, family_of
 
 # %% ../nbs/0_base/05_pipelines.ipynb #mannequin
-MANNEQUIN = 'mannequin'   # the tiny base model in the package
+MANNEQUIN = 'mannequin'   # the small base model in the package
 
 def assets_folder() -> Path:
     "Where the package keeps the mannequins' base model, scorer and evaluator."

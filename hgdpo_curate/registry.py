@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from .files import read_json, UsageError, UserError, write_json
 from .image_models import ImageModel, OFFERS, PARTS, ROWS, Weights, WEIGHTS
+from .tables import current_name
 
 # %% ../nbs/0_base/08_registry.ipynb #plugins
 @cache
@@ -22,7 +23,7 @@ def _plugins(kind, path): # `sys.path` as a tuple -> name -> `ImageModel`
     rows = {}
     for e in entry_points(group=f'hgdpo_curate.{kind}s'):
         source = e.dist.name if e.dist else e.module
-        if (kind, e.name) in ROWS or e.name in rows:
+        if (kind, current_name(kind, e.name)) in ROWS or e.name in rows:
             warnings.warn(f'The {kind} {e.name!r} of {source} is left out: its name is taken; rename it.', stacklevel=2)
             continue
         rows[e.name] = ImageModel(
@@ -35,13 +36,16 @@ def _plugins(kind, path): # `sys.path` as a tuple -> name -> `ImageModel`
     return rows
 
 class Registered(Mapping):
-    "Name -> `ImageModel` of one kind: the package's, then those of other packages and those registered here."
+    """Name -> `ImageModel` of one kind: the package's, then those of other packages and those registered here.
+
+    A name that earlier versions had for one of the package is found too, and not listed.
+    """
     def __init__(self, kind: str): self.kind = kind # a key of `OFFERS`
 
     def _more(self): return _REGISTERED[self.kind] | _plugins(self.kind, tuple(sys.path))
 
     def __getitem__(self, name): # read entry points only for a name that is not the package's
-        row = ROWS.get((self.kind, name)) or _REGISTERED[self.kind].get(name)
+        row = ROWS.get((self.kind, current_name(self.kind, name))) or _REGISTERED[self.kind].get(name)
         return row or _plugins(self.kind, tuple(sys.path))[name]
 
     def __iter__(self):
@@ -70,7 +74,7 @@ def _register(
     "Enter a model for this process; the same name again replaces it. Raises `UsageError`."
     if not re.fullmatch(r'\w+', str(name)) or name == 'auto':
         raise UsageError(f'{name!r} cannot name a {kind}; use letters, digits and underscores.')
-    if (kind, name) in ROWS:
+    if (kind, current_name(kind, name)) in ROWS:
         raise UsageError(f'The {kind} {name!r} is one of the package; choose another name.')
     if not callable(model) and not hasattr(model, OFFERS[kind]):
         raise UsageError(f'The {kind} {name!r} has no `{OFFERS[kind]}`; see `{kind.capitalize()}`.')
@@ -158,6 +162,7 @@ def open_model(
     if name not in register:
         raise UsageError(f'There is no {kind} {name!r}; choose one of {", ".join(register)}.')
     row = register[name]
+    name = row.name
     source = model_source(row)
     finished = hasattr(source, OFFERS[kind]) and not isinstance(source, type)
     taken = {} if finished else _taken(source, dict(offered, name=name, ws=ws))
@@ -212,7 +217,7 @@ def recorded_as(
     "The row of a model by the name that it leaves in tables."
     rows = [*REGISTERS[f'{kind.upper()}S'].values()]
     rows += [row for (k, _), row in ROWS.items() if k == 'truth'] if kind == 'detector' else []
-    return next((row for row in rows if name in (row.recorded or (row.name,))), None)
+    return next((row for row in rows if current_name(kind, name) in (row.recorded or (row.name,))), None)
 
 def _remember(ws, row, joints=None):
     about = dict(what=row.what or row.measures, **allowed(row), **(dict(joints=list(joints)) if joints else {}))

@@ -17,7 +17,7 @@ from .tables import stated_columns
 # %% ../nbs/8_run/03_verbs.ipynb #make
 def make_workspace(
     workspace,                # folder to make
-    base_model: str = None,   # base model: a hub id, a folder, or "mannequin", the package's tiny one
+    base_model: str = None,   # base model: a hub id, a folder, or "mannequin", the package's small one
     preset: str = None,       # take resolution, sampler, steps and guidance from this training preset, e.g. sd15-paper
     resolution: str = None,   # 512 or 704x1024 (width x height)
     sampler: str = None,      # 'dpm', 'ddim', 'euler' or 'ddpm'; dpm, the default, is what reconstructions need
@@ -137,7 +137,7 @@ def train_small(
 # %% ../nbs/8_run/03_verbs.ipynb #score-by
 def score_by(
     workspace,                   # a workspace or its folder
-    scorer: str = 'tiny',        # preference estimators by comma: keys of `SCORERS`
+    scorer: str = 'smallscore',        # preference estimators by comma: keys of `SCORERS`
     scorer_path: str = None,     # folder of the weights (default: the local cache, then the hub)
     batch: int = 64,             # images at a time, 1..
     device: str = None,          # torch device, e.g. cuda or cpu (default: a GPU where there is one)
@@ -161,7 +161,7 @@ def score_by(
 def review_in_app(
     workspace,                 # a workspace or its folder
     view: str = None,          # saved view to begin with
-    scorer: str = None,        # whose scores sort and pair (default: the newest split's, else tiny)
+    scorer: str = None,        # whose scores sort and pair (default: the newest split's, else smallscore)
     port: int = 5151,          # port on 127.0.0.1, 1024..65535
     build_only: bool = False,  # build dataset and views without opening the App
 ):
@@ -234,13 +234,13 @@ def measure_models(
     run: str = None,                    # name of a run (default: the newest)
     # models by comma: stages of --run (base,easy,normal,hard), other runs, or RUN/STAGE (default: every stage)
     runs: str = None,
-    scorer: str = 'tiny',               # preference estimators by comma: keys of `SCORERS`
+    scorer: str = 'smallscore',               # preference estimators by comma: keys of `SCORERS`
     scorer_path: str = None,            # folder of the weights, or one with a folder per scorer
     per_prompt: int = 2,                # images per prompt, 1..
     limit: int = None,                  # only the first so many test prompts, 1..
     device: str = None,                 # torch device
     # features for distances: a key of `EXTRACTORS`, or auto: Inception where its weights are, never for drawings; else
-    # the tiny evaluator that knows these pictures, else CLIP
+    # the small evaluator that knows these pictures, else CLIP
     extractor: str = 'auto',
     extractor_path: str = None,         # its weights
     detector: str = None,               # flag the images by rules: a key of `DETECTORS`

@@ -11,10 +11,10 @@ __all__ = ['DEFAULTS', 'FORMAT', 'NEXT', 'parse_resolution', 'portable_base', 'I
 import secrets, tomllib
 from pathlib import Path
 from hgdpo_curate.files import (
-    atomic_path, checked_name, command_line, file_sha256, short_id, UsageError, UserError, write_text,
+    atomic_path, checked_name, command_line, file_sha256, read_json, short_id, UsageError, UserError, write_text,
 )
 from .show import render
-from .tables import DOMAINS, KINDS, migrate, SCHEMAS, Table
+from .tables import DOMAINS, KINDS, migrate, RENAMED, SCHEMAS, Table
 from .tables import last_decisions
 
 # %% ../nbs/0_base/03_workspace.ipynb #defaults
@@ -124,7 +124,7 @@ def is_begun(run) -> bool: # the folder of a run
     return any(p.is_dir() and p.name != 'logs' for p in Path(run).glob('[!.]*'))
 
 # %% ../nbs/0_base/03_workspace.ipynb #identity
-FORMAT = 2    # of the tables; 1 was version 0.1, which wrote no number
+FORMAT = 3    # of the tables; 1 was version 0.1, which wrote no number, 2 had other names of models
 
 def id_at(root) -> str: # '' where there is no workspace
     "The id that the workspace in a folder has. Opens and changes nothing."
@@ -156,7 +156,7 @@ def _settle(ws):
     try:
         with ws.lock(): _rewrite(ws, here)
     except (PermissionError, OSError) as e:
-        if kept.get('format') != FORMAT:
+        if 'format' not in kept:                       # the rows of later ones are read as they are
             raise UserError(
                 f'{ws.root} was written by version 0.1, and its tables must be rewritten once, but it cannot be '
                 f'written ({e.strerror or e}); make the folder writable, or open a writable copy.'
@@ -170,10 +170,21 @@ def _rewrite(ws, here):
     config = _read_settings(ws.root)                  # another process may have done it by now
     config |= _identity(config, here)
     if config.get('format') != FORMAT:
+        _check_names(ws.root)
         for name, schema in SCHEMAS.items(): migrate(ws.root/'tables'/name, schema)
         if not (ws.root/'README.md').exists(): _write_readme(ws.root, config)
     ws.config = config | dict(format=FORMAT)
     write_text(ws.root/'workspace.toml', tomli_w.dumps(ws.config))
+
+def _check_names(root):
+    "Raises `UserError` where a model of one's own has a name that one of the package got since: rows would be mixed."
+    own = read_json(root/'registered.json', {})
+    taken = [(kind, new) for kind, names in RENAMED.items() for new in names.values() if f'{kind} {new}' in own]
+    for kind, name in taken:
+        raise UserError(
+            f'{root} holds rows of your own {kind} {name!r}, a name that one of the package has now; open it with the '
+            'version that wrote it, and run your model under another name there.'
+        )
 
 def _write_readme(root, config):
     text = render('workspace_readme.md', name=config.get('name', root.name), schemas=SCHEMAS, kinds=KINDS)

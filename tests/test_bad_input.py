@@ -197,7 +197,7 @@ def test_a_broken_scorer_ends_the_verb_with_one_sentence(finished, copy_of, rand
     weights = load_file(ws.root/'tiny'/'scorer.safetensors')
     save_file({k: torch.full_like(v, float('nan')) for k, v in weights.items()}, ws.root/'tiny'/'scorer.safetensors')
     assert said(capsys, main(['score', '--workspace', str(ws.root)]), 'nan', '.png') == 1
-    assert not len(ws.table('scores').query("scorer == 'tiny'"))
+    assert not len(ws.table('scores').query("scorer == 'smallscore'"))
 
 
 def test_pairs_of_an_unfinished_workspace_are_sent_to_the_step_that_is_next(empty, photos, capsys):
@@ -381,7 +381,7 @@ def test_scores_that_are_not_whole_make_no_pairs(finished, copy_of):
     pool = ws.table('images').query("domain == 'generated'").image_id
     ws.append('scores', scores[scores.image_id.isin(pool[:3])].drop(columns='written_at').assign(scorer_version='2'))
     with pytest.raises(UserError, match='several versions'): pairs_of(ws, 'chance')
-    with pytest.raises(UserError, match='hgdpo score'): pairs_of(ws, 'tiny')
+    with pytest.raises(UserError, match='hgdpo score'): pairs_of(ws, 'smallscore')
 
 
 def test_a_workspace_can_be_moved_with_the_base_inside_it(finished, tmp_path, random_base):

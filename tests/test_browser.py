@@ -59,7 +59,7 @@ def make_world(folder):
             [
                 dict(
                     image_id=i,
-                    scorer='tiny',
+                    scorer='smallscore',
                     scorer_version='x',
                     score=float(x.fault == '') + n / 10,
                 )

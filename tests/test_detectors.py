@@ -343,6 +343,6 @@ def test_flags_reach_the_tables_from_the_command_line(tmp_path, random_base, cap
     ws = make_workspace(tmp_path/'ws', random_base, photos=3)
     assert main(['flag', '--workspace', str(ws.root)]) == 0 and main(['flag', '--workspace', str(ws.root)]) == 0
     # run twice, said once
-    assert set(ws.table('detections').detector) == {'tiny_faults'} and len(ws.table('flags')) == len(
+    assert set(ws.table('detections').detector) == {'drawn_faults'} and len(ws.table('flags')) == len(
         ws.table('flags', history=True)
     )

@@ -66,7 +66,7 @@ def _error(action):
 
 def test_a_stage_that_the_filter_emptied_is_said_so(no_recon):
     from hgdpo_curate.curate.splits import empty_stage
-    info = dict(counts=dict(easy=3, normal=0, hard=0), scorer='tiny')
+    info = dict(counts=dict(easy=3, normal=0, hard=0), scorer='smallscore')
     reasons = dict(normal=[dict(reason='filter: f(winner) < f(loser)')]*3)
     for stage in ('normal', 'hard', 'skip', 'real'):
         assert '--control easy_only' in empty_stage(no_recon, info | dict(dropped=reasons), stage)
@@ -94,7 +94,7 @@ def test_a_failed_start_is_no_training(finished, copy_of, capsys):
         with pytest.raises(UserError, match='bitsandbytes'): train_curriculum(ws, **SHORT, optimizer='adamw8bit')
         assert main(['train', '--workspace', str(ws.root), '--preset', 'mannequin', '--optimizer', 'adamw8bit']) == 1
         assert 'bitsandbytes' in capsys.readouterr().err
-    with pytest.raises(UserError, match='tiny one.*--preset tiny-photos.*640,000 steps'):
+    with pytest.raises(UserError, match='small one.*--preset tiny-photos.*640,000 steps'):
         train_curriculum(
             ws,
             preset='sd15-paper',

@@ -16,7 +16,7 @@ from hgdpo_curate.files import read_json, write_json
 
 
 def test_features_of_the_photo_go_and_those_of_others_stay(lived_in, copy_of):
-    """Inception's and CLIP's are kept in the workspace, those of the tiny evaluator are not.
+    """Inception's and CLIP's are kept in the workspace, those of the small evaluator are not.
 
     An archive of earlier versions hides its ids.
     """

@@ -177,7 +177,7 @@ def test_a_scorer_at_chance_is_reported_loudly_and_figures_are_plain(tmp_path, r
     ws = create_workspace(tmp_path/'ws', base_model='', resolution='40x56', test_share=.4)
     import_photos(ws, export_photos(tmp_path/'photos', 20, seed=5), progress=lambda it, **k: it)
     text = train_small(ws, steps=[f'{k}=2' for k in FEW_STEPS])
-    warned = [str(w.message) for w in recwarn if 'WARNING: the tiny scorer' in str(w.message)]
+    warned = [str(w.message) for w in recwarn if 'WARNING: the small scorer' in str(w.message)]
     assert warned and all('chosen at random' in w and 'guessing' in w and '--steps scorer=' in w for w in warned)
     assert 'guessing is 50%' in text and '{' not in text and not re.search(r'\d\.\d{3}', text)
 

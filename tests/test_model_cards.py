@@ -79,16 +79,16 @@ def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
                         [
                             dict(
                                 image_id=image,
-                                scorer='tiny',
+                                scorer='smallscore',
                                 scorer_version=version,
                                 score=1.0,
                             )
                         ]
                     )
                 )
-        return next(c for c in components(Scored(), config, data, {}) if c['name'] == 'tiny')
+        return next(c for c in components(Scored(), config, data, {}) if c['name'] == 'smallscore')
     assert (
-        scorer(load_scorer('tiny').version)['what'] == 'tiny scorer of the package'
+        scorer(load_scorer('smallscore').version)['what'] == 'small scorer of the package'
         and 'other images' in scorer('1234abcd')['what']
     )
 
@@ -102,7 +102,7 @@ def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(l
     by = read_json(file)
     assert (
         [m['name'] for m in by['scorers']] == ['chance']
-        and by['extractor'][0]['name'] == 'tiny' == by['evaluator'][0]['name']
+        and by['extractor'][0]['name'] == 'evaluator' == by['evaluator'][0]['name']
         and by['extractor'][0]['version']
         and not by['recogniser']
     )
@@ -128,7 +128,7 @@ def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(l
     assert (
         parts['metric', 'arcface']['commercial'] == 'no'
         and parts['metric', 'inception']['licence'] == WEIGHTS['inception'].licence
-        and parts['metric', 'tiny']['what'] == 'tiny evaluator of the package'
+        and parts['metric', 'evaluator']['what'] == 'small evaluator of the package'
     )
     assert (
         parts['metric', 'clip']['what'] == 'CLIP by LAION, ViT-B/32'

@@ -10,7 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, quiet
 
-from hgdpo_curate import forget, load_split, open_workspace, sample_images, workspace_status
+from hgdpo_curate import forget, load_split, open_workspace, sample_images, score_images, UserError, workspace_status
+from hgdpo_curate.curate.reviews import newest_choices
+from hgdpo_curate.curate.splits import pairs_of
+from hgdpo_curate.document.licences import components, measured_with
+from hgdpo_curate.files import read_json, write_json
 from hgdpo_curate.tables import _arrow_schema, SCHEMAS
 
 
@@ -59,13 +63,69 @@ def test_it_is_rewritten_once_and_the_last_decision_still_wins(tmp_path):
     assert old['at'] > rows[-1]['at']
     pq.write_table(pa.Table.from_pylist([old]), reviews[-1].with_name('part-9-late.parquet'))
     ws = open_workspace(folder)
-    assert ws.config['format'] == 2 and len(ws.id) == 16 and (folder/'README.md').exists()
+    assert ws.config['format'] == 3 and len(ws.id) == 16 and (folder/'README.md').exists()
     assert [*ws.table('reviews').decision] == ['approve']
     for table, schema in SCHEMAS.items():
         for part in ws.parts(table): assert pq.read_schema(part).equals(_arrow_schema(schema)), part
     written = {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
     assert open_workspace(folder).id == ws.id
     assert {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()} == written
+
+
+def test_its_scores_and_detections_are_found_under_the_names_of_today(tmp_path):
+    folder = unpack(tmp_path)
+    def written(table, column): # pairs of image and name, as the files have them
+        parts = sorted((folder/'tables'/table).glob('*.parquet'))
+        return [(r['image_id'], r[column]) for p in parts for r in pq.ParquetFile(p).read().to_pylist()]
+
+    scores, detections = written('scores', 'scorer'), written('detections', 'detector')
+    assert {n for _, n in scores} == {'tiny'} and {n for _, n in detections} == {'tiny_faults'}
+    split = {f: f.read_bytes() for f in (folder/'splits').rglob('*') if f.is_file()}
+    ws = open_workspace(folder)
+    assert written('scores', 'scorer') == [(i, 'smallscore') for i, _ in scores]             # no row lost or doubled
+    assert written('detections', 'detector') == [(i, 'drawn_faults') for i, _ in detections]
+    assert score_images(ws, progress=quiet) == score_images(ws, 'tiny', progress=quiet) == 0   # all are scored already
+    assert {f: f.read_bytes() for f in split} == split and load_split(ws).info.scorer == 'smallscore'
+    assert newest_choices(ws)['scorer'] == 'smallscore'
+    chosen = [pairs_of(ws, s)['easy'] for s in ('smallscore', 'tiny')]
+    assert len(chosen[0]) and chosen[0].equals(chosen[1])
+
+
+def test_what_its_run_rests_on_is_named_as_today(packed, copy_of):
+    ws = copy_of(open_workspace(packed))
+    config = dict(read_json(ws.root/'runs'/'first'/'config.json'), run='first')
+    named = {n for ms in measured_with(ws, config).values() for n in (m['name'] for m in ms)}
+    assert 'tiny' in (ws.root/'runs'/'first'/'evaluation'/'measured_by.json').read_text()
+    assert {'smallscore', 'evaluator'} <= named and not [n for n in named if 'tiny' in n]
+    parts = [c for c in components(ws, config, load_split(ws), {}) if c['part'] in ('scorer', 'detector', 'metric')]
+    assert ('scorer', 'smallscore') in [(c['part'], c['name']) for c in parts]
+    assert {c['stated'] for c in parts} == {'this package'}
+
+
+def test_of_a_later_format_that_cannot_be_written_the_rows_are_found_all_the_same(tmp_path, monkeypatch):
+    from hgdpo_curate import workspace
+    ws = open_workspace(unpack(tmp_path))
+    file = ws.parts('scores')[0]
+    rows = pq.read_table(file).to_pylist()
+    old = pa.Table.from_pylist([dict(r, scorer='tiny') for r in rows], schema=_arrow_schema(SCHEMAS['scores']))
+    pq.write_table(old, file)
+    settings = ws.root/'workspace.toml'
+    settings.write_text(settings.read_text().replace('format = 3', 'format = 2'))
+    def refuse(*_): raise PermissionError(13, 'Permission denied')
+    with monkeypatch.context() as patched:
+        patched.setattr(workspace, 'migrate', refuse)
+        kept = open_workspace(ws.root)
+    assert kept.id == ws.id and {*kept.table('scores').scorer} == {'smallscore'}
+    assert {r['scorer'] for r in pq.read_table(file).to_pylist()} == {'tiny'}
+    assert open_workspace(ws.root).config['format'] == 3
+    assert {r['scorer'] for r in pq.read_table(file).to_pylist()} == {'smallscore'}
+
+
+def test_rows_of_a_model_of_ones_own_are_not_mixed_with_those_of_the_package(tmp_path):
+    folder = unpack(tmp_path)
+    write_json(folder/'registered.json', {'scorer smallscore': dict(what='mine')})
+    with pytest.raises(UserError, match="your own scorer 'smallscore'"): open_workspace(folder)
+    assert 'format' not in (folder/'workspace.toml').read_text()
 
 
 def test_stopped_while_it_is_rewritten_the_next_opening_goes_on(tmp_path, monkeypatch):

@@ -289,12 +289,12 @@ def test_inception_comes_before_a_tiny_evaluator_but_not_for_drawings(finished, 
     monkeypatch.setattr(features, 'Inception', lambda path, device: 'inception')
     monkeypatch.setattr(features, 'hub_inception', lambda: Path('weights.pth'))
     ws = copy_of(finished)
-    assert features.load_extractor(ws).name == 'tiny'
+    assert features.load_extractor(ws).name == 'evaluator'
     ws.append('photo_facts', ws.table('photo_facts').drop(columns='written_at').assign(source='a camera'))
     shutil.copytree(assets_folder(), ws.root/'tiny')
     assert features.load_extractor(ws) == 'inception'
     monkeypatch.setattr(features, 'hub_inception', lambda: None)
-    assert features.load_extractor(ws).name == 'tiny'
+    assert features.load_extractor(ws).name == 'evaluator'
 
 
 @pytest.fixture
@@ -350,8 +350,8 @@ def test_every_row_of_the_registry_has_a_class_a_licence_and_words():
         # a factory says what it gives
         made = source if isinstance(source, type) else source.__annotations__['return']
         assert callable(getattr(made, OFFERS[row.kind])), place
-        # `path` is what --scorer_path and its like become; the tiny evaluator's place is known
-        assert 'path' in inspect.signature(source).parameters or place == ('extractor', 'tiny'), place
+        # `path` is what --scorer_path and its like become; the small evaluator's place is known
+        assert 'path' in inspect.signature(source).parameters or place == ('extractor', 'evaluator'), place
 
 
 def test_the_registry_imports_nothing_heavy_and_help_is_made_of_its_rows():
@@ -461,12 +461,12 @@ def test_a_package_enters_a_scorer_and_a_detector_by_entry_points(few_photos, tm
         "    def detect(self, images): return [[dict(kind='extra_face', confidence=.9, box=None, keypoints=None)]] \\\n"
         '        * len(images)\n'
     )
-    with pytest.raises(UsageError, match='no scorer .mine.; choose one of tiny, pickscore'): load_scorer('mine')
+    with pytest.raises(UsageError, match='no scorer .mine.; choose one of smallscore, pickscore'): load_scorer('mine')
     monkeypatch.syspath_prepend(site)
     with pytest.warns(UserWarning, match="scorer 'tiny' of throwaway is left out"):
         assert score_images(few_photos, 'mine', progress=quiet) == 4
     assert flag_images(few_photos, 'seen_twice', progress=quiet).flag.tolist() == ['extra_face']
-    assert load_scorer('tiny').version != '7' and about('mine', kind='scorer')['licence'] == 'BSD-3-Clause'
+    assert load_scorer('smallscore').version != '7' and about('mine', kind='scorer')['licence'] == 'BSD-3-Clause'
     with pytest.raises(UserError, match="detector 'broken' at throwaway_nowhere:Gone cannot be imported"):
         flag_images(few_photos, 'broken')
     root = Path(__file__).resolve().parents[1]

@@ -13,8 +13,8 @@ from hgdpo_curate.toy.drawings import export_photos
 # What a person would write into the marked cell, as small as a test can have it.
 OWN = dict(
     curate="root, photos = Path('{0}/people'), Path('{0}/photos')\nsettings, pool_size, scorer, detector = "
-           "dict(base_model='mannequin', resolution='40x56', steps=3, test_share=.2), 2, 'tiny', 'tiny'",
-    train="root, preset, scorer, device = Path('{0}/people'), 'mannequin', 'tiny', None\nsizes = "
+           "dict(base_model='mannequin', resolution='40x56', steps=3, test_share=.2), 2, 'smallscore', 'drawn_faults'",
+    train="root, preset, scorer, device = Path('{0}/people'), 'mannequin', 'smallscore', None\nsizes = "
           "dict(max_train_steps=3, train_batch_size=4, validation_steps=2)",
     document="root = Path('{0}/people')\nleaving = open_workspace(root).table('photo_facts').image_id[0]",
 )

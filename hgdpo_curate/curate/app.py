@@ -135,7 +135,7 @@ def _launch(fo, ds, **launch): # arguments of `fiftyone.launch_app`
 def open_app(workspace,              # a `Workspace` or its folder
              view: str = None,        # name of a saved view to begin with
              port: int = 5151,        # of the App, on 127.0.0.1
-             scorer: str = None,      # whose scores sort and pair; None: the newest split's, else tiny
+             scorer: str = None,      # whose scores sort and pair; None: the newest split's, else smallscore
              proxy_url: str = None,   # where the browser reaches that port, if another address than this machine's own
              **launch                # further arguments of `fiftyone.launch_app`, e.g. remote=True to open no browser
             ):                       # fiftyone.Session

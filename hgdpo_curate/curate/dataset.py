@@ -20,7 +20,7 @@ from ..files import command_line
 # %% ../../nbs/4_curate/05_dataset.ipynb #imports-2
 from ..files import UserError
 from ..judge.anatomy import open_flags
-from ..tables import DECISIONS, FLAGS, SCHEMAS
+from ..tables import current_name, DECISIONS, FLAGS, SCHEMAS
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #parse-tags
@@ -330,7 +330,7 @@ def _agree_to_drop(ds):
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #build-dataset
 def build_dataset(workspace,           # a `Workspace` or its folder
-                  scorer: str = None,   # whose scores sort and pair; None: the newest split's, else tiny
+                  scorer: str = None,   # whose scores sort and pair; None: the newest split's, else smallscore
                   fresh: bool = False   # build anew, and drop what people added in FiftyOne; says what, a terminal asks
                  ):                    # fiftyone.Dataset with the saved views
     """The workspace's FiftyOne dataset, made from its tables.
@@ -345,7 +345,8 @@ def build_dataset(workspace,           # a `Workspace` or its folder
             f'{ws.root} has no images yet; import photos with: {command_line("photos", ws)} --folder PHOTOS'
         )
     with ws.lock(), database_answers():
-        name, choices = find_dataset(fo, ws), newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
+        name, choices = find_dataset(fo, ws), newest_choices(ws)
+        if scorer: choices['scorer'] = current_name('scorer', scorer)
         old = load_dataset(fo, name) if name else None
         if old is not None: read_tags(old, ws)
         if old is not None and fresh: _agree_to_drop(old)

@@ -14,7 +14,7 @@ from .splits import pairs_of, SplitInfo
 from ..judge.anatomy import open_flags
 from ..judge.detections import face_detectors, latest_detections
 from ..files import pair_id_of
-from ..tables import last_decisions
+from ..tables import current_name, last_decisions
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #imports-2
 from ..files import UsageError, UserError
@@ -252,13 +252,13 @@ def _add_roles(rows, ws, choices, prompts):
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #sample-rows
 def sample_rows(workspace,           # a `Workspace` or its folder
-                scorer: str = None,   # whose scores sort and pair; None: the newest split's, else tiny
+                scorer: str = None,   # whose scores sort and pair; None: the newest split's, else smallscore
                 prompts=None         # only these prompt ids
                ) -> pd.DataFrame:    # `attrs['no_pairs']` says why there are no pairs, where there are none
     "One row per image, with all that is known of it."
     ws = open_workspace(workspace)
-    choices = newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
-    rows = _image_rows(ws, choices.get('scorer', 'tiny'), prompts)
+    choices = newest_choices(ws) | (dict(scorer=current_name('scorer', scorer)) if scorer else {})
+    rows = _image_rows(ws, choices.get('scorer', 'smallscore'), prompts)
     ids = None if prompts is None else list(rows.image_id)
     _add_flags(rows, open_flags(ws, ids))
     _add_decisions(rows, last_words(ws, ids), ws.table('duplicates'))

@@ -23,7 +23,7 @@ from ..files import atomic_path, command_line, file_sha256, read_json, short_id,
 from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..show import render
-from ..tables import now
+from ..tables import current_name, now
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/01_splits.ipynb #next-step
@@ -69,7 +69,7 @@ def _with_recon_of_faulty_photos(flags, images):
 
 # %% ../../nbs/4_curate/01_splits.ipynb #pairs-of
 def pairs_of(ws,                         # a `Workspace`
-             scorer: str = 'tiny',        # whose scores choose
+             scorer: str = 'smallscore',        # whose scores choose
              # honour confirmed flags; without flags and reviews it is the paper's plain rule
              use_flags: bool = True,
              use_reviews: bool = True,    # honour what people decided about photos and pairs
@@ -85,6 +85,7 @@ def pairs_of(ws,                         # a `Workspace`
     images = ws.table('images', only=among)
     subjects = images.image_id if prompts is not None else None
     scores = ws.table('scores', only=('image_id', subjects) if prompts is not None else None)
+    scorer = current_name('scorer', scorer)
     scores = scores.query('scorer == @scorer')
     if not len(scores): raise UserError(_next_step(ws, images, scorer))
     reviews = ws.table('reviews') if use_reviews else None
@@ -167,7 +168,9 @@ class SplitInfo:
     def read(cls, folder): # of a split -> SplitInfo
         "Read `split.json`; None where there is none."
         stored = read_json(Path(folder)/'split.json')
-        return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored}) if stored else None
+        if not stored: return None
+        stored['scorer'] = current_name('scorer', stored['scorer'])
+        return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
 
     def write(self, folder): # of a split
         "Write `split.json`, whole or not at all."
@@ -344,7 +347,7 @@ def _pool_facts(ws, easy) -> dict: # fields of `train.recipes.GenerationConfig`
 # %% ../../nbs/4_curate/01_splits.ipynb #freeze-split
 def freeze_split(workspace,            # a `Workspace` or its folder
                  name: str = 'v1',      # name of the split
-                 scorer: str = 'tiny',  # preference estimator whose scores choose
+                 scorer: str = 'smallscore',  # preference estimator whose scores choose
                  **choices             # further arguments of `pairs_of`
                 ) -> Path:             # splits/<name>
     """Draft the pairs of the three stages and freeze them.
@@ -371,7 +374,7 @@ def freeze_split(workspace,            # a `Workspace` or its folder
         drafted,
         name=name,
         content=content,
-        scorer=scorer,
+        scorer=current_name('scorer', scorer),
         choices=choices,
     )
     _warn_of_empty_stages(ws, SplitInfo.read(folder))

@@ -189,7 +189,7 @@ def _begun_configs(ws): # config.json of the runs; a start that failed is none
 def _runs_on(ws, t) -> dict: # run -> how it met the photo, in words
     """Which models learned from it: runs by their split or their base.
 
-    Fine-tuned and tiny bases learn from all photos of the training fold.
+    Fine-tuned and small bases learn from all photos of the training fold.
     """
     runs, fold = {}, set(ws.table('prompts').set_index('prompt_id').fold.reindex(t.prompts))
     configs = {f.parent.name: read_json(f) for f in _begun_configs(ws)}

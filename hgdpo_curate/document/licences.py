@@ -16,6 +16,7 @@ from ..files import file_sha256, read_json
 from ..pipelines import assets_folder, MANNEQUIN
 from ..image_models import OFFERS, PARTS, WEIGHTS
 from ..registry import licence_of, recorded_as, stated_of
+from ..tables import current_name
 
 # %% ../../nbs/7_document/05_licences.ipynb #forbidden
 FORBIDDEN = ('Identifying people, impersonating them, and sexual content of real people are forbidden, whatever the '
@@ -55,13 +56,13 @@ def hub_licence(text) -> dict: # fields of the YAML head
 # %% ../../nbs/7_document/05_licences.ipynb #about
 NOT_KNOWN = 'not known to hgdpo_curate'
 TAUGHT = dict(
-    what='tiny network, trained on other images than the package\'s',
+    what='small network, trained on other images than the package\'s',
     licence='as the images that it learned from',
     commercial='unknown',
     stated='',
 )
 
-def _taught(name, version, kind): # whether a tiny network is not the package's own
+def _taught(name, version, kind): # whether a small network is not the package's own
     row = recorded_as(name, kind)
     weights = WEIGHTS.get(row.weights) if row and isinstance(row.weights, str) else None
     own = weights is not None and weights.stated == 'this package'
@@ -95,8 +96,11 @@ def measured_with(ws, config) -> dict: # as `evaluate.measures.measured_by`
     "What the run's evaluation was made with; one of an older version, which did not write it down, says so."
     folder = ws.root/'runs'/config.get('run', '')/'evaluation'
     measured = read_json(folder/'measured_by.json')
-    if measured is not None or not (folder/'table.parquet').is_file(): return measured or {}
+    if measured is not None or not (folder/'table.parquet').is_file(): return _with_current_names(measured or {})
     return dict(extractor=[dict(name='not recorded: evaluate again to know features and recogniser', version='')])
+
+def _with_current_names(measured): # part -> models
+    return {part: [m | dict(name=current_name(PARTS[part], m['name'])) for m in ms] for part, ms in measured.items()}
 
 # %% ../../nbs/7_document/05_licences.ipynb #judges-of
 def judges_of(
@@ -128,7 +132,7 @@ def original(ws, config) -> str: # the config of a run
 def base_licence(base: str, answers) -> dict: # as `components`
     "The base model's licence: known of the package's own, else what a person answered."
     if base == MANNEQUIN:
-        what, licence, commercial, stated = 'tiny base of the package', 'Apache-2.0', 'yes', 'this package'
+        what, licence, commercial, stated = 'small base of the package', 'Apache-2.0', 'yes', 'this package'
     else:
         what, licence = 'base model', answers.get('base_licence', 'missing: nobody has answered')
         commercial = answers.get('base_commercial', 'unknown').lower()

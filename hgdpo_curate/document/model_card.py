@@ -29,7 +29,7 @@ from ..files import file_sha256, read_json, short_id, UserError, write_text
 from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..pipelines import MANNEQUIN, pipeline_folder
-from ..tables import HARMLESS_FLAGS
+from ..tables import current_name, HARMLESS_FLAGS
 from ..workspace import open_workspace, parse_resolution
 
 # %% ../../nbs/7_document/06_model_card.ipynb #steps
@@ -63,6 +63,7 @@ def evaluation_table(file) -> dict: # table.parquet of an evaluation -> images, 
     "An evaluation as the card shows it: a row per model, a column per metric."
     if not file.is_file(): return {}
     t = pd.read_parquet(file)
+    t['metric'] = [current_name('scorer', m) for m in t.metric]       # a further scorer is a metric
     cells = {
         (r.arm, r.metric): f'{_figure(r.value)} [{_figure(r.low)}, {_figure(r.high)}]'
         for r in t.itertuples()

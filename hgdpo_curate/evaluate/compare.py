@@ -24,7 +24,7 @@ from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..judge.faces import distances_to_photos
 from ..judge.scores import score_images
-from ..tables import HARMLESS_FLAGS
+from ..tables import current_name, HARMLESS_FLAGS
 from ..workspace import open_workspace
 
 _all_ = ['Candidate']     # offered here too
@@ -116,7 +116,7 @@ def compare_arms(
     arms: dict,  # name -> `Candidate`, or rows of `images` already drawn; hue and colour are measured against 'base'
     prompts=None,  # rows of `prompts`; None takes the test fold's
     per_prompt: int = 2,  # images per prompt, for candidates that draw
-    scorers=('tiny',),  # keys of `SCORERS` or `Scorer`s; the first is the metric `score`
+    scorers=('smallscore',),  # keys of `SCORERS` or `Scorer`s; the first is the metric `score`
     scorer_path=None,  # folder of the first scorer's weights, or one with a folder of weights per scorer
     chose: str = '',  # the scorer that chose the pairs
     extractor='auto',  # whose features are compared, see `features.load_extractor`
@@ -159,7 +159,7 @@ def compare_arms(
         ws,
         rows,
         prompts,
-        chose=chose,
+        chose=current_name('scorer', chose),
         files=tuple(f for a in base_first.values() for f in getattr(a, 'files', ()) if isinstance(a, Candidate)),
         progress=progress,
         **models,
@@ -179,7 +179,7 @@ def _score_all(ws, rows, scorers, folder, *, device, progress): # -> names of th
             progress=progress,
             images=ids,
         )
-    return tuple(getattr(s, 'name', s) for s in scorers)
+    return tuple(getattr(s, 'name', current_name('scorer', s)) for s in scorers)
 
 def _path_of(folder, scorer, n):
     own = Path(folder)/scorer if folder and isinstance(scorer, str) else None
@@ -313,7 +313,7 @@ def measured_by(
         scorers=_named_in(scores[scores.scorer.isin(scorers)], 'scorer'),
         detectors=_named_in(detections, 'detector'),
         extractor=_names_of([extractor]),
-        evaluator=_names_of([load_extractor(ws, 'tiny') if workspace_evaluator(ws) else None]),
+        evaluator=_names_of([load_extractor(ws, 'evaluator') if workspace_evaluator(ws) else None]),
         recogniser=_names_of(recognisers),
     )
 

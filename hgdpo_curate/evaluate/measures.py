@@ -10,7 +10,7 @@ __all__ = ['LABELS', 'BESIDE', 'IDENTITY', 'HIGHER', 'SHARES', 'POSSIBLE', 'SLOW
 import numpy as np
 import pandas as pd
 from hgdpo_curate.evaluate.features import (
-    features_of, hue_distance, hue_vectors, laplacian_sharpness, load_pixels, mean_hue, rgb_distance, TinyFeatures,
+    features_of, hue_distance, hue_vectors, laplacian_sharpness, load_pixels, mean_hue, rgb_distance, EvaluatorFeatures,
 )
 from hgdpo_curate.evaluate.statistics import (
     bootstrap, diversity, diversity_by_prompt, FEW, frechet_distance, kernel_mmd, pairwise, polynomial_kernel,
@@ -108,7 +108,7 @@ def measure_images(
     with progress_bar(len(rows), f'measuring {label}', shown) as bar:
         parts = [_measure(ws, rows.iloc[i:i + AT_A_TIME], evaluator, bar) for i in range(0, len(rows), AT_A_TIME)]
     out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    if extractor is not None and not isinstance(extractor, TinyFeatures):
+    if extractor is not None and not isinstance(extractor, EvaluatorFeatures):
         out['features'] = features_of(ws, rows, extractor, progress=progress)
     # the kernel's constant 1 is meant for numbers near 1
     if 'features' in out and getattr(extractor, 'name', '') != 'inception':

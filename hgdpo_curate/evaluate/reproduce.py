@@ -140,7 +140,7 @@ def measure_seed(
 ) -> Comparison:
     "Every model of a table on the test prompts of a world."
     candidates = {r.name: run_arm(ws, run_name(r), r.stage) for r in table.rows}
-    tiny = dict(scorers=('tiny',), chose='tiny', extractor='tiny')
+    judges = dict(scorers=('smallscore',), chose='smallscore', extractor='evaluator')
     return compare_arms(
         ws,
         candidates,
@@ -148,7 +148,7 @@ def measure_seed(
         per_prompt,
         batch=32,
         progress=progress,
-        **tiny,
+        **judges,
     )
 
 # %% ../../nbs/6_evaluate/10_reproduce.ipynb #figures-of

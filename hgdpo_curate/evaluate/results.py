@@ -13,7 +13,7 @@ import re
 import textwrap
 import numpy as np
 import pandas as pd
-from ..curate.splits import pairs_of
+from ..curate.splits import pairs_of, SplitInfo
 from .candidates import ARMS, frozen_test_prompts, named_arms, one_split
 from .compare import compare_arms, Comparison
 from .features import workspace_evaluator
@@ -24,7 +24,7 @@ from ..show import contact_sheet, padded_rows
 from ..files import command_line
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #imports-2
-from ..files import atomic_path, read_json, UserError, write_json, write_text
+from ..files import atomic_path, UserError, write_json, write_text
 from ..show import render
 from ..workspace import open_workspace
 
@@ -308,7 +308,7 @@ def evaluate_named(
     run: str = None,  # name of a run; None takes the newest
     arms=None,  # which models: stages of the run, other runs, or RUN/STAGE; None takes all stages of the run
     limit: int = None,  # only the first so many test prompts
-    scorer='tiny',  # preference estimators: a key of `SCORERS`, a `Scorer`, or a list of them
+    scorer='smallscore',  # preference estimators: a key of `SCORERS`, a `Scorer`, or a list of them
     with_photos: bool = False,  # photographs of real people in the grid; drawn people are always shown
     device=None,  # where models run; None takes the best there is
     **measure,  # further arguments of `compare_arms`
@@ -322,13 +322,13 @@ def evaluate_named(
     candidates, configs = named_arms(ws, arms, run, device)
     split = one_split(configs)
     prompts = frozen_test_prompts(ws, split)
-    chose = read_json(ws.root/'splits'/split/'split.json', {}).get('scorer', '')
+    info = SplitInfo.read(ws.root/'splits'/split)
     comparison = compare_arms(
         ws,
         candidates,
         prompts.head(limit) if limit else prompts,
         scorers=scorer if isinstance(scorer, (list, tuple)) else [scorer],
-        chose=chose,
+        chose=info.scorer if info else '',
         device=device,
         **measure,
     )
@@ -344,7 +344,7 @@ def evaluate_runs(
     arms=None,  # which models: stages of the run, other runs, or RUN/STAGE; None takes all stages of the run
     per_prompt: int = 2,  # images per test prompt
     limit: int = None,  # only the first so many test prompts
-    scorer='tiny',  # preference estimators: a key of `SCORERS`, a `Scorer`, or a list of them
+    scorer='smallscore',  # preference estimators: a key of `SCORERS`, a `Scorer`, or a list of them
     batch: int = 16,  # images drawn together
     device=None,  # where models run; None takes the best there is
     progress=None,  # as in `generate_pool`
@@ -396,7 +396,7 @@ def _failure_rate(ws, rows, evaluator): # by the evaluator -> (rate, low, high)
 # %% ../../nbs/6_evaluate/05_results.ipynb #pool-picture
 def pool_picture(
     workspace,  # a `Workspace` or its folder
-    scorer: str = 'tiny',  # that chose the pairs
+    scorer: str = 'smallscore',  # that chose the pairs
     most: int = 10,  # prompts in the picture
 ) -> tuple:  # (PIL image, DataFrame of failure rates)
     """One row per role, most realistic last.

@@ -117,7 +117,7 @@ def judge(
     )
 
 # %% ../../nbs/6_evaluate/09_verdicts.ipynb #table-metrics
-EVALUATOR_DIMS = 64     # of the tiny evaluator's features, by which distances are measured
+EVALUATOR_DIMS = 64     # of the small evaluator's features, by which distances are measured
 TABLE_METRICS = [*LABELS, 'kid', 'rgb_distance', 'diversity_prompt']
 PAPER_NAMES = dict(
     score='P-Score',

@@ -73,7 +73,7 @@ def _same(row, before):
 # %% ../../nbs/3_judge/06_anatomy.ipynb #flag-images
 def flag_images(
     workspace,        # a `Workspace` or its folder
-    detector='tiny',  # a key of `DETECTORS`
+    detector='drawn_faults',  # a key of `DETECTORS`
     path=None,        # the detector's weights: a file or folder
     domains=('real', 'generated'),  # which images
     accept_noncommercial=False,     # for insightface, whose models are for non-commercial research only

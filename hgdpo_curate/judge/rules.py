@@ -269,7 +269,7 @@ def rule_deformed_face(detections):
 
 # %% ../../nbs/3_judge/05_rules.ipynb #rule-fault-head-2
 def rule_fault_head(detections):
-    "The most likely fault of the tiny scorer, if its probability passes the threshold."
+    "The most likely fault of the small scorer, if its probability passes the threshold."
     best = max((d for d in detections.items if d['kind'] in FAULTS), key=lambda d: d['confidence'], default=None)
     if best is None or best['confidence'] < THRESHOLDS['fault']: return []
     flag = FAULTS[best['kind']]

@@ -110,7 +110,7 @@ def _miniature(name, steps, **k): # k: lr and batch
     )
 
 def mannequin():
-    "The miniature: minutes on two CPU cores, for the tiny base model of the package."
+    "The miniature: minutes on two CPU cores, for the small base model of the package."
     return _miniature('mannequin', (120, 50, 50, 30), lr=5e-4, batch=12)
 
 def tiny_photos():
@@ -274,25 +274,25 @@ def presets_for(base) -> tuple: # hub id or folder -> keys of `PRESETS`, the one
     from hgdpo_curate.pipelines import MANNEQUIN, pipeline_folder
     folder = pipeline_folder(base)
     widths = (read_json(folder/'unet'/'config.json') or {}).get('block_out_channels', (320,))
-    tiny = ('mannequin', 'tiny-photos')
-    if max(widths) < 320: return tiny if str(base) == MANNEQUIN else tiny[::-1]
+    small = ('mannequin', 'tiny-photos')
+    if max(widths) < 320: return small if str(base) == MANNEQUIN else small[::-1]
     return ('sdxl-48gb',) if family_in(folder).made_for == 1024 else ('sd15-24gb', 'sd15-12gb', 'sd15-paper')
 
 # %% ../../nbs/5_train/02_presets.ipynb #check-suits
-LONG = 5000     # steps in all that no tiny base needs
+LONG = 5000     # steps in all that no small base needs
 
 def check_suits(preset: Preset, base): # hub id or folder
-    "Warn of a preset that was made for other bases. Raises `UserError` where it would train a tiny base for days."
+    "Warn of a preset that was made for other bases. Raises `UserError` where it would train a small base for days."
     suited, origin = presets_for(base), origin_of(preset)
     if not origin or origin in suited: return
     steps = sum(s.max_train_steps for s in preset.stages)
-    tiny = 'tiny-photos' in suited
+    small = 'tiny-photos' in suited
     sentence = (
-        f'The preset {origin} was made for {"Stable Diffusion" if tiny else "other networks"}, and the base '
-        f'{Path(str(base)).name} is {"a tiny one" if tiny else "none of these"}; the preset for it is: '
+        f'The preset {origin} was made for {"Stable Diffusion" if small else "other networks"}, and the base '
+        f'{Path(str(base)).name} is {"a small one" if small else "none of these"}; the preset for it is: '
         f'--preset {suited[0]}'
     )
-    if tiny and steps > LONG: raise UserError(f'{sentence} ({origin} would train {steps:,} steps)')
+    if small and steps > LONG: raise UserError(f'{sentence} ({origin} would train {steps:,} steps)')
     warnings.warn(f'{sentence}.', stacklevel=2)
 
 # %% ../../nbs/5_train/02_presets.ipynb #load-preset

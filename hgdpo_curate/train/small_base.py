@@ -88,11 +88,11 @@ def fit_network(folder,           # for the state
     if state.exists(): start, average = _read_state(state, net, opt, steps) or (start, average)
     net.train()
     written = time.monotonic()
-    for step in progress(range(start, steps), f'training the tiny {name}', steps, start):
+    for step in progress(range(start, steps), f'training the small {name}', steps, start):
         loss = loss_of(step, torch.Generator().manual_seed(seed*1_000_003 + step))
         if not torch.isfinite(loss):
             raise UserError(
-                f'The tiny {name} diverged at step {step} (loss {loss.item()}); train it with a smaller learning rate.'
+                f'The small {name} diverged at step {step} (loss {loss.item()}); train it with a smaller learning rate.'
             )
         _optimiser_step(net, opt, loss, float(lr*cosine_ramp(step, steps)))
         if ema: _follow(average, net, step, ema)

@@ -184,7 +184,7 @@ def _scorer_figures(wins): # of `scorer_accuracy` -> name: share with its interv
 
 def _check_no_pool(ws): # its pictures would be measured against another base
     if len(ws.table('images').query("domain in ('generated', 'intermediate')")):
-        raise UserError(f'{ws.root} holds a pool made with {ws.base_model}; train tiny networks in a new workspace.')
+        raise UserError(f'{ws.root} holds a pool made with {ws.base_model}; train small networks in a new workspace.')
 
 def _is_other_base(ws): return ws.base_model not in ('', str(ws.root/'tiny'/'base'))
 
@@ -207,7 +207,7 @@ def chance_warnings(figures: dict) -> list: # of `train_tiny` -> sentences
         if not isinstance(figure, dict) or figure['low'] > .5: continue
         how = 'is no better than chance' if figure['share'] <= .5 else 'cannot be told from chance'
         out.append(
-            f'WARNING: the tiny scorer {how} at telling {task}: right in {figure["share"]:.0%} of '
+            f'WARNING: the small scorer {how} at telling {task}: right in {figure["share"]:.0%} of '
             f'{figures["test_photos"]} test photos (95% interval {figure["low"]:.0%} to {figure["high"]:.0%}); '
             f'guessing is 50%. Its pairs {"are" if figure["share"] <= .5 else "may be"} chosen at random, and training '
             'on random pairs teaches nothing. Train it '
