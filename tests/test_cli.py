@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import plain, ROOT
 
 from hgdpo_curate import cli
 
@@ -72,3 +72,20 @@ def test_the_workspace_is_the_flag_then_the_folder_then_the_variable(tmp_path, m
         ['evaluate', '--table', 'easy'],
     ):
         assert cli.means_no_workspace(argv[0], vars(cli.make_parser(argv[0]).parse_args(argv[1:])))
+
+
+def test_names_that_models_had_in_the_first_version_are_still_understood(tmp_path, capsys, recwarn):
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.toy.drawings import export_photos
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    import_photos(ws, export_photos(tmp_path/'photos', 4, seed=3), progress=plain)
+    at = ['--workspace', str(ws.root)]
+    for scorer, detector in (('tiny', 'tiny'), ('tiny,tiny', 'tiny_faults'), ('smallscore', 'drawn_faults')):
+        assert cli.main(['score', *at, '--scorer', scorer]) == cli.main(['flag', *at, '--detector', detector]) == 0
+        assert ws.table('scores', history=True).scorer.tolist() == ['smallscore']*4        # by whichever name, once
+        seen = ws.table('detections', history=True)
+        assert {*seen.detector} == {'drawn_faults'} and not seen.duplicated(['image_id', 'kind', 'index']).any()
+    assert not [w for w in recwarn if 'tiny' in str(w.message)]
+    capsys.readouterr()
+    assert cli.main(['pairs', *at, '--scorer', 'tiny']) == 1 and 'hgdpo pool' in capsys.readouterr().err
+    assert cli.main(['score', *at, '--scorer', 'huge']) == 2 and 'choose one of smallscore,' in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_a_model_card_names_the_data_card_as_it_is_now(lived_in, copy_of):
     assert 'title' not in card.missing and card.missing == [q for q in CARD_QUESTIONS if q != 'title']
 
 
-def test_the_tiny_scorer_is_the_packages_only_where_its_weights_are(lived_in):
+def test_the_small_scorer_is_the_packages_only_where_its_weights_are(lived_in):
     from hgdpo_curate import load_scorer
     from hgdpo_curate.document.licences import components
     from hgdpo_curate.document.contents import read_split

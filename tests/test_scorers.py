@@ -281,7 +281,7 @@ def test_features_that_nobody_named_are_never_downloaded(tmp_path, monkeypatch):
     assert asked == [True, True, False]
 
 
-def test_inception_comes_before_a_tiny_evaluator_but_not_for_drawings(finished, copy_of, monkeypatch):
+def test_inception_comes_before_a_small_evaluator_but_not_for_drawings(finished, copy_of, monkeypatch):
     from pathlib import Path
     from hgdpo_curate.evaluate import features
     from hgdpo_curate.pipelines import assets_folder
