@@ -347,13 +347,11 @@ def current_name(
     return RENAMED.get(kind, {}).get(name, name) if isinstance(name, str) else name
 
 def _with_current_names(part): # an arrow table; the same one where nothing is to be renamed
-    import pyarrow as pa, pyarrow.compute as pc
+    import pyarrow as pa
     for kind in [k for k in RENAMED if k in part.column_names]:
-        column = part[kind]
-        if not pc.any(pc.is_in(column, value_set=pa.array([*RENAMED[kind]]))).as_py(): continue
-        for old, new in RENAMED[kind].items(): column = pc.if_else(pc.equal(column, old), new, column)
-        index = part.column_names.index(kind)
-        part = part.set_column(index, part.schema.field(index), column)
+        if not RENAMED[kind].keys() & {*part[kind].unique().to_pylist()}: continue
+        index, names = part.column_names.index(kind), [current_name(kind, name) for name in part[kind].to_pylist()]
+        part = part.set_column(index, part.schema.field(index), pa.array(names, pa.string()))
     return part
 
 # %% ../nbs/0_base/02_tables.ipynb #as-it-is-now
