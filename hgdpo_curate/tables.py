@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'FLAGS', 'HARMLESS_FLAGS', 'DECISIONS', 'CONSENTS', 'DOMAINS', 'KINDS', 'LONG_AGO', 'Column', 'Schema',
-           'stated_columns', 'shown_columns', 'to_arrow', 'from_arrow', 'now', 'Table', 'as_it_is_now', 'migrate',
-           'last_decisions', 'standing_flags']
+           'stated_columns', 'shown_columns', 'to_arrow', 'is_missing', 'from_arrow', 'now', 'Table', 'as_it_is_now',
+           'migrate', 'last_decisions', 'standing_flags']
 
 # %% ../nbs/0_base/02_tables.ipynb #import-contextlib-errno-hashlib-json-os
 import json, time, uuid
@@ -22,6 +22,11 @@ class Column:
     help: str              # what it holds
     stated: bool = False   # whether people state it of a photo: import reads it, `hgdpo photos` has a flag for it
     shown: str = ''        # the group of the App's sidebar that shows it
+
+    @property
+    def type(self): # str, int or float; None of lists and times
+        "What one value is where a person types it."
+        return dict(str=str, int=int, float=float).get(self.kind)
 
 # %% ../nbs/0_base/02_tables.ipynb #schema-2
 @dataclass(frozen=True)
@@ -76,11 +81,11 @@ SCHEMAS |= dict(
         'image_id',
         image_id=Column('str', 'a photo'),
         original_path=Column('str', 'the file it came from'),
-        source=Column('str', 'who or what it is from, as stated', stated=True),
-        licence=Column('str', 'as stated', stated=True, shown='photo'),
-        consent=Column('str', 'of the people in it, one of `CONSENTS`', stated=True, shown='photo'),
-        release=Column('str', 'the signed release, as stated', stated=True),
-        minors=Column('str', 'yes, no or unknown', stated=True),
+        source=Column('str', 'who or what the photo is from', stated=True),
+        licence=Column('str', 'under which the photo may be used, e.g. CC-BY-4.0', stated=True, shown='photo'),
+        consent=Column('str', 'of the people in it: yes, no, withdrawn or unknown', stated=True, shown='photo'),
+        release=Column('str', 'the model release that they signed', stated=True),
+        minors=Column('str', 'whether it shows minors: yes, no or unknown', stated=True),
         takedown_contact=Column('str', 'whom to ask to have it taken out', stated=True),
         attributes=Column('json', 'what people declared of themselves, never inferred', stated=True),
         exif_gps=Column('str', 'whether the original carried a position'),
@@ -206,14 +211,16 @@ def to_arrow(df, schema):
     arrow = _arrow_schema(schema)
     cols = []
     for name, kind in schema.columns.items():
-        v: list = [None if _missing(x) else x for x in df[name]] if name in df else [None]*len(df)
+        v: list = [None if is_missing(x) else x for x in df[name]] if name in df else [None]*len(df)
         if kind == 'json': v = [None if x is None else json.dumps(x, sort_keys=True) for x in v]
         if kind == 'time': v = [None if x is None else _instant(x) for x in v]
         if kind in ('floats', 'strs', 'points'): v = [None if x is None else list(x) for x in v]
         cols.append(pa.array(v, type=arrow.field(name).type))
     return pa.table(cols, schema=arrow)
 
-def _missing(x): return x is None or type(x).__name__ in ('NAType', 'NaTType') or (isinstance(x, float) and x != x)
+def is_missing(x) -> bool: # of a cell
+    "None, not a number, or what pandas puts in their place."
+    return x is None or type(x).__name__ in ('NAType', 'NaTType') or (isinstance(x, float) and x != x)
 
 def _instant(x): # a datetime, a pandas Timestamp, or a text in ISO 8601; without a zone it is UTC
     t = datetime.fromisoformat(x) if isinstance(x, str) else x
@@ -300,7 +307,7 @@ class Table:
         if not len(df): return 0
         time_of_writing = datetime.now(timezone.utc)
         given = df['written_at'] if 'written_at' in df else [None]*len(df)
-        times = pd.Series([time_of_writing if _missing(x) else x for x in given], index=df.index, dtype=object)
+        times = pd.Series([time_of_writing if is_missing(x) else x for x in given], index=df.index, dtype=object)
         df = df.assign(written_at=times)
         _write_part(self, df, uuid.uuid4().hex[:6])
         return len(df)

@@ -49,7 +49,7 @@ def make_workspace(
     return '\n'.join([str(ws.root), *([f'next: {step}'] if step else [])])
 
 # %% ../nbs/8_run/03_verbs.ipynb #bring-in
-STATED = [name for name, column in stated_columns().items() if column.kind == 'str']    # each is a flag, see `cli`
+STATED = [name for name, column in stated_columns().items() if column.type]    # each is a flag, see `cli`
 
 def bring_in(
     workspace,                     # a workspace or its folder
@@ -67,21 +67,13 @@ def bring_in(
     # folder of an open_clip or transformers CLIP model for near duplicates (default: open_clip's where it is in the
     # local cache, else a perceptual hash)
     clip_path: str = None,
-    source: str = None,            # where all these photos come from, where their own metadata does not say
-    licence: str = None,           # licence of all these photos, likewise
-    consent: str = None,           # yes, no, withdrawn or unknown, likewise
-    release: str = None,           # model release, likewise
-    minors: str = None,            # yes, no or unknown, likewise
-    takedown_contact: str = None,  # whom to write to, likewise
-    **further                      # any other of `STATED`
+    **stated                       # what holds for all these photos where their own metadata does not say: of `STATED`
 ):
     "Bring in a folder of photos with captions."
     from hgdpo_curate.images.photos import import_photos
     from hgdpo_curate.judge.scores import photo_embedder
-    given = locals()
-    stated = {k: given[k] if k in given else further.pop(k, None) for k in STATED}
-    if further:
-        raise UsageError(f'There is no fact {next(iter(further))!r} of a photo; choose among {", ".join(STATED)}.')
+    if unknown := sorted(stated.keys() - set(STATED)):
+        raise UsageError(f'There is no fact {unknown[0]!r} of a photo; choose among {", ".join(STATED)}.')
     report = import_photos(
         workspace,
         folder,

@@ -114,7 +114,7 @@ def stated(photo_facts) -> Statements: # rows of the table `photo_facts`
     given = list(photo_facts.attributes.dropna())
     declared = Counter(f'{k}: {v}' for a in given if isinstance(a, dict) for k, v in a.items())
     tags = Counter(str(x) for a in given if not isinstance(a, dict) for x in (a if isinstance(a, list) else [a]))
-    texts = (c for c, column in stated_columns().items() if column.kind == 'str' and c != 'takedown_contact')
+    texts = (c for c, column in stated_columns().items() if column.type and c != 'takedown_contact')
     listed = {c: value_shares(photo_facts[c]) for c in texts}
     return Statements(
         **{c: listed.pop(c) for c in ('licence', 'consent', 'release', 'minors', 'source')},
