@@ -12,7 +12,7 @@ __all__ = ['MANNEQUIN', 'SAMPLERS', 'assets_folder', 'pipeline_folder', 'model_h
 import contextlib, functools, os
 from importlib import resources
 from pathlib import Path
-from .files import file_sha256, short_id, UsageError, UserError
+from .files import file_sha256, in_batches, short_id, UsageError, UserError
 from .families import family_in, family_of
 
 # %% ../nbs/0_base/05_pipelines.ipynb #mannequin
@@ -54,6 +54,7 @@ def _from_hub(name):
         for variant in (None, 'fp16'):                     # some repositories have half precision only
             options = dict(use_safetensors=True, local_files_only=local, variant=variant)
             try: return Path(DiffusionPipeline.download(name, **options))
+            # the hub, the network and the cache raise classes of several libraries and versions
             except Exception as e: failures.append(type(e).__name__)
     raise UserError(
         f'The base model {name} is not in the local cache and could not be downloaded ({failures[2]}); '
@@ -151,6 +152,7 @@ def _from_folder(folder, family, dtype):
     import diffusers
     options = dict(use_safetensors=True, variant=_variant(folder, family), **family.load_options)
     try: return getattr(diffusers, family.pipeline).from_pretrained(folder, dtype=dtype, **options)
+    # a file that is missing or broken, a configuration that is, weights of another shape
     except (OSError, ValueError, RuntimeError) as e:
         raise UserError(
             f'The pipeline in {folder} cannot be loaded ({str(e).splitlines()[0]}); fetch or save it again.'
@@ -177,6 +179,7 @@ def set_sampler(pipe, sampler: str): # a key of `SAMPLERS`
         raise UserError(f'There is no sampler {sampler!r}; choose one of {", ".join(SAMPLERS)}.')
     made, config = getattr(diffusers, SAMPLERS[sampler]), pipe.scheduler.config
     try: pipe.scheduler = made.from_config(config, **(_dpm_settings(config) if sampler == 'dpm' else {}))
+    # a setting that it refuses, a schedule that it does not know, or sigmas for which it wants scipy
     except (ValueError, NotImplementedError, ImportError) as e:
         raise UserError(
             f'The noise schedule of the base model does not fit the sampler {sampler} ({str(e).splitlines()[0]}); '
@@ -220,7 +223,7 @@ def encode_prompts(
     "Conditioning of prompts, named as the pipeline's call names it; without gradients."
     import torch
     with torch.no_grad():
-        return join_conditioning([embed_prompts(pipe, prompts[i:i+batch]) for i in range(0, len(prompts), batch)])
+        return join_conditioning([embed_prompts(pipe, part) for part in in_batches(prompts, batch)])
 
 def embed_prompts(pipe, prompts) -> dict:
     "As `encode_prompts`, in one batch and with gradients, for a text encoder in training."

@@ -328,7 +328,7 @@ def _read_parts(parts, table):
     if not parts: return arrow.empty_table()
     try: return pa.concat_tables([as_it_is_now(pq.ParquetFile(p).read(), table.schema) for p in parts])
     except FileNotFoundError: raise
-    except (pa.ArrowInvalid, OSError, ValueError) as e:
+    except (OSError, ValueError) as e:      # ArrowInvalid is a ValueError
         raise UserError(
             f'A part of the table {table.folder} cannot be read ({str(e).splitlines()[0]}); '
             'restore it from a copy or delete that part.'

@@ -355,19 +355,18 @@ def confirmed(question: str) -> bool:
 def print_split(folder, given):
     "A frozen split: pairs per stage, why prompts have none, and what comes next."
     from hgdpo_curate.curate.pairs import without_pair
-    from hgdpo_curate.curate.splits import explain_left_out, read_stages
+    from hgdpo_curate.curate.splits import explain_left_out, read_stages, SplitInfo
     from hgdpo_curate.files import counted
-    from hgdpo_curate.files import read_json
-    info = read_json(folder/'split.json')
-    bare = without_pair(read_stages(folder), info['dropped'])
+    info = SplitInfo.read(folder)
+    bare = without_pair(read_stages(folder), info.dropped)
     print(folder)
-    for stage, count in info['counts'].items():
+    for stage, count in info.counts.items():
         without = f', {counted(bare[stage], "prompt")} without one' if bare[stage] else ''
         print(f'{stage}: {counted(count, "pair")}{without}')
-        for line in explain_left_out(info['dropped'].get(stage, [])): print(f'  {line}')
-    print(f'test: {counted(info["test_prompts"], "prompt")}')
-    for line in explain_left_out(info['dropped'].get('test', [])): print(f'  {line}')
-    if all(info['counts'].values()): print(f'next: {_train_command(folder, given)}')
+        for line in explain_left_out(info.dropped.get(stage, [])): print(f'  {line}')
+    print(f'test: {counted(info.test_prompts, "prompt")}')
+    for line in explain_left_out(info.dropped.get('test', [])): print(f'  {line}')
+    if all(info.counts.values()): print(f'next: {_train_command(folder, given)}')
 
 def _train_command(split, given): # the folder of a split
     from hgdpo_curate.files import UserError

@@ -155,7 +155,7 @@ def _settle(ws):
     if (kept.get('format'), kept.get('root')) == (FORMAT, here) and 'id' in kept: return
     try:
         with ws.lock(): _rewrite(ws, here)
-    except (PermissionError, OSError) as e:
+    except OSError as e:
         if kept.get('format') != FORMAT:
             raise UserError(
                 f'{ws.root} was written by version 0.1, and its tables must be rewritten once, but it cannot be '

@@ -124,7 +124,7 @@ def _check_port(port):
 # %% ../../nbs/4_curate/06_app.ipynb #launch
 def _launch(fo, ds, **launch): # arguments of `fiftyone.launch_app`
     try: return fo.launch_app(ds, address='127.0.0.1', **launch)
-    except Exception as e:
+    except Exception as e:      # FiftyOne does not promise where this class stands
         if type(e).__name__ != 'ServiceListenTimeout': raise
         raise UserError(
             "The App's server did not start within a minute, which is all that FiftyOne waits; the machine is "

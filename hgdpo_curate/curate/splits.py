@@ -185,21 +185,21 @@ class Split(dict):
         return self['info']
 
     def _repr_html_(self):
-        info, broken = self['info'], self['info'].get('broken')
+        info = self.info
         reasons = pd.DataFrame(
-            [(s, d['reason']) for s, records in info['dropped'].items() for d in records],
+            [(s, d['reason']) for s, records in info.dropped.items() for d in records],
             columns=['stage', 'left out because'],
         )
         counted = reasons.groupby([*reasons], sort=False).size().rename('times').reset_index()
         return render(
             'split.html',
             info=info,
-            state=f'broken by removal on {broken[-1]["at"][:10]}, freeze anew'
-            if broken
+            state=f'broken by removal on {info.broken[-1]["at"][:10]}, freeze anew'
+            if info.broken
             else 'whole when it was read: its pairs and their images are those that were frozen',
             test_prompts=len(self['test']),
             controls=', '.join(f'{c} {len(self[c])}' for c in PAIR_CONTROLS if c in self),
-            stages=_stage_summary(self, info['dropped']).to_html(index=False),
+            stages=_stage_summary(self, info.dropped).to_html(index=False),
             reasons=counted.to_html(index=False) if len(reasons) else '',
         )
 
@@ -263,17 +263,17 @@ _CHAIN = dict(
 
 def empty_stage(
     ws,            # a `Workspace`
-    info,          # `SplitInfo`, or its fields
+    info,          # `SplitInfo`
     pairs: str,    # the empty set: one of `PAIR_STAGES` or `PAIR_CONTROLS`
 ) -> str:  # the end of a sentence
     "Why a set of pairs is empty, and which command mends it."
-    counts, dropped, images = info['counts'], info['dropped'], ws.table('images')
+    counts, dropped, images = info.counts, info.dropped, ws.table('images')
     chain = _CHAIN.get(pairs, ('easy',))
     reasons = [d['reason'] for d in dropped.get(next((s for s in chain if not counts.get(s)), chain[-1]), [])]
-    again = command_line('pairs', ws, split='NEW_NAME', scorer=info['scorer'])
+    again = command_line('pairs', ws, split='NEW_NAME', scorer=info.scorer)
     if any(r.startswith('no usable reconstruction') for r in reasons):
         made = (images.domain == 'intermediate').any()
-        steps = [] if made else [command_line('recon', ws), command_line('score', ws, scorer=info['scorer'])]
+        steps = [] if made else [command_line('recon', ws), command_line('score', ws, scorer=info.scorer)]
         return f'the split was frozen without reconstructions; run: {", then: ".join([*steps, again])}'
     if any(r.startswith('filter') for r in reasons):
         return (

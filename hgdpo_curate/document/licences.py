@@ -108,7 +108,7 @@ def judges_of(
 
     Other scorers only measured, as did all that the evaluation says it used.
     """
-    used, chose = prompts_of(data), data['info']['scorer']
+    used, chose = prompts_of(data), data.info.scorer
     of_split, of_training = judges(ws, used), judges(ws, dict(train=used['train'], test=[]))
     seen = [(kind, n, v) for kind in ('scorers', 'detectors') for n, v, _ in of_split[kind]]
     seen += [(kind, m['name'], m['version']) for kind, ms in measured_with(ws, config).items() for m in ms]

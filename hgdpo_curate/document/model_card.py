@@ -177,7 +177,7 @@ def _asked(answers, base): # values of both templates that a person answered
 def _removals(ws, run, info): # values of the template about what was taken out
     log = read_json(ws.root/'data_cards'/'removals.json', [])
     return dict(
-        removals=[(b['at'][:10], set(b['rows']) == {'test_prompts'}) for b in info.get('broken', [])],
+        removals=[(b['at'][:10], set(b['rows']) == {'test_prompts'}) for b in info.broken or ()],
         removals_of_base=[r['at'][:10] for r in log if r['runs'].get(run, '').startswith('based')],
     )
 
@@ -194,10 +194,10 @@ def model_card_text(
     failures,  # as `draw_failures`
 ) -> str:
     "The whole card as Markdown."
-    run, info, base = config['run'], data['info'], original(ws, config)
+    run, info, base = config['run'], data.info, original(ws, config)
     folder, parts = ws.root/'runs'/run, components(ws, config, data, answers)
     evaluation = folder/'evaluation'/'table.parquet'
-    content = info.get('broken', [{}])[0].get('content', info['content'])    # before the first removal
+    content = info.broken[0]['content'] if info.broken else info.content     # before the first removal
     weights = [f for f in (folder/'final'/LORA_FILE, twin_file(folder/'final')) if f.exists()]
     return render_card(
         'model_card.md',

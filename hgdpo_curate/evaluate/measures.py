@@ -7,16 +7,17 @@ __all__ = ['LABELS', 'BESIDE', 'IDENTITY', 'HIGHER', 'SHARES', 'POSSIBLE', 'SLOW
            'within', 'draws_for', 'measure_images', 'statistics_of', 'hue_is_told', 'table_of', 'paired_gain']
 
 # %% ../../nbs/6_evaluate/02_measures.ipynb #imports
+from functools import partial
 import numpy as np
 import pandas as pd
 from hgdpo_curate.evaluate.features import (
-    features_of, hue_distance, hue_vectors, laplacian_sharpness, load_pixels, mean_hue, rgb_distance, TinyFeatures,
+    as_pixels, features_of, hue_distance, hue_vectors, laplacian_sharpness, mean_hue, rgb_distance, TinyFeatures,
 )
 from hgdpo_curate.evaluate.statistics import (
     bootstrap, diversity, diversity_by_prompt, FEW, frechet_distance, kernel_mmd, pairwise, polynomial_kernel,
 )
 from ..train.pictures import parse_prompt
-from ..show import progress_bar
+from ..images.jobs import map_images
 from ..train.small_judges import head_targets, run_evaluator
 
 # %% ../../nbs/6_evaluate/02_measures.ipynb #labels
@@ -105,8 +106,16 @@ def measure_images(
             rgb=np.zeros((0, 3)),
         )
     shown = progress if len(rows) > AT_A_TIME else lambda total, label: lambda n: None
-    with progress_bar(len(rows), f'measuring {label}', shown) as bar:
-        parts = [_measure(ws, rows.iloc[i:i + AT_A_TIME], evaluator, bar) for i in range(0, len(rows), AT_A_TIME)]
+    parts, measure = [], partial(_measure, ws.size, evaluator)
+    map_images(
+        ws,
+        rows,
+        parts.extend,
+        measure,
+        f'measuring {label}',
+        AT_A_TIME,
+        progress=shown,
+    )
     out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     if extractor is not None and not isinstance(extractor, TinyFeatures):
         out['features'] = features_of(ws, rows, extractor, progress=progress)
@@ -116,18 +125,17 @@ def measure_images(
     return out
 
 # %% ../../nbs/6_evaluate/02_measures.ipynb #measure
-def _measure(ws, rows, evaluator, bar):
-    pixels = load_pixels(ws, rows.path)
+def _measure(size, evaluator, rows, pictures): # -> one dict of arrays, a row per picture
+    pixels = as_pixels(pictures, size)
     out = dict(sharpness=laplacian_sharpness(pixels), hue=hue_vectors(pixels), rgb=pixels.mean((1, 2)))
     # how much of an image's colour points one way: 0 of a gray one, 1 of one pure colour
     out['chroma'] = np.hypot(*out['hue'].T)/(pixels.shape[1]*pixels.shape[2])
     if evaluator is not None:
-        size, heads = tuple(evaluator.config['size']), dict(evaluator.config['heads'])
-        out |= run_evaluator(evaluator, pixels if ws.size == size else load_pixels(ws, rows.path, size))
+        own, heads = tuple(evaluator.config['size']), dict(evaluator.config['heads'])
+        out |= run_evaluator(evaluator, pixels if size == own else as_pixels(pictures, own))
         if heads: out['prompt_accuracy'] = _prompt_accuracy(out['attributes'], rows.prompt.tolist(), heads)
         if 'faulty' in out: out['failed'] = (out['faulty'] > evaluator.config['threshold']).astype(float)
-    bar(len(rows))
-    return out
+    return [out]
 
 def _prompt_accuracy(chosen, prompts, heads): # NaN for a prompt in words that the heads do not know
     known = np.array([all(h.startswith('word:') for h in heads) or bool(parse_prompt(p)) for p in prompts])

@@ -13,7 +13,7 @@ import re
 import textwrap
 import numpy as np
 import pandas as pd
-from ..curate.splits import pairs_of
+from ..curate.splits import pairs_of, SplitInfo
 from .candidates import ARMS, frozen_test_prompts, named_arms, one_split
 from .compare import compare_arms, Comparison
 from .features import workspace_evaluator
@@ -24,7 +24,7 @@ from ..show import contact_sheet, padded_rows
 from ..files import command_line
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #imports-2
-from ..files import atomic_path, read_json, UserError, write_json, write_text
+from ..files import atomic_path, UserError, write_json, write_text
 from ..show import render
 from ..workspace import open_workspace
 
@@ -322,13 +322,13 @@ def evaluate_named(
     candidates, configs = named_arms(ws, arms, run, device)
     split = one_split(configs)
     prompts = frozen_test_prompts(ws, split)
-    chose = read_json(ws.root/'splits'/split/'split.json', {}).get('scorer', '')
+    frozen = SplitInfo.read(ws.root/'splits'/split)
     comparison = compare_arms(
         ws,
         candidates,
         prompts.head(limit) if limit else prompts,
         scorers=scorer if isinstance(scorer, (list, tuple)) else [scorer],
-        chose=chose,
+        chose=frozen.scorer if frozen else '',
         device=device,
         **measure,
     )

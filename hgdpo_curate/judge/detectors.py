@@ -87,7 +87,7 @@ class InsightFaces:
                 allowed_modules=self.modules,
                 providers=['CPUExecutionProvider'],
             )
-        except Exception as e:
+        except Exception as e:       # onnxruntime has classes of its own, insightface asserts
             raise UserError(
                 f'{folder} is not an insightface model pack ({type(e).__name__}); it needs a detector '
                 '(det_*.onnx) that onnxruntime can read.'
@@ -265,7 +265,7 @@ class ClipTriage:
             raise UserError(f'{folder} holds no weights; put open_clip_model.safetensors there.')
         source = f'local-dir:{folder}' if folder.is_dir() else str(path)
         try: self.net, _, self.prepare = open_clip.create_model_and_transforms(source)
-        except Exception as e:
+        except Exception as e:       # open_clip lets those of the hub, of JSON and of torch through
             raise UserError(
                 f'The open_clip model {source} cannot be loaded ({type(e).__name__}); give a folder with '
                 'open_clip_config.json and open_clip_model.safetensors with --detector_path.'

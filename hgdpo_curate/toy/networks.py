@@ -348,7 +348,7 @@ def load_network(folder, name: str):
         spec = json.loads((folder/f'{name}.json').read_text())
         net = dict(TinyScorer=TinyScorer, TinyEvaluator=TinyEvaluator)[spec['kind']](**spec['config'])
         net.load_state_dict({k: v.float() for k, v in load_file(folder/f'{name}.safetensors').items()})
-    except Exception as e:
+    except Exception as e:       # no file, no JSON, another configuration, other weights
         raise UserError(
             f'The network {folder/name} is missing or cannot be read ({type(e).__name__}); train it with: '
             f'{command_line("tiny", folder.parent if (folder.parent/"workspace.toml").exists() else None)}'

@@ -10,7 +10,7 @@ from pathlib import Path
 import time
 import numpy as np
 from ..families import denoiser, family_of, process_of
-from ..files import atomic_path, UserError
+from ..files import atomic_path, in_batches, UserError
 
 # %% ../../nbs/5_train/16_small_base.ipynb #cosine-ramp
 def cosine_ramp(step: int, steps: int) -> float: # of `steps` -> share of the learning rate
@@ -160,16 +160,16 @@ def vae_psnr(vae, data) -> float: # dB; mean over pictures
     import torch
     def squared_error(x): return (((vae.decode(vae.encode(x*2 - 1).latents).sample.clamp(-1, 1) + 1)/2 - x)**2)
     with torch.no_grad():
-        mse = torch.cat([squared_error(data.tensor(np.arange(i, min(i + 64, len(data))))).mean((1, 2, 3))
-                         for i in range(0, len(data), 64)])
+        parts = in_batches(np.arange(len(data)), 64)
+        mse = torch.cat([squared_error(data.tensor(part)).mean((1, 2, 3)) for part in parts])
     return float((-10*mse.log10()).mean())
 
 # %% ../../nbs/5_train/16_small_base.ipynb #latents-of
 def _latents_of(pipe, data):
     import torch
     from hgdpo_curate.pipelines import encode_posterior
-    return torch.cat([encode_posterior(pipe, data.tensor(np.arange(i, min(i + 64, len(data))))*2 - 1)[0]
-                      for i in range(0, len(data), 64)])
+    parts = in_batches(np.arange(len(data)), 64)
+    return torch.cat([encode_posterior(pipe, data.tensor(part)*2 - 1)[0] for part in parts])
 
 def _token_ids(pipe, prompts): # the last one is the empty prompt
     return pipe.tokenizer([*prompts, ''], padding='max_length', truncation=True, return_tensors='pt').input_ids
