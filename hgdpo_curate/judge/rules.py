@@ -278,13 +278,17 @@ def rule_fault_head(detections):
     return [proposal(flag, reason, best['confidence'], part)]
 
 def rule_triage(detections):
-    "Of two opposite prompts the broken one fits better. A hint where to look first, no more."
+    """A detector that names a flag itself, as `triage:` and the flag. A hint where to look first, no more.
+
+    Of two opposite prompts the broken one fits better, or whatever a detector of your own goes by.
+    """
+    why = 'of two opposite prompts the broken one fits better'
+    if detections.detector != 'clip': why = f'{detections.detector} sees it'
     out = []
     for d in detections.items:
         prefix, _, flag = d['kind'].partition(':')
         if prefix != 'triage' or flag not in FLAGS or d['confidence'] < THRESHOLDS['triage']: continue
-        reason = f'of two opposite prompts the broken one fits better ({d["confidence"]:.2f})'
-        out.append(proposal(flag, reason, d['confidence']))
+        out.append(proposal(flag, f'{why} ({d["confidence"]:.2f})', d['confidence']))
     return out
 
 # %% ../../nbs/3_judge/05_rules.ipynb #rules
