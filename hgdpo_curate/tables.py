@@ -85,7 +85,6 @@ SCHEMAS |= dict(
         licence=Column('str', 'under which the photo may be used, e.g. CC-BY-4.0', stated=True, shown='photo'),
         consent=Column('str', 'of the people in it: yes, no, withdrawn or unknown', stated=True, shown='photo'),
         release=Column('str', 'the model release that they signed', stated=True),
-        film=Column('str', 'on which it was taken', stated=True, shown='photo'),
         minors=Column('str', 'whether it shows minors: yes, no or unknown', stated=True),
         takedown_contact=Column('str', 'whom to ask to have it taken out', stated=True),
         attributes=Column('json', 'what people declared of themselves, never inferred', stated=True),
