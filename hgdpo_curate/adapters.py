@@ -206,10 +206,11 @@ def read_lora(folder) -> dict: # {'unet': state, 'text_encoder': state}
 
     Raises `UserError` where the file is missing or broken.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
     file = Path(folder)/LORA_FILE
     try: state = load_file(file)
-    except Exception as e:
+    except (OSError, SafetensorError) as e:
         raise UserError(
             f'{file} is missing or cannot be read ({type(e).__name__}); train again, or restore it from a copy.'
         ) from e

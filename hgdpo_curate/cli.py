@@ -16,7 +16,7 @@ from .flags import add_flag, description_of, Parameter, read_definition, summary
 from .files import UsageError, UserError
 from .tables import stated_columns
 from hgdpo_curate.verbs import (
-    NO_WORKSPACE, print_checks, print_reviews, print_run, print_samples, print_split, print_table,
+    NO_WORKSPACE, print_checks, print_reviews, print_run, print_samples, print_split, print_table, STATED,
 )
 
 # %% ../nbs/8_run/04_cli.ipynb #verb
@@ -97,10 +97,9 @@ def parameters_of(verb: Verb) -> list: # (`Parameter`, flag) pairs; the first of
             if p.name in {*HIDDEN, *verb.hidden, *parameters}: continue
             if is_config and p.kind is not bool: p = replace(p, default=None)     # the preset's, not the class's
             parameters[p.name] = (p, names.get(p.name, ''))
-    columns = stated_columns() if verb.stated else {}
-    for name, column in columns.items():
-        if column.kind == 'str' and name not in parameters:
-            parameters[name] = (Parameter(name, f'{column.help}, where their own metadata does not say'), '')
+    for name in STATED if verb.stated else ():
+        column = stated_columns()[name]
+        parameters[name] = (Parameter(name, column.help, column.type), '')
     return list(parameters.values())
 
 def make_parser(name: str) -> Parser: # a key of `VERBS`
@@ -111,7 +110,9 @@ def make_parser(name: str) -> Parser: # a key of `VERBS`
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     where = 'folder of the project (default: the one this folder lies in, else HGDPO_WORKSPACE)'
     parser.add_argument('--workspace', help=argparse.SUPPRESS if name == 'doctor' else where)
-    for p, flag in parameters_of(verb): add_flag(parser, p, flag, p.name == verb.positional)
+    of_photos = parser.add_argument_group('of all these photos, where their own metadata does not say')
+    for p, flag in parameters_of(verb):
+        add_flag(of_photos if verb.stated and p.name in STATED else parser, p, flag, p.name == verb.positional)
     if definition.is_open and name == 'train':
         parser.add_argument(
             '--set',

@@ -120,6 +120,7 @@ def check_machine(): # a DataFrame: check, good, found, remedy
     rows = []
     for name, check in CHECKS.items():
         try: good, state, remedy = check()
+        # whatever is broken here is what was asked for
         except Exception as e: good, state, remedy = False, f'{type(e).__name__}: {e}', 'install the package again'
         rows.append(
             dict(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPORARY', 'UserError', 'UsageError', 'refuses', 'command_line', 'short_id', 'prompt_id_of', 'pair_id_of',
            'temporary_path', 'atomic_path', 'sweep_temporary', 'write_text', 'write_json', 'read_json', 'checked_name',
-           'file_sha256', 'counted', 'first_few']
+           'file_sha256', 'counted', 'first_few', 'in_batches']
 
 # %% ../nbs/0_base/00_files.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, errno, hashlib, json, os, platform, re, shlex, shutil, time, uuid
@@ -193,3 +193,9 @@ def counted(n: int, word: str) -> str:
 def first_few(items, limit: int = 3) -> str:
     "The first ones, and how many more."
     return ', '.join(map(str, items[:limit])) + (f' and {len(items) - limit} more' if len(items) > limit else '')
+
+# %% ../nbs/0_base/00_files.ipynb #in-batches
+def in_batches(items, size: int): # yields slices of at most `size`, in order
+    "A list, an array, a range or a table in parts that have its kind."
+    rows = items.iloc if hasattr(items, 'iloc') else items
+    for i in range(0, len(items), size): yield rows[i:i + size]

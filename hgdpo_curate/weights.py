@@ -58,7 +58,7 @@ def _snapshot(weights, download): # None where it is not to be had
                     weights.hub, revision=weights.revision, allow_patterns=patterns, local_files_only=local
                 )
             )
-        except Exception: continue
+        except Exception: continue     # not there: the hub and the network raise classes of several libraries
         if all((folder/f).exists() for f in weights.files): return folder
 
 # %% ../nbs/0_base/09_weights.ipynb #loaded-revision-2
@@ -99,7 +99,7 @@ def load_state(file) -> dict: # names -> tensors, on the CPU
             from safetensors.torch import load_file
             return load_file(file)
         state = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as e:
+    except Exception as e:       # of bytes that are no weights unpickling may raise anything
         raise UserError(f'{file} cannot be read as weights ({type(e).__name__}); fetch it again.') from e
     state = state.get('state_dict', state) if isinstance(state, dict) else state
     if not isinstance(state, dict): raise UserError(f'{file} holds no state dict; fetch it again.')

@@ -179,7 +179,7 @@ def test_croissant_types_no_review_and_no_period_that_nobody_gave(lived_in, copy
 def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
     data, im = load_split(lived_in), lived_in.table('images').set_index('image_id')
     assert facts.pairs == {s: len(data[s]) for s in ('easy', 'normal', 'hard')}
-    assert facts.sha256 == data['info']['sha256']
+    assert facts.sha256 == data.info.sha256
     assert sum(n for _, n in facts.levels['normal']) == len(data['normal'])
     assert dict(facts.levels['normal']) == {
         f't = {t}': n for t, n in im.timestep[data['normal'].winner_id].value_counts().items()
@@ -188,7 +188,7 @@ def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
     assert facts.margins['easy'].margin[2] == pytest.approx(
         (data['easy'].winner_score - data['easy'].loser_score).median()
     )
-    assert facts.filter.cut == sum(d['reason'].startswith('filter') for d in data['info']['dropped']['normal'])
+    assert facts.filter.cut == sum(d['reason'].startswith('filter') for d in data.info.dropped['normal'])
     assert (
         facts.versions['torch'] != 'not installed'
         and facts.reviewing.reviewers == 1

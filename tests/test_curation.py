@@ -258,7 +258,7 @@ def test_the_split_lists_every_exclusion_with_its_reason(ws):
         .assign(consent='withdrawn'),
     )
     freeze_split(ws, 'v2', 'chance')
-    dropped = load_split(ws, 'v2')['info']['dropped']
+    dropped = load_split(ws, 'v2').info.dropped
     for fold, p in (('easy', one), ('test', held)):
         assert (
             dict(prompt_id=p.prompt_id, image_id=p.real_image_id, reason='consent of the photo: withdrawn')

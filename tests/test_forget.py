@@ -139,9 +139,9 @@ def test_a_split_that_only_lists_the_photo_among_what_was_left_out_stays_whole(l
             )
         ],
     )
-    freeze_split(ws, 'without', load_split(ws)['info']['scorer'])
+    freeze_split(ws, 'without', load_split(ws).info.scorer)
     before = load_split(ws, 'without')
-    assert any(d['prompt_id'] for d in before['info']['dropped']['easy'] if d['image_id'] == one['photo'])
+    assert any(d['prompt_id'] for d in before.info.dropped['easy'] if d['image_id'] == one['photo'])
     with pytest.raises(KeyboardInterrupt): forget(ws, one['photo'], app=False, progress=stop_at('taking out', 4))
     gone = forget(ws, app=False, progress=quiet)
     assert set(gone.traces.splits) == {'v1'} and 'without' in gone.traces.listed

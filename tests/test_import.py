@@ -1,6 +1,7 @@
 """An import tells all that it does, and leaves nothing behind when it fails."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -264,3 +265,33 @@ def test_ctrl_c_in_the_first_moment_shows_no_traceback(tmp_path):
         [sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True
     )
     assert done.returncode == 130 and 'what was finished is kept' in done.stderr
+
+
+def test_a_stated_column_is_a_flag_a_fact_a_field_of_the_app_and_a_line_of_the_card_by_its_row_alone(tmp_path):
+    rows = rows_of(export_photos(tmp_path/'photos', 3, seed=3))
+    write(tmp_path/'photos', [rows[0] | dict(Year='1987'), *rows[1:]])                 # its own metadata says
+    code = '''
+import sys
+from hgdpo_curate.tables import Column, SCHEMAS
+SCHEMAS['photo_facts'].fields['year'] = Column('int', 'when it was taken', stated=True, shown='photo')
+from hgdpo_curate.cli import main
+folder = sys.argv[1]
+assert main(['photos', '--help']) == 0
+assert main(['init', '--workspace', f'{folder}/w', '--resolution', '40x56']) == 0
+photos = ['photos', f'{folder}/photos', '--workspace', f'{folder}/w']
+assert main([*photos, '--year', 'old']) == 2
+for year in ('1990', '1991'): assert main([*photos, '--year', year]) == 0
+from hgdpo_curate.curate.reviews import sample_rows
+from hgdpo_curate.curate.samples import FIELDS, SIDEBAR
+from hgdpo_curate.document.contents import stated
+from hgdpo_curate.workspace import open_workspace
+ws = open_workspace(f'{folder}/w')
+facts = ws.table('photo_facts')
+assert sorted(facts.year) == [1987, 1991, 1991], facts.year
+assert [v for v, *_ in stated(facts).further['year']] == ['1991', '1987']
+assert FIELDS['year'] == 'int' and 'year' in SIDEBAR['photo']
+assert sorted(sample_rows(ws).year) == [1987, 1991, 1991]
+'''
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'--year INT +when it was taken', done.stdout) and '2 of them with changed facts' in done.stdout

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
 from ..judge.detections import COCO, JOINTS, latest_detections
-from ..files import short_id, UserError
+from ..files import in_batches, short_id, UserError
 from ..tables import DECISIONS, FLAGS, shown_columns
 from ..workspace import id_at
 
@@ -232,8 +232,8 @@ def merge_samples(ds,        # a dataset of `declare_fields`
         change = {'$set': doc | dict(last_modified_at=when), '$setOnInsert': new}
         return UpdateOne({'_id': ObjectId(sample_id(image_id))}, change, upsert=True)
     records = rows.to_dict('records')
-    for i in range(0, len(records), 1000):
-        ds._sample_collection.bulk_write([upsert(r) for r in records[i:i + 1000]], ordered=False)
+    for part in in_batches(records, 1000):
+        ds._sample_collection.bulk_write([upsert(r) for r in part], ordered=False)
     ds.reload()
 
 # %% ../../nbs/4_curate/04_samples.ipynb #update-samples

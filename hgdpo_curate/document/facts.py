@@ -194,10 +194,10 @@ def sft_of(ws) -> dict: # what `train_sft` wrote down, or {}
 def _origin(ws, info): # fields of `SplitFacts`: the models and settings that the images came from
     sft, drew = sft_of(ws), sorted(set(ws.table('images').query("domain == 'generated'").model.dropna()))
     return dict(
-        base_model=shown_base(info['base_model']),
-        original_base=shown_base(sft['base'] if sft.get('model_hash') in drew else info['base_model']),
+        base_model=shown_base(info.base_model),
+        original_base=shown_base(sft['base'] if sft.get('model_hash') in drew else info.base_model),
         base_hashes=drew,
-        pool=info['pool'],
+        pool=info.pool,
         seed=ws.config['seed'],
     )
 
@@ -232,15 +232,15 @@ def split_facts(workspace, name: str = 'v1') -> SplitFacts:
     "All that can be computed of a frozen split. Raises `UserError` where it is absent or was changed."
     ws = open_workspace(workspace)
     data = read_split(ws, name)
-    info, used = data['info'], prompts_of(data)
+    info, used = data.info, prompts_of(data)
     photos, photo_fields = _photo_fields(ws, used)
     return SplitFacts(
         split=name,
         workspace=ws.root.name,
-        frozen=info['at'],
-        broken=info.get('broken', []),
-        scorer=info['scorer'],
-        choices=info['choices'],
+        frozen=info.at,
+        broken=info.broken or [],
+        scorer=info.scorer,
+        choices=info.choices,
         prompts={f: len(p) for f, p in used.items()},
         images=image_counts(ws, used),
         image_sizes=image_sizes(ws, used),
@@ -251,11 +251,11 @@ def split_facts(workspace, name: str = 'v1') -> SplitFacts:
         judges=judges(ws, used),
         taken_out=len(ws.table('tombstones')),
         sha256={f.name: file_sha256(f) for f in sorted((ws.root/'splits'/name).glob('*.parquet'))},
-        content=info['content'],
-        versions=info.get('versions', {}),                                     # older splits did not record theirs
+        content=info.content,
+        versions=info.versions,                                                # older splits did not record theirs
         card_versions=versions(),
         **photo_fields,
-        **_pair_fields(ws, data, info['dropped']),
+        **_pair_fields(ws, data, info.dropped),
         **_origin(ws, info),
     )
 

@@ -8,7 +8,9 @@ __all__ = ['REGISTER', 'BROKEN', 'OUTDATED', 'write_tombstone', 'register_remova
 
 # %% ../../nbs/7_document/11_removal.ipynb #imports
 import secrets
+from dataclasses import replace
 from ..curate.pairs import PAIR_STAGES
+from ..curate.splits import SplitInfo
 from .erase import PICTURES
 from .footprint import Footprint, Matcher
 from .search import files_of
@@ -62,27 +64,27 @@ def break_split(ws,                # a `Workspace`
                 subject_hash: str  # the tombstone
                ):
     "Mark a frozen split broken by removal; `load_split` then refuses it. Deletes nothing: its rows go with *Erase*."
-    file = ws.root/'splits'/name/'split.json'
-    info = read_json(file)
+    folder = ws.root/'splits'/name
+    info = SplitInfo.read(folder)
     write_text(
-        file.with_name(BROKEN),
+        folder/BROKEN,
         f'A photo was taken out of this split on {now()[:10]}, so it is no longer what was frozen. Do not '
         f'restore it from a copy. Freeze the photos that are left with:\n\n    {command_line("pairs", ws)} '
         '--split NEW_NAME\n',
     )
-    if any(b['subject'] == subject_hash for b in info.get('broken', [])): return
+    if any(b['subject'] == subject_hash for b in info.broken or ()): return
     mark = dict(
         at=now(),
         subject=subject_hash,
         rows=rows,
-        content=info['content'],
+        content=info.content,
     )
-    broken = dict(
-        broken=info.get('broken', []) + [mark],
+    replace(
+        info,
+        broken=[*(info.broken or ()), mark],
         content={s: 'broken by removal' for s in PAIR_STAGES},
-        sha256={BROKEN: 'broken by removal'} | info['sha256'],
-    )
-    write_json(file, info | broken)
+        sha256={BROKEN: 'broken by removal'} | info.sha256,
+    ).write(folder)
 
 # %% ../../nbs/7_document/11_removal.ipynb #rehash-split
 def rehash_split(ws,          # a `Workspace`
@@ -93,9 +95,9 @@ def rehash_split(ws,          # a `Workspace`
 
     Its files have new hashes. Deletes nothing.
     """
-    file = ws.root/'splits'/name/'split.json'
-    info = read_json(file)
-    write_json(file, info | dict(sha256=info['sha256'] | {f: file_sha256(file.with_name(f)) for f in files}))
+    folder = ws.root/'splits'/name
+    info = SplitInfo.read(folder)
+    replace(info, sha256=info.sha256 | {f: file_sha256(folder/f) for f in files}).write(folder)
 
 # %% ../../nbs/7_document/11_removal.ipynb #runs-without-split
 def _runs_without_split(ws) -> set:
@@ -140,7 +142,7 @@ def _is_drawn_from(file, t) -> bool:
     from PIL import Image
     try:
         with Image.open(file) as im: prompt, face = im.info.get('prompt'), im.info.get('face', '')
-    except Exception: return True
+    except Exception: return True      # of a broken picture nobody can say whom it shows
     return prompt in (None, *t.captions, *t.shared) or face in (t.photo, *t.faces) or len(face) == 64
 
 # %% ../../nbs/7_document/11_removal.ipynb #outdated

@@ -254,6 +254,7 @@ class StudyHandler(LocalHandler):
             sent = json.loads(self.rfile.read(min(max(length, 0), 10_000)))
             if not self.allows(str(sent['token']), self.server.token): return self.reply('{}', code=403)
             self.server.study.answer(str(sent.get('rater') or ''), sent)
+        # anybody may send anything: no JSON, too deep a one, another shape, an infinite number, a choice there is not
         except (ArithmeticError, KeyError, RecursionError, TypeError, UserError, ValueError):
             return self.reply('{}', code=400)
         self.reply('{}')

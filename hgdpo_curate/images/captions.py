@@ -331,8 +331,8 @@ def stated_facts(row: dict,              # a row of `read_captions`
     "The facts stated of one photo. Raises `UserError` for a value outside the vocabulary."
     row = (everywhere or {}) | {k: v for k, v in row.items() if v not in (None, '')}
     chosen = dict(consent=CONSENTS, minors=('yes', 'no', 'unknown'))
-    texts = [k for k, column in stated_columns().items() if column.kind == 'str' and k not in chosen]
-    facts = {k: str(row[k]) for k in texts if row.get(k) not in (None, '')}
+    types = {k: column.type for k, column in stated_columns().items() if column.type and k not in chosen}
+    facts = {k: _value(row, k, type_) for k, type_ in types.items() if row.get(k) not in (None, '')}
     facts |= {k: _strictly(row, k, allowed) for k, allowed in chosen.items() if k in row}
     attributes = row.get('attributes') or row.get('tags')
     return facts | (dict(attributes=attributes) if attributes else {})
@@ -346,6 +346,14 @@ def _strictly(row, key, allowed): # a value that decides who may be used, so not
             f'{row.get("file_name", "the folder")}: {key} is {v!r}; it must be one of {", ".join(allowed)}.'
         )
     return v
+
+def _value(row, key, type_): # of a column that takes texts or numbers
+    if type_ is str: return str(row[key])
+    try: value = float(row[key])
+    except (TypeError, ValueError): value = float('nan')
+    if value == value and (type_ is float or value.is_integer()): return type_(value)
+    number = 'a whole number' if type_ is int else 'a number'
+    raise UserError(f'{row.get("file_name", "the folder")}: {key} is {row[key]!r}; it must be {number}.')
 
 # %% ../../nbs/2_images/03_captions.ipynb #person-box
 def person_box(row: dict) -> list: # [left, top, right, bottom] in pixels, or None where none is stated

@@ -117,7 +117,7 @@ def _has_position(im): # 'present' if its EXIF or XMP holds a GPS position, else
             if {2, 4} <= set(im.getexif().get_ifd(0x8825)) or b'GPSLatitude' in (im.info.get('xmp') or b'')
             else ''
         )
-    except Exception: return ''
+    except Exception: return ''      # EXIF as cameras write it breaks Pillow in many ways
 
 # %% ../../nbs/2_images/05_decode.ipynb #read-photo-2
 def read_photo(path,               # the file; with `data`, the name to call it by
@@ -131,7 +131,7 @@ def read_photo(path,               # the file; with `data`, the name to call it 
     if data is None and not path.is_file():
         raise UserError(f'{path} does not exist; correct the caption file or put the photo there.')
     try: return _decode(path if data is None else io.BytesIO(data))
-    except Exception as e:
+    except Exception as e:           # a broken file may break any of Pillow's decoders in any way
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         remedy = (
             'install pi-heif to read it (pip install pi-heif), or replace it'

@@ -9,7 +9,7 @@ __all__ = ['HASH_BITS', 'HASH_LIMIT', 'COSINE_LIMIT', 'COMPARED', 'FEW_TESTED', 
 # %% ../../nbs/2_images/04_duplicates.ipynb #imports
 import hashlib
 import numpy as np
-from ..files import read_json, write_json
+from ..files import in_batches, read_json, write_json
 from ..tables import now
 
 # %% ../../nbs/2_images/04_duplicates.ipynb #hash-bits
@@ -54,8 +54,8 @@ def look_alikes(
     paths, method = photos.path, _method(embed) | ({} if distance is None else dict(limit=distance))
     a = b = apart = np.zeros(0, int)
     if len(photos) > 1:
-        batches = ([open_image(p) for p in paths.iloc[i:i + 64]] for i in range(0, len(paths), 64))
-        vectors = np.concatenate([(embed or perceptual_hashes)(images) for images in batches])
+        vectors_of = embed or perceptual_hashes
+        vectors = np.concatenate([vectors_of([open_image(p) for p in part]) for part in in_batches(paths, 64)])
         every = _distances(vectors) if embed is None else _cosine_distances(vectors)
         a, b = np.nonzero(np.triu(every <= method['limit'], 1))
         apart = every[a, b]

@@ -19,6 +19,7 @@ from hgdpo_curate.images.duplicates import (
     alike_words, assign_folds, folds_are_free, HASH_BITS, look_alikes, propose_duplicates, test_advice,
 )
 from ..show import bar_class, render
+from ..tables import is_missing
 from ..workspace import ImageFiles, open_workspace
 from ..files import command_line
 
@@ -194,7 +195,7 @@ def _restate(ws, stated) -> int: # how many photos got new facts
         new = {k: facts[k] for k in FACTS if facts.get(k) is not None and k != 'attributes'}
         if facts['original_path'] != row['original_path']:       # a copy elsewhere
             new |= {k: _strictest(k, new[k], row[k]) for k in STRICTER if k in new}
-        changed, copies = any(row[k] != v for k, v in new.items()), _copies(row, paths)
+        changed, copies = any(is_missing(row[k]) or row[k] != v for k, v in new.items()), _copies(row, paths)
         restated += changed
         if changed or copies != row['copies']: rows.append(row | new | dict(copies=copies))
     ws.append('photo_facts', rows)

@@ -126,7 +126,8 @@ class Source:
         "Its rows. Raises `UserError` where it cannot be read."
         file = self.root/self.path
         try: return self.reader(file)
-        except (ValueError, OSError, KeyError, TypeError, ImportError) as e:
+        # Arrow's own errors are of these kinds too; a table of another shape gives KeyError or TypeError
+        except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as e:
             raise UserError(f'{file} cannot be read ({str(e).splitlines()[0]}); mend or replace it.') from e
 
     @property

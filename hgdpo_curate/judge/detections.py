@@ -14,7 +14,8 @@ from ..workspace import open_workspace
 
 # %% ../../nbs/3_judge/03_detections.ipynb #seen
 def seen(
-    kind,            # e.g. 'person', 'face', 'hand'
+    # a 'person', 'face' or 'hand'; a drawn fault, as 'extra_arm'; or 'triage:' and a flag, which is proposed as it is
+    kind,
     confidence,      # 0..1
     box=None,        # [x, y, width, height] in pixels
     keypoints=None,  # [[x, y] or [x, y, confidence] ...] in pixels

@@ -9,8 +9,8 @@ __all__ = ['Shards', 'decodes_black', 'encode_posteriors', 'prompt_key', 'Traini
 import uuid, warnings
 from pathlib import Path
 from ..families import family_of
-from ..show import progress_bar
-from ..files import atomic_path, short_id, UserError
+from ..images.jobs import run_batches
+from ..files import atomic_path, in_batches, short_id, UserError
 
 # %% ../../nbs/5_train/03_cache.ipynb #shards-2
 class Shards:
@@ -21,9 +21,9 @@ class Shards:
         for f in sorted(self.folder.glob('[!.]*.safetensors')): self._open(f)
 
     def _open(self, file):
-        from safetensors import safe_open
+        from safetensors import safe_open, SafetensorError
         try: handle = safe_open(file, 'pt')
-        except Exception as e:
+        except (OSError, SafetensorError) as e:
             raise UserError(
                 f'The cache file {file} cannot be read ({type(e).__name__}); delete it, it will be made again.'
             ) from e
@@ -124,8 +124,7 @@ class TrainingCache:
         "Encode what is not there yet. Raises `UserError`, see `encode_posteriors`."
         from hgdpo_curate.pipelines import count_truncated
         todo, texts = [(h, p) for h, p in files.items() if h not in self.latents], list(dict.fromkeys(prompts))
-        if todo:
-            with progress_bar(len(todo), 'latents', progress) as bar: self._fill_latents(pipe, todo, batch, bar)
+        if todo: self._fill_latents(pipe, todo, batch, progress)
         truncated = count_truncated(pipe, texts)
         if truncated:
             warnings.warn(
@@ -135,17 +134,20 @@ class TrainingCache:
             )
         self.prompts.add(_encode_new(pipe, texts, self.prompts))
 
-    def _fill_latents(self, pipe, todo, batch, bar, shard=2048): # written every so many images
-        new = {}
-        for i in range(0, len(todo), batch):
-            part = todo[i:i+batch]
-            posteriors = encode_posteriors(self.ws, pipe, [p for _, p in part], try_decoder=i == 0)
-            new |= {h: p.cpu().half() if self.half else p.cpu() for (h, _), p in zip(part, posteriors)}
-            bar(len(part))
-            if len(new) >= shard:
-                self.latents.add(new)
-                new = {}
-        self.latents.add(new)
+    def _fill_latents(self, pipe, todo, batch, progress):
+        def encode(part): # -> (hash, posterior) of each
+            posteriors = encode_posteriors(self.ws, pipe, [p for _, p in part], try_decoder=part[0] is todo[0])
+            return [(h, p.cpu().half() if self.half else p.cpu()) for (h, _), p in zip(part, posteriors)]
+        run_batches(
+            self.ws,
+            lambda new: self.latents.add(dict(new)),
+            in_batches(todo, batch),
+            encode,
+            len(todo),
+            'latents',
+            keep=2048,
+            progress=progress,
+        )
 
     def sample_latents(self, hashes, noise): # noise (n, c, h, w) -> (n, c, h, w) float32
         "A sample of each image's posterior; of a deterministic autoencoder, its latents."

@@ -193,7 +193,7 @@ def stage_pairs(data: dict,          # a split of `load_split`
     for name in stage.pairs.split('+'):
         if name not in data:
             raise UserError(
-                f'The split {data["info"]["name"]!r} was frozen without the pairs {name!r} that the stage '
+                f'The split {data.info.name!r} was frozen without the pairs {name!r} that the stage '
                 f'{stage.name} trains on; freeze it anew under another name with: '
                 f'{command_line("pairs", None, split="NEW_NAME")}'
             )
@@ -261,7 +261,7 @@ def check_stages(
         else:
             names = s.pairs.split('+')
             empty = next((n for n in names if not len(data[n])), names[0])
-            raise UserError(f'The stage {s.name} has no pairs: {empty_stage(ws, data["info"], empty)}.')
+            raise UserError(f'The stage {s.name} has no pairs: {empty_stage(ws, data.info, empty)}.')
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #checked-pairs
 def _checked_pairs(ws, data, preset): # -> stage's name -> its pairs
@@ -396,9 +396,9 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     check_base(ws, model)
     check_needs(preset, base)
     # the pool as this split's was really made
-    recipe = recipe_of(replace(preset, pool=GenerationConfig(**data['info']['pool'])), distributed.size)
+    recipe = recipe_of(replace(preset, pool=GenerationConfig(**data.info.pool)), distributed.size)
     folder = RunFolder(ws.folder('runs', preset.name if run is None else run))
-    of_split = dict(split=split, split_content=data['info']['content'])
+    of_split = dict(split=split, split_content=data.info.content)
     of_base = dict(base=portable_base(ws.root, base), base_hash=model)
     config = dict(preset=recipe) | of_split | of_base
     _check_begun(folder, config)

@@ -33,7 +33,7 @@ def apply_lora(pipe,               # of `hgdpo_pipeline.with_rules`
     if not text_encoder: state = {part: s for part, s in state.items() if part == 'unet'}
     flat = {f'{part}.{k}': v for part, s in state.items() for k, v in s.items()}
     try: pipe.load_lora_weights(flat, adapter_name='hgdpo')
-    except (RuntimeError, ValueError, KeyError) as e:
+    except (RuntimeError, ValueError, KeyError) as e:      # other shapes, no layer of that name, an unknown key
         raise UserError(f'The LoRA in {folder} does not fit the base {base}; use the base it was trained with.') from e
     pipe.set_adapters(['hgdpo'], [pipe.rules.lora_weight])
     pipe.has_text_lora = 'text_encoder' in state

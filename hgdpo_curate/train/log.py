@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ..families import denoiser
 from ..show import contact_sheet, render
-from ..files import atomic_path, read_json, short_id, UserError
+from ..files import atomic_path, in_batches, read_json, short_id, UserError
 
 # %% ../../nbs/5_train/05_log.ipynb #stepfigures
 @dataclasses.dataclass(kw_only=True)
@@ -308,14 +308,6 @@ class MetricLogger(LogRows):
         "End the trackers."
         for t in self.trackers: t.finish()
 
-# %% ../../nbs/5_train/05_log.ipynb #side-by-side
-def _side_by_side(images): # images of one size -> one image, two pixels between them
-    from PIL import Image
-    w, h = images[0].size
-    sheet = Image.new('RGB', (len(images)*(w + 2), h), 'white')
-    for i, im in enumerate(images): sheet.paste(im, (i*(w + 2), 0))
-    return sheet
-
 # %% ../../nbs/5_train/05_log.ipynb #held-out
 HELD_OUT = .05     # share of training prompts that `--keep_best` holds out, at least 4
 
@@ -358,10 +350,9 @@ class Validation:
         dtype, sampling = denoiser(pipe).dtype, dict(steps=self.rules.steps, guidance=self.rules.guidance)
         with torch.no_grad(), model.mixed():
             negative = {k: v.to(dtype) for k, v in encode_unconditional(pipe).items()}
-            for i in range(0, len(texts), batch):
-                part = texts[i:i+batch]
+            for part, seeds in zip(in_batches(texts, batch), in_batches(range(len(texts)), batch)):
                 prompts = model.conditioning(part, trained=True)
-                given = {k: v.to(pipe.device, dtype) for k, v in prompts.items()}, negative, range(i, i + len(part))
+                given = {k: v.to(pipe.device, dtype) for k, v in prompts.items()}, negative, seeds
                 images += make_images(pipe, *given, size, **sampling)
         return images
 

@@ -78,7 +78,8 @@ def read_faceid(file: Path) -> dict: # {'image_proj': state, 'ip_adapter': state
             f'{file} is not there; give the file of an IP-Adapter FaceID, such as ip-adapter-faceid_sd15.bin.'
         )
     try: state = _faceid_state(file)
-    except Exception as e: raise UserError(f'{file} cannot be read ({type(e).__name__}); fetch it again.') from e
+    except Exception as e:       # of bytes that are no weights unpickling may raise anything
+        raise UserError(f'{file} cannot be read ({type(e).__name__}); fetch it again.') from e
     if not (isinstance(state, dict) and state.get('image_proj') and state.get('ip_adapter')):
         raise UserError(f'{file} holds no image_proj and ip_adapter weights, so it is not an IP-Adapter.')
     return state
@@ -140,6 +141,7 @@ def _load_faceid(pipe, file, weights):
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Already found a `peft_config`')    # a second adapter is meant
             pipe.load_ip_adapter(weights, subfolder='', weight_name=Path(file).name, image_encoder_folder=None)
+    # diffusers takes keys, positions and shapes of the file for granted
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as e:
         raise UserError(
             f'{file} is not an IP-Adapter FaceID of this base model ({str(e).splitlines()[0][:80]}); use '

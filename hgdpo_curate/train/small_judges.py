@@ -10,6 +10,7 @@ __all__ = ['smear', 'fit_scorer', 'score_pictures', 'scorer_accuracy', 'heads_of
 from collections import Counter
 from pathlib import Path
 import numpy as np
+from ..files import in_batches
 from ..toy.drawings import ATTRIBUTES
 from ..toy.networks import token_batch
 from .pictures import change_a_word, parse_prompt
@@ -113,9 +114,9 @@ def score_pictures(net,             # `TinyScorer`
     import torch
     out = []
     with torch.no_grad():
-        for i in range(0, len(images), batch):
-            x = torch.from_numpy(np.asarray(images[i:i+batch])).permute(0, 3, 1, 2).float()/255
-            out.append(net(x, *token_batch(tokenizer, prompts[i:i+batch])).numpy())
+        for some, texts in zip(in_batches(images, batch), in_batches(prompts, batch)):
+            x = torch.from_numpy(np.asarray(some)).permute(0, 3, 1, 2).float()/255
+            out.append(net(x, *token_batch(tokenizer, texts)).numpy())
     return np.concatenate(out)
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #scorer-accuracy
@@ -230,7 +231,7 @@ def run_evaluator(net,             # `TinyEvaluator`
     (index into the kinds it was trained on), `attributes` = chosen values.
     """
     import torch
-    with torch.no_grad(): rows = [_evaluate_batch(net, images[i:i+batch]) for i in range(0, len(images), batch)]
+    with torch.no_grad(): rows = [_evaluate_batch(net, some) for some in in_batches(images, batch)]
     return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #calibrate

@@ -114,7 +114,7 @@ class Checkpoints:
         import torch
         newest = self.files()[-1]
         try: return torch.load(newest, weights_only=True, map_location='cpu')
-        except Exception as e:
+        except Exception as e:      # of bytes that are no checkpoint unpickling may raise anything
             raise UserError(
                 f'{newest} cannot be read ({type(e).__name__}); delete it, and training goes on from the '
                 'checkpoint before.'
