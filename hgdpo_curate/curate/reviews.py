@@ -206,6 +206,8 @@ def _add_decisions(rows, words, duplicates): # as `last_words`; rows of `duplica
     alike = rows.image_id.isin({*duplicates.image_id, *duplicates.other_id})
     rows['duplicate'] = alike | (rows.decision == 'duplicate')
     rows['look_alikes'] = rows.image_id.map(look_alikes_of(duplicates))
+    nearest = pd.concat([duplicates[[c, 'distance']].set_axis(['id', 'd'], axis=1) for c in ('image_id', 'other_id')])
+    rows['look_alike_distance'] = rows.image_id.map(nearest.groupby('id').d.min()).astype(float)
 
 # %% ../../nbs/4_curate/02_reviews.ipynb #add-facts
 def _add_facts(rows, facts): # rows of `photo_facts`

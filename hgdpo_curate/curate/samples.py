@@ -40,6 +40,7 @@ FIELDS = dict(  # of a sample -> type
     reviewers_differ='bool',
     duplicate='bool',
     look_alikes='str',  # first id of the images that look alike
+    look_alike_distance='float',  # to the nearest of them, as the comparison measured it; none where a person said so
     easy='str',
     normal='str',
     hard='str',  # 'winner' or 'loser'
@@ -276,7 +277,16 @@ INDEXES = [
 
 # %% ../../nbs/4_curate/04_samples.ipynb #sidebar
 SIDEBAR = dict(
-    review=['prompt', 'decision', 'reviewer', 'all_decisions', 'reviewers_differ', 'duplicate', 'look_alikes'],
+    review=[
+        'prompt',
+        'decision',
+        'reviewer',
+        'all_decisions',
+        'reviewers_differ',
+        'duplicate',
+        'look_alikes',
+        'look_alike_distance',
+    ],
     anatomy=[
         'anatomy_failure',
         'flags',
