@@ -26,6 +26,7 @@ from hgdpo_curate.document.contents import (
 # %% ../../nbs/7_document/03_facts.ipynb #imports-3
 from .pages import shown_base, value_shares
 from ..files import file_sha256, read_json
+from ..images.decode import fit_counts
 from ..judge.anatomy import open_flags
 from ..tables import HARMLESS_FLAGS
 from ..workspace import open_workspace
@@ -161,6 +162,7 @@ class SplitFacts:
     without_pair: dict       # stage -> prompts lost there
     left_out: dict           # stage or 'test' -> (reason, times, share)
     sizes: PhotoSizes        # of the photos as they came
+    fit: dict                # how they were brought to one size, see `images.decode.fit_counts`
     copies: Copies           # exact duplicates
     image_sizes: dict        # domain -> (width x height, images, share)
     stated: Statements       # licence, consent and the rest, as people stated them
@@ -210,6 +212,7 @@ def _photo_fields(ws, used): # -> ids of the photos; fields of `SplitFacts` abou
     return photos, dict(
         photos=len(photos),
         sizes=sizes_of(photo_facts),
+        fit=fit_counts(photo_facts),
         copies=copies_of(photo_facts),
         stated=stated(photo_facts),
         words=prompt_words(texts),

@@ -6,7 +6,7 @@
 __all__ = ['WHITES', 'MAX_PIXELS', 'BOX_WANTED', 'TOLERATED', 'TOLERATED_UNKNOWN', 'FITS', 'PAD_COLOUR', 'SHOWN', 'EDGES',
            'read_photo', 'pixel_hash', 'sharpness', 'coverage', 'check_box', 'check_corners', 'fit_window',
            'lost_parts', 'pad_window', 'fit_photo', 'shapes_near', 'better_resolution', 'shaded', 'FitReport',
-           'fit_counts']
+           'fit_counts', 'fit_words']
 
 # %% ../../nbs/2_images/05_decode.ipynb #imports
 import contextlib, hashlib, importlib, io, json, math
@@ -446,12 +446,38 @@ def _remedy(fit):
     return ', '.join(filter(None, (better, *(f'--fit {k} {does}' for k, does in ways.items() if k != fit.way))))
 
 # %% ../../nbs/2_images/05_decode.ipynb #fit-counts
-def fit_counts(facts) -> dict: # rows of `photo_facts` -> photos, cut, padded
-    "How many photos lost a part of the person, or much of the picture where no box is known, and how many were padded."
-    counts = Counter(dict.fromkeys(('photos', 'cut', 'padded'), 0))
+def fit_counts(facts) -> dict: # rows of `photo_facts` -> how many photos, see `fit_words`
+    "How photos were brought to one size: what was cropped, what of the person went, and what was padded."
+    counts = Counter(dict.fromkeys(('photos', 'cropped', 'head', 'feet', 'side', 'much', 'padded', 'unrecorded'), 0))
     for r in facts.itertuples():
-        if r.fit is None: continue
+        if r.fit is None or isinstance(r.fit, float):
+            counts['unrecorded'] += 1
+            continue
         size, (l, t, right, bottom) = (int(r.photo_width), int(r.photo_height)), r.fit
-        padded = min(l, t, size[0] - right, size[1] - bottom) < -.5
-        counts.update(photos=1, padded=padded, cut=not padded and bool(lost_parts(r.fit, size, r.box)))
+        margins = l, t, size[0] - right, size[1] - bottom
+        box = None if r.box is None or isinstance(r.box, float) else r.box
+        lost, padded = lost_parts(r.fit, size, box), min(margins) < -.5
+        counts.update(photos=1, padded=padded, cropped=not padded and max(margins) > .5)
+        if padded or not lost: continue
+        counts.update(
+            much=box is None,
+            head=box is not None and 'top' in lost,
+            feet=box is not None and 'bottom' in lost,
+            side=box is not None and bool({'left', 'right'} & set(lost)),
+        )
     return dict(counts)
+
+def fit_words(counts: dict) -> str: # of `fit_counts`; one sentence
+    "How photos were fitted, for a card."
+    if not counts['photos']: return 'How photos were fitted was not recorded.'
+    n, loses = counts['photos'], lambda n: 'loses' if n == 1 else 'lose'
+    parts = [
+        f'Of {counted(n, "photo")} {counts["cropped"]} {"was" if counts["cropped"] == 1 else "were"} cropped',
+        f'{counts["head"]} {loses(counts["head"])} the head or a part of it',
+        f'{counts["feet"]} the feet',
+        f'{counts["side"]} a side of the person',
+        *([f'{counts["much"]}, whose person has no box, much of the picture'] if counts['much'] else []),
+        f'{counts["padded"]} {"was" if counts["padded"] == 1 else "were"} padded with a plain colour',
+    ]
+    more = f' Of {counted(counts["unrecorded"], "photo")} it was not recorded.' if counts['unrecorded'] else ''
+    return f'{", ".join(parts[:-1])}, and {parts[-1]}.{more}'
