@@ -97,8 +97,9 @@ def _filled_captions(records, columns): # of `CAPTIONS`, those that hold anythin
         if any(not is_empty(r.stated.get(h)) for h, column in columns.items() if column == c for r in records)
     ]
 
-def _caption_column(records, columns, path): # which of `CAPTIONS` counts
+def _caption_column(records, columns, path, beside=False): # which of `CAPTIONS` counts; '': captions are beside photos
     there = [c for c in CAPTIONS if c in columns.values()]
+    if not there and beside: return ''
     if not there: raise _no_column(path, 'text', columns)
     return [*_filled_captions(records, columns), *there][0]
 
@@ -136,6 +137,7 @@ class _Reading:
         self.names, self.passed_over = PhotoNames(self.listing), dict(self.listing.passed_over)
         self.rows, self.left_out, self.notes, self.shared = [], [], [], []
         self.sources, self.used, self.named = {}, set(), set()   # used: files that were read; named: photos
+        self.caption_files, self.users = _caption_index(self.listing), {}   # users: caption file -> its photos
 
     def leave_out(self, file, error):
         "List a photo with the reason, or stop."
@@ -162,7 +164,7 @@ def _read_source(reading, source):
     if records and 'file_name' not in columns.values() and not pictures:
         raise _no_column(path, 'file_name', columns)
     if not records: raise UserError(f'{path} has no rows; describe your photos in it, or delete it.')
-    caption = _caption_column(records, columns, path)
+    caption = _caption_column(records, columns, path, bool(reading.caption_files) and not pictures)
     reading.notes += _notes_on_columns(records, columns, source.path)
     several = 0
     for n, record in enumerate(records):
@@ -175,12 +177,14 @@ def _read_source(reading, source):
                 columns,
                 n,
             )
-            row = _with_caption(_stated_row(record, columns), caption, reading.folder/printable(file), record.where)
             if printable(file) != file: raise _bad_name(reading.folder/file)
+            row = _stated_row(record, columns)
+            if not caption: row['text'] = _caption_beside(reading, Path(file))
+            row = _with_caption(row, caption or 'text', reading.folder/printable(file), record.where)
         except UserError as e:
             if file not in reading.named: reading.leave_out(file, e)
             continue
-        cell = next(v for h, v in record.stated.items() if columns[h] == caption and not is_empty(v))
+        cell = next((v for h, v in record.stated.items() if columns[h] == caption and not is_empty(v)), '')
         several += isinstance(cell, (list, tuple)) and len(cell) > 1
         reading.take(file, row | content, record.where)
     if several:
@@ -214,7 +218,13 @@ CAPTION_SUFFIXES = ('.txt', '.caption')
 
 def _key(name): return unicodedata.normalize('NFC', name).casefold()
 
-def _caption_files(photo, by_name) -> list: # paths; by_name: (folder, name without regard to case) -> paths
+def _caption_index(listing) -> dict: # (folder, name without regard to case) -> paths
+    by_name = {}
+    for p in listing.others:
+        if p.suffix.lower() in CAPTION_SUFFIXES: by_name.setdefault((p.parent, _key(p.name)), []).append(p)
+    return by_name
+
+def _caption_files(photo, by_name) -> list: # paths; by_name: as `_caption_index`
     files = []
     for name in (f'{base}{suffix}' for base in (photo.stem, photo.name) for suffix in CAPTION_SUFFIXES):
         fitting = by_name.get((photo.parent, _key(name)), [])
@@ -224,22 +234,18 @@ def _caption_files(photo, by_name) -> list: # paths; by_name: (folder, name with
 # %% ../../nbs/2_images/03_captions.ipynb #captions-beside
 def _captions_beside(reading, photos):
     "The captions of photos that no source describes."
-    by_name, users = {}, {}
-    for p in reading.listing.others:
-        if p.suffix.lower() in CAPTION_SUFFIXES: by_name.setdefault((p.parent, _key(p.name)), []).append(p)
     for photo in photos:
-        files = _caption_files(photo, by_name)
-        reading.used.update(files)
-        for f in files: users.setdefault(f, []).append(str(photo))
-        try: reading.take(str(photo), dict(text=_caption_beside(reading, photo, files)), 'a caption beside it')
+        try: reading.take(str(photo), dict(text=_caption_beside(reading, photo)), 'a caption beside it')
         except UserError as e: reading.leave_out(str(photo), e)
-    reading.shared = [shared for shared in users.values() if len(shared) > 1]
+    reading.shared = [shared for shared in reading.users.values() if len(shared) > 1]
 
 # %% ../../nbs/2_images/03_captions.ipynb #caption-beside
 DATA_SUFFIXES = {'.csv', '.tsv', '.json', '.jsonl', '.parquet', '.xlsx', '.xls', '.ods', '.yaml', '.yml', '.xml'}
 
-def _caption_beside(reading, photo, files) -> str: # raises `UserError`
-    folder = reading.folder
+def _caption_beside(reading, photo) -> str: # raises `UserError`
+    folder, files = reading.folder, _caption_files(photo, reading.caption_files)
+    reading.used.update(files)
+    for f in files: reading.users.setdefault(f, []).append(str(photo))
     if not files:
         unread = [str(p) for p in reading.listing.others if p.suffix.lower() in DATA_SUFFIXES and p not in reading.used]
         raise UserError(
@@ -269,10 +275,10 @@ def read_captions(
     listing, sources = reading.listing, find_sources(reading.listing)
     _refuse_consent_files(listing)
     _leave_out_badly_named(reading)
+    reading.used.update(s.path for s in sources)
     for source in sources: _read_source(reading, source)
     described = {s.path.parent for s in sources}
     loose = [p for p in listing.photos if not described & set(p.parents) and str(p) not in reading.named]
-    reading.used.update(s.path for s in sources)
     _captions_beside(reading, loose)
     _refuse_empty(reading, sources)
     table = pd.DataFrame(reading.rows, dtype=object)

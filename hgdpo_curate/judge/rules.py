@@ -16,7 +16,7 @@ from .detections import JOINTS
 from ..tables import FLAGS
 
 # %% ../../nbs/3_judge/05_rules.ipynb #thresholds
-RULE_VERSION = '2'
+RULE_VERSION = '3'
 THRESHOLDS = dict(
     joint=.3,           # a joint below this confidence is not there
     sure_person=.6,     # confidence of a person that counts
@@ -29,6 +29,7 @@ THRESHOLDS = dict(
     fold=8.,            # degrees: two full-length bones folded flatter than this
     sure_face=.8,       # confidence of a face that counts
     second_face=.3,     # a second face counts from this share of the first one's area; smaller ones are passers-by
+    some_face=.7,       # confidence of a face whose parts are judged; a deformed one is seen less surely than a sound one
     face_skew=.25,      # how far the nose may lie outside the span of eyes and mouth, in units of that span
     fault=.5,           # probability of the fault head
     triage=.75)         # probability of the broken one of two opposite prompts
@@ -110,13 +111,6 @@ def cut_parts(detections) -> set: # of 'head', 'legs', 'left edge', 'right edge'
     if y + h >= H*(1 - m) and not {'left_ankle', 'right_ankle'} <= set(joints): cut.add('legs')
     return cut | ({'left edge'} if x <= m*W else set()) | ({'right edge'} if x + w >= W*(1 - m) else set())
 
-def rule_cropped(detections):
-    "The edge of the picture cuts head or legs off."
-    return [
-        proposal('cropped', f'the picture ends before the {part} do{"es" if part == "head" else ""}', .9, part)
-        for part in sorted(cut_parts(detections) & {'head', 'legs'})
-    ]
-
 # %% ../../nbs/3_judge/05_rules.ipynb #limbs-2
 LIMBS = dict(arm=('shoulder', 'elbow', 'wrist'), leg=('hip', 'knee', 'ankle'))
 
@@ -126,6 +120,37 @@ def _missing(joints, side, limb):
     root, mid, end = LIMBS[limb]
     complete = {f'{other}_{j}' for j in (root, mid, end)} <= set(joints)
     return complete and f'{side}_{root}' in joints and not {f'{side}_{mid}', f'{side}_{end}'} & set(joints)
+
+# %% ../../nbs/3_judge/05_rules.ipynb #limbs-out-of-sight
+def _limbs_out_of_sight(joints) -> list: # (side, joint that is seen) where the next joint of the limb is not
+    return [
+        (side, a)
+        for side in ('left', 'right')
+        for chain in LIMBS.values()
+        for a, b in zip(chain, chain[1:])
+        if f'{side}_{a}' in joints and f'{side}_{b}' not in joints
+    ]
+
+# %% ../../nbs/3_judge/05_rules.ipynb #rule-cropped
+def _cut_sides(detections) -> list: # of 'left', 'right' of the picture: an edge that a limb goes out at
+    if not detections.people: return []
+    person, edges = detections.people[0], cut_parts(detections)
+    joints, (x, _, w, _) = joints_of(person, detections.detector), person['box']
+    ends = [joints.get(f'{side}_{root}') for side, root in _limbs_out_of_sight(joints)]
+    sides = dict(left=lambda p: p[0] < x + w/2, right=lambda p: p[0] >= x + w/2)
+    # without joints the box is all that is known
+    return [s for s, is_near in sides.items() if f'{s} edge' in edges and (not joints or any(map(is_near, ends)))]
+
+def rule_cropped(detections):
+    "The edge of the picture cuts head, legs or a side of the person off."
+    ends = [
+        proposal('cropped', f'the picture ends before the {part} do{"es" if part == "head" else ""}', .9, part)
+        for part in sorted(cut_parts(detections) & {'head', 'legs'})
+    ]
+    return ends + [
+        proposal('cropped', f'the {side} edge of the picture cuts the person', .8, 'body', side)
+        for side in _cut_sides(detections)
+    ]
 
 # %% ../../nbs/3_judge/05_rules.ipynb #rule-missing-limb-2
 def rule_missing_limb(detections):
@@ -251,11 +276,11 @@ def rule_second_face(detections):
 
 # %% ../../nbs/3_judge/05_rules.ipynb #rule-deformed-face
 def rule_deformed_face(detections):
-    """Eyes, nose and mouth of the surest face are not in the order of a face.
+    """Eyes, nose and mouth of the surest face are not in the order of a face. What is hardly seen is not judged.
 
     Landmarks: right eye, left eye, nose, right and left corner of the mouth.
     """
-    for item in sorted(detections.of('face'), key=lambda d: -d['confidence'])[:1]:
+    for item in sorted(detections.of('face', THRESHOLDS['some_face']), key=lambda d: -d['confidence'])[:1]:
         p = np.asarray([k[:2] for k in item.get('keypoints') or []], float)
         if len(p) != 5: return []
         eyes, mouth = (p[0] + p[1])/2, (p[3] + p[4])/2
