@@ -19,7 +19,7 @@ from hgdpo_curate.curate.reviews import (
     reviewer_name,
 )
 from ..images.duplicates import HASH_BITS, last_compared
-from ..images.photos import set_near
+from ..images.likeness import set_near
 from .samples import is_ours, ROLE_COLOURS, tags_of, update_samples
 from ..files import counted, pair_id_of
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HASH_BITS', 'HASH_LIMIT', 'COSINE_LIMIT', 'FINE', 'PLAIN', 'FINE_LIMITS', 'COMPARED', 'FEW_TESTED', 'ENOUGH',
            'perceptual_hashes', 'thumbnails', 'fine_distances', 'look_alikes', 'find_near_duplicates',
-           'propose_duplicates', 'last_compared', 'alike_words', 'assign_folds', 'test_advice', 'folds_are_free']
+           'propose_duplicates', 'last_compared', 'alike_words', 'stated_otherwise', 'other_words', 'near_distance',
+           'assign_folds', 'test_advice', 'folds_are_free']
 
 # %% ../../nbs/2_images/04_duplicates.ipynb #imports
 import hashlib
@@ -216,6 +217,30 @@ def alike_words(
         f'{compared["limit"]:g}): {pairs}{more}; where these are different people, compare more strictly: --near '
         f'{stricter:.2g}'
     )
+
+# %% ../../nbs/2_images/04_duplicates.ipynb #stated-otherwise
+def stated_otherwise(alike, facts) -> list: # rows of `duplicates`, of `photo_facts` -> (file, file, fact, word, word)
+    "Photos that look alike, one of which may not be used by what people stated."
+    known = facts.set_index('image_id')
+    forbids = dict(consent=('no', 'withdrawn'), minors=('yes',))
+    return [
+        (known.original_path[a], known.original_path[b], fact, known[fact][a], known[fact][b])
+        for a, b in zip(alike.image_id, alike.other_id) if a in known.index and b in known.index
+        for fact, words in forbids.items() if (known[fact][a] in words) != (known[fact][b] in words)
+    ]
+
+def other_words(differ: list) -> str: # of `stated_otherwise`; '' where nothing differs
+    "Which photos look alike though something else was stated of them, and what to do."
+    pairs = '; '.join(f'{a} and {b} ({fact}: {one}, {other})' for a, b, fact, one, other in differ[:5])
+    more = f' and {len(differ) - 5} more' if len(differ) > 5 else ''
+    return differ and (
+        f'photos that look alike, though something else is stated of their people: {pairs}{more}; where they show the '
+        'same person, state the same of both'
+    )
+
+def near_distance(near, embed): # `near` of an import -> `distance` of `look_alikes`
+    "The share of a hash in bits; a distance of embeddings is what it is."
+    return near if near is None or embed is not None else near*HASH_BITS
 
 # %% ../../nbs/2_images/04_duplicates.ipynb #groups
 def _groups(prompts, duplicates):
