@@ -844,8 +844,8 @@ def test_the_data_card_says_how_photos_were_fitted(lived_in, copy_of, tmp_path):
     ws = copy_of(lived_in)
     facts = ws.table('photo_facts')
     n = len(facts)
-    told = f'Of {n} photos 0 were cropped, 0 lose the head or a part of it, 0 the feet, 0 a side of the person, and 0 were'
-    assert f'{told} padded with a plain colour.' in make_card(ws)[0].read_text()
+    told = f'Of {n} photos 0 were cropped, 0 lose the head or a part of it, 0 the feet, 0 a side of the person, and 0 '
+    assert f'{told}were padded with a plain colour.' in make_card(ws)[0].read_text()
     # one padded, one that loses its feet, one that loses its head and much at the sides, one of an older import
     box, windows = [2, 2, 38, 54], [[-5, 0, 45, 56], [0, 0, 40, 40], [10, 20, 40, 56], None]
     ws.append('photo_facts', [
@@ -853,7 +853,7 @@ def test_the_data_card_says_how_photos_were_fitted(lived_in, copy_of, tmp_path):
         for r, w in zip(facts.drop(columns='written_at').to_dict('records'), windows)
     ])
     card, _ = make_card(ws)
-    words = f'Of {n - 1} photos 2 were cropped, 1 loses the head or a part of it, 1 the feet, 1 a side of the person, ' \
-        'and 1 was padded with a plain colour. Of 1 photo it was not recorded.'
+    words = f'Of {n - 1} photos 2 were cropped, 1 loses the head or a part of it, 1 the feet, 1 a side of the person' \
+        ', and 1 was padded with a plain colour. Of 1 photo it was not recorded.'
     assert words in card.read_text() and words in (card.parent/'croissant.json').read_text()
     assert json.loads((card.parent/'facts.json').read_text())['fit']['padded'] == 1

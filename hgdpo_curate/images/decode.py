@@ -6,7 +6,7 @@
 __all__ = ['WHITES', 'MAX_PIXELS', 'BOX_WANTED', 'TOLERATED', 'TOLERATED_UNKNOWN', 'FITS', 'PAD_COLOUR', 'ENLARGED', 'SHOWN',
            'EDGES', 'read_photo', 'pixel_hash', 'sharpness', 'coverage', 'check_box', 'check_corners', 'fit_window',
            'lost_parts', 'pad_window', 'fit_photo', 'shapes_near', 'better_resolution', 'shaded', 'FitReport',
-           'fit_counts', 'fit_words']
+           'enlarged_words', 'fit_counts', 'fit_words']
 
 # %% ../../nbs/2_images/05_decode.ipynb #imports
 import contextlib, hashlib, importlib, io, json, math
@@ -420,16 +420,6 @@ class FitReport:
             contact_sheet([thumbnail for *_, thumbnail in self.worst], columns=6).save(tmp, pnginfo=ids)
         self.sheet = file
 
-    def enlarged_words(self) -> str: # '' where no photo is much too small
-        "How many photos are enlarged, which blurs them, and the worst."
-        if not self.enlarged: return ''
-        times, file, (width, height) = max(self.enlarged)
-        return (
-            f'{counted(len(self.enlarged), "photo")} {"is" if len(self.enlarged) == 1 else "are"} smaller than the '
-            f'training images and enlarged, which blurs (most: {file}, {width}x{height}, {times:.1f} times); replace or '
-            'remove what is too small'
-        )
-
     def words(self) -> str: # '' where nothing is lost
         "How many photos of how many lose what, and what would keep it."
         if not self.lost: return ''
@@ -438,6 +428,17 @@ class FitReport:
         end = dict(crop='', pad='; they were padded with plain gray', leave_out='; they were left out')[self.way]
         sheet = f'; see {self.sheet}' if self.sheet else ''
         return f'of {counted(len(self.shapes), "photo")} {what}{end}; {_remedy(self)}{sheet}'
+
+# %% ../../nbs/2_images/05_decode.ipynb #enlarged-words
+def enlarged_words(report) -> str: # a `FitReport`; '' where no photo is much too small
+    "How many photos are enlarged, which blurs them, and the worst."
+    n = len(report.enlarged)
+    if not n: return ''
+    times, file, (width, height) = max(report.enlarged)
+    return (
+        f'{counted(n, "photo")} {"is" if n == 1 else "are"} smaller than the training images and enlarged, which blurs '
+        f'(most: {file}, {width}x{height}, {times:.1f} times); replace or remove what is too small'
+    )
 
 # %% ../../nbs/2_images/05_decode.ipynb #fit-words
 def _person_words(fit, done):

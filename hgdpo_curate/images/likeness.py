@@ -8,7 +8,7 @@ __all__ = ['set_near']
 # %% ../../nbs/2_images/10_likeness.ipynb #imports
 from ..files import UserError
 from hgdpo_curate.images.duplicates import (
-    assign_folds, find_near_duplicates, HASH_BITS, last_compared, near_distance, propose_duplicates,
+    assign_folds, find_near_duplicates, last_compared, near_distance, propose_duplicates,
 )
 from .photos import changed_settings, keep_settings
 from ..workspace import open_workspace

@@ -13,7 +13,7 @@ from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, U
 from .captions import FACTS, person_box, read_captions, stated_facts
 from ..files import counted, first_few
 from hgdpo_curate.images.decode import (
-    check_box, check_corners, coverage, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
+    check_box, check_corners, coverage, enlarged_words, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
 )
 from hgdpo_curate.images.duplicates import (
     alike_words, assign_folds, folds_are_free, look_alikes, near_distance, other_words, propose_duplicates,
@@ -109,7 +109,7 @@ def _warnings(report) -> list: # of phrases: what the user may want to change, e
         alike_words(report.alike, report.compared),
         other_words(report.differ),
         report.fit.words(),
-        report.fit.enlarged_words(),
+        enlarged_words(report.fit),
         _unstated_words(report.unstated),
         report.test,
     ]
@@ -137,8 +137,8 @@ def _file_warnings(report): # of files that are left out, changed, went, or are 
         'take out what nobody may use any more with: hgdpo forget'
     )
     yield r.several and (
-        f'{counted(len(r.several), "file")} {"holds" if len(r.several) == 1 else "hold"} several pictures, of which the '
-        f'first is taken ({first_few(r.several)})'
+        f'{counted(len(r.several), "file")} {"holds" if len(r.several) == 1 else "hold"} several pictures, of which '
+        f'the first is taken ({first_few(r.several)})'
     )
     yield r.turned and (
         f'the EXIF of {counted(r.turned, "photo")} with a person box turns the picture; the box is taken as pixels of '

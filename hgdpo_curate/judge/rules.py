@@ -29,7 +29,7 @@ THRESHOLDS = dict(
     fold=8.,            # degrees: two full-length bones folded flatter than this
     sure_face=.8,       # confidence of a face that counts
     second_face=.3,     # a second face counts from this share of the first one's area; smaller ones are passers-by
-    some_face=.7,       # confidence of a face whose parts are judged; a deformed one is seen less surely than a sound one
+    some_face=.7,       # confidence of a face whose parts are judged; a deformed one is seen less surely than others
     face_skew=.25,      # how far the nose may lie outside the span of eyes and mouth, in units of that span
     fault=.5,           # probability of the fault head
     triage=.75)         # probability of the broken one of two opposite prompts
@@ -148,7 +148,13 @@ def rule_cropped(detections):
         for part in sorted(cut_parts(detections) & {'head', 'legs'})
     ]
     return ends + [
-        proposal('cropped', f'the {side} edge of the picture cuts the person', .8, 'body', side)
+        proposal(
+            'cropped',
+            f'the {side} edge of the picture cuts the person',
+            .8,
+            'body',
+            side,
+        )
         for side in _cut_sides(detections)
     ]
 
