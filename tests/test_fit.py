@@ -98,7 +98,8 @@ def test_a_photo_that_does_not_fit_can_be_padded_or_left_out(tmp_path):
     assert pad.fit[0] < 0 and pad.fit[2] > 110 and crop.fit == [0, 0, 110, 110]
     pixels = np.asarray(ws.open_image(ws.table('images').set_index('image_id').path[pad.image_id]))
     assert (pixels[:, 0] == 128).all() and (pixels[:, -1] == 128).all()         # one plain colour, no smeared edge
-    assert ws.config['fit'] == 'pad' and fit_counts(ws.table('photo_facts')) == dict(photos=2, cut=0, padded=1)
+    counts = {k: n for k, n in fit_counts(ws.table('photo_facts')).items() if n}
+    assert ws.config['fit'] == 'pad' and counts == dict(photos=2, padded=1)
     import_photos(ws, folder_of(tmp_path, {'again.png': portrait(box=(30, 6, 90, 160))},
                                 again=dict(person_box=[30, 6, 90, 160])), progress=plain)
     assert (ws.table('photo_facts').set_index('box').fit.map(lambda w: w[0] < 0)).sum() == 2   # the workspace's way

@@ -1,9 +1,11 @@
 """Photographs that importers trip over, and real ones."""
 import csv
+import io
 import importlib.util
 
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 from conftest import plain
 
 # what becomes of a file whose case says so; every other file is read
@@ -195,6 +197,51 @@ def test_the_three_known_pairs_of_street_are_found(test_data, tmp_path):
     assert known <= found and len(found) <= len(known) + 1, found - known
 
 
+def test_different_people_before_one_wall_are_not_taken_for_one(test_data, tmp_path):
+    from hgdpo_curate import create_workspace, import_photos
+    from hgdpo_curate.images.duplicates import _distances, HASH_LIMIT, perceptual_hashes
+    studio = test_data/'cases'/'studio'
+    bits = _distances(perceptual_hashes([Image.open(f) for f in studio.glob('*.jpg')]))
+    assert (np.triu(bits <= HASH_LIMIT, 1)).sum() > 10                             # by the hash alone
+    ws = create_workspace(tmp_path/'ws', resolution='400x560')
+    report = import_photos(ws, studio, progress=plain)
+    assert report.imported == 20 and not report.near_duplicates and not len(ws.table('duplicates'))
+    # proposals of an earlier version are taken back by the next import
+    photos = ws.table('images').image_id
+    ws.append('duplicates', [dict(image_id=photos[0], other_id=photos[1], kind='near', distance=6.0)])
+    import_photos(ws, studio, progress=plain)
+    assert not len(ws.table('duplicates'))
+
+
+ALTERED = dict(
+    recompressed=lambda im: _jpeg(im, 15),
+    smaller=lambda im: im.resize((im.width//5, im.height//5)),
+    cropped=lambda im: im.crop((im.width//66, im.height//66, im.width - im.width//66, im.height - im.height//66)),
+    brighter=lambda im: ImageEnhance.Brightness(im).enhance(1.25),
+    darker=lambda im: ImageEnhance.Brightness(im).enhance(.7),
+    warmer=lambda im: Image.merge('RGB', [c.point(lambda v: v*k) for c, k in zip(im.split(), (1.12, 1, .85))]),
+    gray=lambda im: im.convert('L'),
+)
+
+
+def _jpeg(im, quality):
+    file = io.BytesIO()
+    im.save(file, 'JPEG', quality=quality)
+    return Image.open(file)
+
+
+def test_the_second_look_loses_no_copy_of_a_photograph(test_data):
+    from hgdpo_curate.images.duplicates import _distances, fine_distances, HASH_LIMIT, perceptual_hashes, thumbnails
+    files = sorted((test_data/'photos'/'street').glob('*.jpg'))[::40]
+    photos = [Image.open(f).convert('RGB').resize((192, 288)) for f in files]
+    hashes, small = perceptual_hashes(photos), thumbnails(photos)
+    for name, alter in ALTERED.items():
+        altered = [alter(im) for im in photos]
+        by_hash = _distances(hashes, perceptual_hashes(altered)).diagonal() <= HASH_LIMIT
+        assert by_hash.all() and (fine_distances(small, thumbnails(altered)) <= HASH_LIMIT).all(), name
+    assert (fine_distances(small[:-1], small[1:]) > HASH_LIMIT).mean() > .9
+
+
 def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(tmp_path):
     from PIL import Image
     from hgdpo_curate import UserError
@@ -275,3 +322,47 @@ def test_a_gps_position_is_reported_and_not_in_the_copy(tmp_path, capsys):
         with Image.open(ws.root/path) as im:
             assert not dict(im.getexif()) and not {'exif', 'xmp', 'XML:com.adobe.xmp'} & set(im.info)
         assert b'GPS' not in copy and b'eXIf' not in copy
+
+
+def test_odd_pictures_are_named(tmp_path):
+    from hgdpo_curate import UserError, create_workspace, import_photos
+    def noise(n, size=(48, 64)):
+        return Image.fromarray(np.random.default_rng(n).integers(0, 256, (8, 6, 3), np.uint8)).resize(size)
+    folder = tmp_path/'photos'
+    folder.mkdir()
+    def names(): return [f.name for f in folder.glob('*.*') if f.suffix != '.txt']
+    def read(**more):
+        for name in names(): (folder/f'{name}.txt').write_text(f'the picture {name}')
+        return import_photos(create_workspace(tmp_path/f'ws{len(names())}{len(more)}', resolution='40x56'), folder,
+                             progress=plain, **more)
+    for n, name in enumerate(('moving.gif', 'moving.webp', 'pages.tif', 'moving.png')):
+        noise(10 + n).save(folder/name, save_all=True, append_images=[noise(20)])
+    noise(3, (1, 1)).save(folder/'dot.png')
+    noise(4, (3000, 2)).save(folder/'line.png')                                    # its contact sheet is a line
+    noise(5).convert('CMYK').save(folder/'print.jpg')
+    noise(6).save(folder/'phone.jpg', 'MPO', save_all=True, append_images=[noise(7)])
+    words = str(read())
+    assert '4 files hold several pictures, of which the first is taken (moving.gif' in words
+    assert 'phone.jpg' not in words
+    assert '2 photos are smaller than the training images and enlarged' in words and 'dot.png, 1x1, 56.0 times' in words
+    (folder/'empty.jpg').touch()
+    with pytest.raises(UserError, match='empty.jpg cannot be read as an image .the file is empty'): read()
+    (folder/'empty.jpg').write_bytes(b'\0\0\0\x18ftypheic' + b'\0'*99)
+    with pytest.raises(UserError, match='its content is HEIF.; install pi-heif'): read(skip_bad=False)
+
+
+def test_two_versions_of_a_photo_with_other_consent_are_named(test_data, tmp_path):
+    from hgdpo_curate import create_workspace, import_photos
+    folder = tmp_path/'photos'
+    folder.mkdir()
+    for n, name in enumerate(('0001', '0050')):
+        im = Image.open(test_data/'photos'/'street'/f'{name}.jpg')
+        im.save(folder/f'{n}.jpg')
+        im.resize((im.width//2, im.height//2)).save(folder/f'{n}-small.jpg')
+    said = dict(zip(('0.jpg', '0-small.jpg', '1.jpg', '1-small.jpg'), ('yes', 'withdrawn', 'yes', 'unknown')))
+    lines = ['file_name,text,consent', *(f'{file},{file} a person,{consent}' for file, consent in said.items())]
+    (folder/'metadata.csv').write_text('\n'.join(lines))
+    report = import_photos(create_workspace(tmp_path/'ws', resolution='64x96'), folder, progress=plain)
+    assert report.near_duplicates == 2 and len(report.differ) == 1
+    words = str(report).split('something else is stated of their people: ')[1]
+    assert '0.jpg' in words and '0-small.jpg' in words and 'withdrawn' in words and '1-small' not in words

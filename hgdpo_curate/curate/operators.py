@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['SHOWN_FIELDS', 'GRID', 'VIEWER', 'OPERATORS', 'workspace_of', 'decide_samples', 'next_to_review', 'flag_samples',
-           'clear_samples', 'swap_samples', 'Approve', 'Reject', 'ApproveSelected', 'RejectSelected', 'Flag',
-           'FlagSelected', 'Clear', 'Duplicate', 'Swap', 'Next', 'progress_text', 'score_plots', 'Progress',
-           'register_operators']
+           'clear_samples', 'swap_samples', 'likeness_text', 'set_likeness', 'Approve', 'Reject', 'ApproveSelected',
+           'RejectSelected', 'Flag', 'FlagSelected', 'Clear', 'Duplicate', 'Alike', 'Swap', 'Next', 'progress_text',
+           'score_plots', 'Progress', 'register_operators']
 
 # %% ../../nbs/4_curate/07_operators.ipynb #imports
+import os
 import fiftyone.operators as foo
 from fiftyone.operators import types
 from .dataset import refresh_prompts
 from .pairs import PAIR_STAGES
 from hgdpo_curate.curate.reviews import (
-    clear_flags, decide, differs, flag_images_by_hand, last_words, mark_duplicates, review_progress, reviewer_name,
+    clear_flags, decide, differs, flag_images_by_hand, last_words, look_alikes_of, mark_duplicates, review_progress,
+    reviewer_name,
 )
+from ..images.duplicates import HASH_BITS, last_compared
+from ..images.likeness import set_near
 from .samples import is_ours, ROLE_COLOURS, tags_of, update_samples
-from ..files import pair_id_of
+from ..files import counted, pair_id_of
 
 # %% ../../nbs/4_curate/07_operators.ipynb #imports-2
 from ..files import UserError
@@ -172,6 +176,42 @@ def swap_samples(ds,                   # a dataset
     refresh_prompts(ds, ws, {prompt})                                         # the later stages' pairs follow from it
     return stage
 
+# %% ../../nbs/4_curate/07_operators.ipynb #likeness-text
+def likeness_text(ws) -> str: # Markdown; '' where no photos were compared
+    "Near duplicates with their distance, and how many pairs other limits give."
+    how = last_compared(ws)
+    if not how: return ''
+    rows, facts = ws.table('duplicates'), ws.table('photo_facts')
+    names = {i: os.path.basename(p) for i, p in zip(facts.image_id, facts.original_path)}
+    counts = sorted((float(limit), n) for limit, n in how.get('within', {}).items())
+    return render(
+        'alike.md',
+        how=how,
+        within=[(limit, n) for (limit, n), (_, less) in zip(counts, [(0, None), *counts]) if n != less],
+        pairs=[
+            (names.get(r.image_id, r.image_id), names.get(r.other_id, r.other_id), r.distance)
+            for r in rows.sort_values('distance').itertuples()
+        ],
+    ).rstrip('\n')
+
+# %% ../../nbs/4_curate/07_operators.ipynb #set-likeness
+def set_likeness(ds,              # a dataset
+                 distance: float   # pairs at most so far apart are proposed: bits of the hash, or 1 - cosine
+                ) -> tuple:       # pairs proposed before, pairs proposed now
+    "Propose near duplicates within another limit, and show it; decisions stay. As `hgdpo photos --near`."
+    ws = workspace_of(ds)
+    before, farthest = ws.table('duplicates'), 1 if last_compared(ws).get('measure') == '1 - cosine' else HASH_BITS
+    if not 0 <= distance <= farthest:
+        raise UserError(f'The distance is {distance:g}; it must be between 0 and {farthest}.')
+    set_near(ws, distance/farthest)
+    after = ws.table('duplicates')
+    pairs = [set(zip(t.image_id, t.other_id, t.distance.fillna(-1))) for t in (before, after)]
+    groups = [look_alikes_of(t) for t in (before, after)]
+    touched = {i for a, b, _ in pairs[0] ^ pairs[1] for i in (a, b)}
+    touched |= {i for group in groups for i in group if group[i] in {group.get(t) for t in touched}}
+    refresh_prompts(ds, ws, set(ws.table('images', only=('image_id', touched)).prompt_id))
+    return tuple(int(t.distance.notna().sum()) for t in (before, after))
+
 # %% ../../nbs/4_curate/07_operators.ipynb #review
 GRID, VIEWER = types.Places.SAMPLES_GRID_ACTIONS, types.Places.SAMPLES_VIEWER_ACTIONS
 
@@ -241,6 +281,24 @@ class Duplicate(_Review):
     def act(self, ctx, ids):
         n = decide_samples(ctx.dataset, ids, 'duplicate')
         return f'{n} marked; the first stays' if len(ids) > 1 else f'{n} set aside as a duplicate'
+
+# %% ../../nbs/4_curate/07_operators.ipynb #alike
+class Alike(_Review):
+    name, label, icon, place, form = 'alike', 'How near duplicates are', 'tune', GRID, True
+    def resolve_input(self, ctx):
+        form = types.Object()
+        try: ws = workspace_of(ctx.dataset)
+        except UserError as e:
+            form.view('text', types.Warning(label=str(e)))
+            return types.Property(form, view=types.View(label=self.label))
+        form.md(likeness_text(ws) or 'No photos were compared yet; the first import does.', name='text')
+        limit = last_compared(ws).get('limit', 0)
+        form.float('distance', label='Propose pairs up to this distance', required=True, default=float(limit))
+        return types.Property(form, view=types.View(label=self.label))
+
+    def act(self, ctx, ids):
+        before, now = set_likeness(ctx.dataset, float(ctx.params['distance']))
+        return f'up to {ctx.params["distance"]:g}: {counted(now, "pair")} of near duplicates, {before} before'
 
 # %% ../../nbs/4_curate/07_operators.ipynb #swap
 class Swap(_Review):
@@ -330,7 +388,7 @@ class Progress(foo.Panel):
 
 # %% ../../nbs/4_curate/07_operators.ipynb #operators-list
 OPERATORS = [
-    Approve, Reject, ApproveSelected, RejectSelected, FlagSelected, Duplicate, Flag, Clear, Swap, Next, Progress,
+    Approve, Reject, ApproveSelected, RejectSelected, FlagSelected, Duplicate, Alike, Flag, Clear, Swap, Next, Progress,
 ]
 
 def register_operators(plugin):

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 import pandas as pd
 from ..curate.pairs import PAIR_STAGES
+from ..images.decode import fit_words
 from .contents import told_sizes
 from ..files import atomic_path, file_sha256, UserError, write_json
 
@@ -106,7 +107,7 @@ def _collection_fields(facts, answers):
         data_collection_raw_data='Photographs in their original size, which stay with their owner.',
         data_preprocessing_protocol=[
             'Turned upright, converted to sRGB, stripped of EXIF, fitted to '
-            f'{told_sizes(facts.image_sizes, "real")} pixels around the person.'
+            f'{told_sizes(facts.image_sizes, "real")} pixels around the person. {fit_words(facts.fit)}'
         ],
         data_manipulation_protocol='Reconstructions by SDRecon at noise levels '
                                    f'{", ".join(map(str, facts.pool["levels"]))} of 1000; pool of about '

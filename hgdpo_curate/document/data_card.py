@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from ..curate.pairs import PAIR_STAGES
 from .answers import answer_text, CARD_QUESTIONS, missing, read_answers
+from ..images.decode import fit_words
 from .contents import read_split, told_sizes
 from .croissant import frozen_files, write_croissant
 from .facts import facts_json, split_facts
@@ -180,6 +181,7 @@ def _composition_rows(facts): # values of the template: rows of tables
         },
         all_sizes=escape(told_sizes(facts.image_sizes)),
         photo_sizes=escape(told_sizes(facts.image_sizes, 'real')),
+        fitted=fit_words(facts.fit),
     )
 
 # %% ../../nbs/7_document/07_data_card.ipynb #annotation
