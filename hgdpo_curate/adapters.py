@@ -115,18 +115,36 @@ def remove_lora(model):
 LORA_FILE = 'pytorch_lora_weights.safetensors'
 KOHYA_FILE = 'kohya_lora_weights.safetensors'   # the twin's name up to version 0.1; still read, no longer written
 
-def twin_name(folder) -> str: # of a LoRA: W/runs/RUN/final, W/runs/RUN/STAGE, or any other
-    "The name of the kohya twin: `W-RUN.safetensors`, of a stage `W-RUN-STAGE.safetensors`, elsewhere the folder's."
+def _twin_words(folder) -> list: # of a LoRA: W/runs/RUN/final, W/runs/RUN/STAGE, or any other
     *_, above, runs, run, stage = ('',)*3 + Path(folder).absolute().parts
-    words = [stage] if runs != 'runs' else [above, run] if stage == 'final' else [above, run, stage]
-    # a prompt of A1111 names the file as <lora:NAME:1>
-    return re.sub(r'[^\w.-]+', '_', '-'.join(words)).strip('._-') + '.safetensors'
+    return [stage] if runs != 'runs' else [above, run] if stage == 'final' else [above, run, stage]
+
+def twin_name(folder) -> str: # of a LoRA
+    "The name of the kohya twin: `W-RUN.safetensors`, of a stage `W-RUN-STAGE.safetensors`, elsewhere the folder's."
+    return _plain_words(_twin_words(folder)) + '.safetensors'
+
+def _plain_words(words): # a prompt of A1111 names the file as <lora:NAME:1>
+    return re.sub(r'[^\w.-]+', '_', '-'.join(words)).strip('._-')
 
 def twin_file(folder) -> Path: # a LoRA's folder, which holds no other weights
     "The kohya twin that is there, an older name's too; else where it would be."
     there = sorted(p for p in Path(folder).glob('*.safetensors') if p.name != LORA_FILE)
     named = Path(folder)/twin_name(folder)
     return named if named in there or not there else there[0]
+
+# %% ../nbs/0_base/06_adapters.ipynb #stale-twins
+def _stale_twins(folder, name) -> list: # name: of the twin that stays
+    "Twins of earlier weights: version 0.1's, and one written while the workspace had another name."
+    from safetensors import SafetensorError, safe_open
+    own, stale = _twin_words(folder)[1:], []
+    for file in Path(folder).glob('*.safetensors'):
+        if file.name in (LORA_FILE, name): continue
+        try:
+            with safe_open(file, 'pt') as f: title = (f.metadata() or {}).get('modelspec.title')
+        except (SafetensorError, OSError): title = None
+        same_run = own and title == file.stem and file.stem.endswith(f'-{_plain_words(own)}')
+        if same_run or file.name == KOHYA_FILE: stale.append(file)
+    return stale
 
 # %% ../nbs/0_base/06_adapters.ipynb #diffusers-key
 def diffusers_key(part: str, key: str) -> str: # 'unet', 'mid_block...to_out.0.lora_A.weight' -> a key of the file
@@ -185,7 +203,7 @@ def save_lora(
     twin = folder/twin_name(folder)
     tensors = {k: v for part, state in states.items() for k, v in _with_alpha(state, prefixes[part]).items()}
     with atomic_path(twin) as tmp: save_file(tensors, tmp, metadata=_kohya_header(states, twin.stem, metadata))
-    if twin.name != KOHYA_FILE: (folder/KOHYA_FILE).unlink(missing_ok=True)     # an older version's, of other weights
+    for stale in _stale_twins(folder, twin.name): stale.unlink(missing_ok=True)     # of weights that are gone
     return folder/LORA_FILE
 
 # %% ../nbs/0_base/06_adapters.ipynb #diffusers-names

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORERS', 'DETECTORS', 'EXTRACTORS', 'RECOGNISERS', 'REGISTERS', 'Registered', 'register_scorer', 'register_detector',
-           'register_extractor', 'open_model', 'model_source', 'allowed', 'recorded_as', 'remembered', 'stated_of',
-           'joint_names', 'licence_of', 'listing', 'spelled_out']
+           'register_extractor', 'open_model', 'model_source', 'non_commercial', 'allowed', 'recorded_as', 'remembered',
+           'stated_of', 'joint_names', 'licence_of', 'listing', 'spelled_out']
 
 # %% ../nbs/0_base/08_registry.ipynb #imports
 import importlib, inspect, re, sys, warnings
@@ -195,14 +195,21 @@ def _named(model, row):
         raise UsageError(f'The {row.kind} {row.name!r} names itself {model.name!r}; register it as that.') from e
 
 # %% ../nbs/0_base/08_registry.ipynb #allowed
+def non_commercial(licence: str) -> bool:
+    "Whether a licence, as it is named, forbids commercial use."
+    words = str(licence).lower().replace('_', '-').replace(' ', '-')
+    return '-nc' in words or 'noncommercial' in words.replace('-', '') or 'research-only' in words
+
 def allowed(row: ImageModel) -> dict: # licence, commercial, stated
     "What a row's licence allows; where the row does not say, what its class states, else 'unknown' and None."
     weights = WEIGHTS[row.weights] if isinstance(row.weights, str) else row.weights
     if weights is None:
         source = model_source(row)
         licence, commercial = getattr(source, 'licence', ''), getattr(source, 'commercial', None)
-        return dict(licence=licence or 'unknown', commercial=commercial, stated=row.measures if licence else '')
-    return dict(licence=weights.licence, commercial=weights.commercial, stated=weights.stated)
+        stated = row.measures if licence else ''
+    else: licence, commercial, stated = weights.licence, weights.commercial, weights.stated
+    if commercial is None and non_commercial(licence): commercial = False
+    return dict(licence=licence or 'unknown', commercial=commercial, stated=stated)
 
 # %% ../nbs/0_base/08_registry.ipynb #recorded-as
 def recorded_as(

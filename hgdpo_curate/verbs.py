@@ -20,15 +20,19 @@ def make_workspace(
     base_model: str = None,   # base model: a hub id, a folder, or "mannequin", the package's tiny one
     preset: str = None,       # take resolution, sampler, steps and guidance from this training preset, e.g. sd15-paper
     resolution: str = None,   # 512 or 704x1024 (width x height)
-    sampler: str = None,      # 'dpm', 'ddim', 'euler' or 'ddpm'; dpm, the default, is what reconstructions need
+    # 'dpm', 'ddim', 'euler' or 'ddpm': solver of pool, reconstructions and samples; reconstructions take any, ddim as
+    # first-order dpm (default: dpm)
+    sampler: str = None,
     steps: int = None,        # solver steps, 1.. (default: 50)
     guidance: float = None,   # classifier-free guidance scale (default: 5)
     seed: int = None,         # seed of everything random, 0..
     test_share: float = None, # share of prompts kept for testing (default: 0.05)
 ):
     "Make a workspace, the folder of one project."
+    from hgdpo_curate.pipelines import check_base_folder
     from hgdpo_curate.train.presets import load_preset
     from hgdpo_curate.workspace import create_workspace, next_step
+    check_base_folder(base_model)
     settings = dict(
         resolution=resolution,
         steps=steps,
@@ -191,8 +195,9 @@ def ask_people(
     results: bool = False,          # print win rates and agreement instead
 ):
     "Ask people, blind, which of two models is better."
+    from hgdpo_curate.evaluate.results import for_terminal
     from hgdpo_curate.evaluate.study import open_study, results_markdown, study_results
-    if results: return results_markdown(study_results(workspace))
+    if results: return for_terminal(results_markdown(study_results(workspace)))
     server = open_study(
         workspace,
         runs.split(','),
@@ -291,7 +296,8 @@ def measure(
         raise UsageError('--seeds and --quick belong to --table; give that too, e.g. --table stages.')
     if not table: return measure_models(workspace, **options)
     from hgdpo_curate.evaluate.reproduce import reproduce_table
-    return Path(reproduce_table(workspace, table, seeds, quick)).read_text()
+    from hgdpo_curate.evaluate.results import for_terminal
+    return for_terminal(Path(reproduce_table(workspace, table, seeds, quick)).read_text())
 
 # %% ../nbs/8_run/03_verbs.ipynb #write-card
 def write_card(

@@ -71,6 +71,8 @@ class Comparison:
     notes: list = field(default_factory=list) # warnings, in words
     measured_by: dict = field(default_factory=dict) # what `measured_by` gave
     files: tuple = ()    # LoRAs and split that the candidates were made from
+    before: dict = field(default_factory=dict)   # arm -> the one it is set against; empty: by `candidates.ARMS`
+    controls: dict = field(default_factory=dict) # arm -> the control that it is, a key of `presets.CONTROLS`
 
     def hue_is_told(self, arm) -> bool:
         "Whether the hue of a candidate, and of base, is more than noise."

@@ -17,13 +17,12 @@ from importlib import metadata
 from pathlib import Path
 import numpy as np
 from markupsafe import Markup
-from .candidates import ARMS
 from .compare import Comparison
 from .features import features_of
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #imports-2
 from .measures import higher, hue_is_told, label, LABELS
-from .results import evaluate_named, headline, verdicts
+from .results import evaluate_named, headline, paper_verdicts
 from .statistics import nearest
 from ..toy.bodies import FAULTS
 from ..toy.drawings import is_drawn
@@ -143,9 +142,8 @@ def _errorbars(ax, rows, paint):
     ax.margins(y=.2)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #wins-section
-def _orderings_section(comparison): # '' where no stage of the paper is among the models
-    if not set(comparison.rows) & set(ARMS): return ''
-    sentences = [v.removeprefix('- ').replace('**', '') for v in verdicts(comparison.stats, comparison.groups)]
+def _orderings_section(comparison): # '' where no two stages of the paper are among the models
+    sentences = [v.removeprefix('- ').replace('**', '') for v in paper_verdicts(comparison)]
     return _html('orderings.html', verdicts=sentences) if sentences else ''
 
 def wins_section(comparison: Comparison) -> Markup:
@@ -359,7 +357,7 @@ def _nearest_pictures(ws, rows, photos, model, with_photos, most):
     return out
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #provenance-section
-def _licences(measured_by): # of a `Comparison` -> rows: what measured, model, version, licence, commercial use
+def _licences(ws, measured_by): # of a `Comparison` -> rows: what measured, model, version, licence, commercial use
     part_name = dict(
         scorers='scorer',
         detectors='detector',
@@ -368,7 +366,7 @@ def _licences(measured_by): # of a `Comparison` -> rows: what measured, model, v
         recogniser='recogniser',
     )
     allowed = {True: 'allowed', False: 'not allowed', None: 'unknown'}
-    models = [(part_name[part], m, licence_of(m['name'], part)) for part, ms in measured_by.items() for m in ms]
+    models = [(part_name[part], m, licence_of(m['name'], part, ws)) for part, ms in measured_by.items() for m in ms]
     return [
         (part, m['name'], m['version'] or 'none', terms['licence'], allowed[terms['commercial']])
         for part, m, terms in models
@@ -405,7 +403,7 @@ def provenance_section(
         packages=packages,
         config=ws.config,
         models=models,
-        measured_by=_licences(comparison.measured_by),
+        measured_by=_licences(ws, comparison.measured_by),
         files=_files_used(ws, comparison),
     )
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNJUDGED', 'ORDERINGS', 'TERMINAL_WIDTH', 'compared_with', 'headline', 'markdown_table', 'to_markdown',
-           'wins_markdown', 'changes', 'verdicts', 'labelled_rows', 'model_grid', 'write_results', 'for_terminal',
-           'evaluate_named', 'evaluate_runs', 'pool_picture']
+           'wins_markdown', 'changes', 'verdicts', 'paper_verdicts', 'labelled_rows', 'model_grid', 'write_results',
+           'for_terminal', 'evaluate_named', 'evaluate_runs', 'pool_picture']
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #imports
 import itertools
@@ -14,12 +14,15 @@ import textwrap
 import numpy as np
 import pandas as pd
 from ..curate.splits import pairs_of
-from .candidates import ARMS, frozen_test_prompts, named_arms, one_split
+from hgdpo_curate.evaluate.candidates import (
+    ARMS, controls_among, frozen_test_prompts, models_before, named_arms, one_split,
+)
 from .compare import compare_arms, Comparison
 from .features import workspace_evaluator
 from .measures import higher, HIGHER, label, LABELS, measure_images, paired_gain, SHARES, within
 from .statistics import bootstrap, FEW, MORE_PROMPTS
 from ..toy.drawings import is_drawn
+from ..train.presets import about_control
 from ..show import contact_sheet, padded_rows
 from ..files import command_line
 
@@ -87,7 +90,7 @@ def headline(comparison: Comparison) -> list: # of sentences, the first says the
     if words['open']: sentences.append(f'Not decided: {_listed([_plain(m) for m, *_ in verdicts["open"]])}.')
     if not any(verdicts.values()):
         sentences = [f'Nothing can be told of {arm} against {first}: no metric that has a better side was measured.']
-    return sentences + _how_sure(c, n, verdicts) + _other_models(c, models)
+    return sentences + _how_sure(c, n, verdicts) + _other_models(c, models) + _about_controls(c)
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #how-sure
 def _how_sure(comparison, prompts, verdicts):
@@ -100,6 +103,14 @@ def _how_sure(comparison, prompts, verdicts):
     only_own = verdicts['better'] and all(_chose(comparison, m) for m, *_ in verdicts['better'])
     own = 'The only gain is by the scorer which chose the pairs: that is what was optimised, no evidence of quality.'
     return [out, *([own] if only_own else [])]
+
+def _about_controls(comparison):
+    by_control = {}
+    for arm, control in comparison.controls.items(): by_control.setdefault(control, []).append(arm)
+    return [
+        f'{_listed(arms)} {"is" if len(arms) == 1 else "are"} of the control {c}, not of HG-DPO: {about_control(c)}'
+        for c, arms in by_control.items()
+    ]
 
 def _other_models(comparison, models): # those between the first and the last, by metric names only
     out = []
@@ -156,15 +167,24 @@ def _change(f, g, metric, groups): # of one metric between two models, as a cell
     word = better if low > 0 else worse if high < 0 else neither
     return f'{word} ({gain:+z.3g} [{low:z.3g}, {high:z.3g}])'
 
-def changes(stats: dict, groups) -> str: # of a `Comparison` -> a table in Markdown
+def _models_before(stats): # stages in their order, each against the one before; all others against the first
+    stages = [a for a in ARMS if a in stats]
+    return {a: next(iter(stats)) for a in stats if a not in ARMS} | dict(zip(stages[1:], stages))
+
+def changes(
+    stats: dict,          # of a `Comparison`
+    groups,               # of it
+    before: dict = None,  # model -> the one it is set against, of a `Comparison`
+) -> str:                 # a table in Markdown
     "What each model changed against the one before it, on every metric that was measured."
-    arms = [a for a in ARMS if a in stats]
+    before = {a: b for a, b in (before or _models_before(stats)).items() if a != b}
+    arms = [a for a in stats if a in {*before, *before.values()}]
     # hue is a distance to base already
     metrics = [m for m in LABELS if any(stats[a].get(m) for a in arms) and m != 'hue_distance']
     if len(arms) < 2 or len(set(groups)) < FEW: return 'Too few models or prompts to say what a stage changed.'
     rows = [
         [f'{a} against {b}', *(_change(stats[a].get(m), stats[b].get(m), m, groups) for m in metrics)]
-        for b, a in zip(arms, arms[1:])
+        for a, b in sorted(before.items(), key=lambda pair: arms.index(pair[0]))
     ]
     return markdown_table(['against the model before', *(m.replace('_', ' ') for m in metrics)], rows)
 
@@ -186,6 +206,11 @@ def verdicts(stats: dict, groups) -> list: # of a `Comparison` -> sentences
     if n < FEW: return [f'- {n} prompts are too few for a verdict. {MORE_PROMPTS}']
     pairs = [(o, stats.get(o[1], {}).get(o[0]), stats.get(o[2], {}).get(o[0])) for o in ORDERINGS]
     return [_verdict(*o, f, g, groups) for o, f, g in pairs if f is not None and g is not None]
+
+def paper_verdicts(comparison: Comparison) -> list: # of sentences; none where no two models are the paper's stages
+    "`verdicts` on the curriculum's own stages: a control's stages have the same names, and the paper orders others."
+    own = {a: s for a, s in comparison.stats.items() if a in ARMS and a not in comparison.controls}
+    return verdicts(own, comparison.groups) if len(own) > 1 else []
 
 def _verdict(metric, better, worse, f, g, groups):
     gain, low, high = paired_gain(f, g, metric, groups)
@@ -256,8 +281,8 @@ def _results_markdown(comparison):
         chose=c.chose,
         wins=wins_markdown(c),
         notes=c.notes,
-        changes=changes(c.stats, c.groups),
-        verdicts=verdicts(c.stats, c.groups),
+        changes=changes(c.stats, c.groups, c.before),
+        verdicts=paper_verdicts(c),
     )
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #fitted-tables
@@ -277,7 +302,11 @@ def _cells_of(line): # of a Markdown table, without escapes and emphasis
 
 def _fitted_table(rows, width):
     def widths(rows): return [max(map(len, column)) for column in zip(*rows)]
-    if sum(widths(rows)) + 2*len(rows[0]) > width: rows = [list(row) for row in zip(*rows)]
+    rows = _wrap_widest(rows, width)
+    if sum(widths(rows)) + 2*len(rows[0]) > width:
+        rows = [list(row) for row in zip(*rows)]
+        most = width - widths(rows)[0] - 2
+        rows = [[row[0], *(_shortened(cell, most) for cell in row[1:])] for row in rows]
     name, *columns = widths(rows)
     blocks, start = [], 0
     while start < len(columns):
@@ -297,6 +326,20 @@ def _fitted_table(rows, width):
         )
         start = stop
     return '\n\n'.join(blocks)
+
+def _wrap_widest(rows, width): # rows in which its texts go over several lines, where that makes them fit
+    sizes, long_text, least = [max(map(len, column)) for column in zip(*rows)], 40, 24
+    k = sizes.index(max(sizes))
+    room = width - sum(sizes) + sizes[k] - 2*len(sizes)
+    if room >= sizes[k] or room < least or max(len(row[k]) for row in rows[1:]) <= long_text: return rows
+    out = []
+    for row in rows:
+        for n, line in enumerate(textwrap.wrap(row[k], room) or ['']):
+            out.append([line.ljust(room) if i == k else '' if n else cell for i, cell in enumerate(row)])
+    return out
+
+def _shortened(cell, most): # the end stays: it may number what else is alike
+    return cell if len(cell) <= most else f'{cell[:most - 15]} … {cell[-12:]}'
 
 def _aligned(row, name, columns, start, stop):
     cells = [cell.rjust(n) for cell, n in zip(row[1 + start:1 + stop], columns[start:stop])]
@@ -333,6 +376,8 @@ def evaluate_named(
         **measure,
     )
     comparison.files += (ws.root/'splits'/split/'split.json',)
+    comparison.before = models_before(candidates, configs)
+    comparison.controls = controls_among(candidates, configs)
     out = ws.root/'runs'/(run or list(configs)[-1])/'evaluation'
     write_results(ws, comparison, out, with_photos or is_drawn(ws))
     return comparison, out

@@ -140,7 +140,7 @@ def detect(
         im,
         'detections',
         lambda rows, pictures: _detection_rows(detector, rows, pictures),
-        f'{detector.name} looks',
+        f'detections by {detector.name}',
         batch,
         progress=progress,
     )

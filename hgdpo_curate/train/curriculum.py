@@ -13,7 +13,7 @@ import pandas as pd
 from ..adapters import read_lora, state_id
 from ..curate.splits import empty_stage, load_split
 from ..files import counted
-from ..images.jobs import announce, Pace
+from ..images.jobs import announce, in_bytes, Pace
 from ..images.pool import check_base
 from ..show import progress_bar
 from ..files import atomic_path, command_line, read_json, short_id, UsageError, UserError, write_json
@@ -299,7 +299,7 @@ def plan_of(
     forwards = sum(steps[s.name]*batch[s.name]*_forwards_per_pair(s, preset) for s in preset.stages)
     sentences = [
         f'{preset.name}: {sum(steps.values()):,} steps ({", ".join(f"{n} {k:,}" for n, k in steps.items())}) of '
-        f'{max(batch.values())} {unit}s, about {forwards:,.0f} U-Net forwards of one image, {disk/1e9:.2g} GB of disk.'
+        f'{max(batch.values())} {unit}s, about {forwards:,.0f} U-Net forwards of one image, {in_bytes(disk)} of disk.'
     ]
     if memory := counted_memory(preset):
         sentences.append(f'On the GPU it takes about {memory:g} GiB (counted, not measured) and what cuDNN adds.')

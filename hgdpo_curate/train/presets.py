@@ -6,8 +6,8 @@
 __all__ = ['PAPER_STEPS', 'PAPER_STRENGTH', 'MINIATURE', 'PRESETS', 'METHODS', 'CONTROLS', 'MEMORY', 'LONG', 'curriculum',
            'sd15_paper', 'sd15_24gb', 'sd15_12gb', 'sdxl_48gb', 'mannequin', 'tiny_photos', 'naive', 'e2e',
            'hard_without_easy', 'hard_without_normal', 'sft_after_base', 'sft_after_easy', 'sft_after_normal',
-           'sft_after_hard', 'real_winner', 'easy_only', 'n2', 'no_stat', 'high_beta', 'lan', 'origin_of',
-           'counted_memory', 'presets_for', 'check_suits', 'load_preset']
+           'sft_after_hard', 'real_winner', 'easy_only', 'n2', 'no_stat', 'high_beta', 'lan', 'control_of',
+           'about_control', 'origin_of', 'counted_memory', 'presets_for', 'check_suits', 'load_preset']
 
 # %% ../../nbs/5_train/02_presets.ipynb #from-dataclasses-import-replace
 import warnings
@@ -228,6 +228,12 @@ def _method(name, **fields): # a control: one easy-like stage of all steps, with
     def control(p):
         settings = fields | dict(lambda_stat=0., max_train_steps=_total(p))
         return _of(p, name, _easy(p, name=name, **settings))
+    objective = OBJECTIVES[fields.get('objective', 'dpo')]
+    pairs = dict(naive="the photo against the pool's first image", ranked='pairs ranked by their difference in score')
+    control.__doc__ = (
+        f'The objective of {objective.paper} on {pairs.get(fields.get("pairs"), "best against worst of the pool")}, '
+        'in one stage of all steps, without statistics matching.'
+    )
     return control
 
 # %% ../../nbs/5_train/02_presets.ipynb #controls-2
@@ -250,6 +256,17 @@ CONTROLS = dict(
     curriculum_dpo=_method('curriculum_dpo', pairs='ranked', order='by_gap'),
     **{f'{name}_real': _method(f'{name}_real', pairs='naive', **fields) for name, fields in METHODS.items()},
 )
+
+# %% ../../nbs/5_train/02_presets.ipynb #control-of
+def control_of(name: str) -> str: # a preset's name -> a key of `CONTROLS`; '' for a curriculum or a preset of one's own
+    "The control that a preset is."
+    origin = next((n for n in PRESETS if name.startswith(f'{n}-')), '')
+    control = name.removeprefix(f'{origin}-').replace('-', '_')
+    return control if origin and control in CONTROLS else ''
+
+def about_control(control: str) -> str: # a key of `CONTROLS`
+    "What a control does, in a sentence."
+    return ' '.join(CONTROLS[control].__doc__.split())
 
 # %% ../../nbs/5_train/02_presets.ipynb #presets-for
 # GiB on the GPU at the peak of one pass and its backward, counted (benchmarks/RESULTS.md); cuDNN's workspace and

@@ -11,6 +11,8 @@ import time
 import numpy as np
 from ..families import denoiser, family_of, process_of
 from ..files import atomic_path, UserError
+from ..images.jobs import Pace
+from ..show import bar_class
 
 # %% ../../nbs/5_train/16_small_base.ipynb #cosine-ramp
 def cosine_ramp(step: int, steps: int) -> float: # of `steps` -> share of the learning rate
@@ -62,8 +64,7 @@ def step_bar(steps,            # an iterable
              initial: int = 0  # of these done before
             ):                 # the same iterable, with a bar
     "The bar of a training where no other `progress` is given."
-    from tqdm.auto import tqdm
-    return tqdm(steps, desc=label, total=total, initial=initial)
+    return bar_class()(steps, desc=label, total=total, initial=initial)
 
 # %% ../../nbs/5_train/16_small_base.ipynb #fit-2
 SECONDS_BETWEEN_STATES = 30
@@ -87,8 +88,9 @@ def fit_network(folder,           # for the state
     state = Path(folder)/f'{name}.pt'
     if state.exists(): start, average = _read_state(state, net, opt, steps) or (start, average)
     net.train()
-    written = time.monotonic()
-    for step in progress(range(start, steps), f'training the tiny {name}', steps, start):
+    label = f'training the tiny {name}'
+    written, pace = time.monotonic(), Pace(steps - start, label, None if progress is step_bar else progress)
+    for step in progress(range(start, steps), label, steps, start):
         loss = loss_of(step, torch.Generator().manual_seed(seed*1_000_003 + step))
         if not torch.isfinite(loss):
             raise UserError(
@@ -96,6 +98,7 @@ def fit_network(folder,           # for the state
             )
         _optimiser_step(net, opt, loss, float(lr*cosine_ramp(step, steps)))
         if ema: _follow(average, net, step, ema)
+        pace(1)
         is_due = (step + 1) % every == 0 or time.monotonic() - written > SECONDS_BETWEEN_STATES
         if is_due and step + 1 < steps:
             _write_state(
