@@ -50,7 +50,17 @@ def make_workspace(
         **settings,
     )
     step = next_step(ws, terminal=True)
-    return '\n'.join([str(ws.root), *([f'next: {step}'] if step else [])])
+    told = [] if ws.parts('images') else [_about_test_share(ws.config['test_share'])]
+    return '\n'.join([str(ws.root), *told, *([f'next: {step}'] if step else [])])
+
+def _about_test_share(share):
+    "How many photos it takes until a share of them can show a difference."
+    from hgdpo_curate.images.duplicates import ENOUGH
+    if not share: return 'No prompt will be held out for testing (test_share is 0), so nothing will be measured.'
+    photos, fewer = -(-ENOUGH//share), 120
+    start = f'{share:.0%} of the prompts will be held out for testing; holding out {ENOUGH} takes {photos:,.0f} photos'
+    if share > .3: return f'{start}.'
+    return f'{start}; for {fewer}, give hgdpo photos --test_share {ENOUGH/fewer:.2f}'
 
 # %% ../nbs/8_run/03_verbs.ipynb #bring-in
 STATED = [name for name, column in stated_columns().items() if column.kind == 'str']    # each is a flag, see `cli`

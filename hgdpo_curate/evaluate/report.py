@@ -11,6 +11,7 @@ __all__ = ['LARGEST', 'KINDS_OF_FAULT', 'picture', 'chart', 'colours', 'figures_
 import base64
 import io
 import platform
+import re
 import shlex
 import sys
 from importlib import metadata
@@ -122,7 +123,7 @@ def points_chart(comparison: Comparison) -> Markup:
         rows = t[t.metric == m]
         _errorbars(ax, rows.where(rows.arm.map(comparison.hue_is_told)) if m == 'hue_distance' else rows, paint)
         ax.set_yticks(y, list(comparison.rows) if ax in axes[::4] else ['']*len(y), fontsize=8)
-        ax.set_title(label(m).split(' (')[0], fontsize=9)
+        ax.set_title(re.sub(r' \([^)]*\)', '', label(m)), fontsize=9)
     for ax in axes[len(metrics):]: ax.set_axis_off()
     return chart(fig)
 
@@ -237,9 +238,10 @@ def distributions_section(comparison: Comparison) -> Markup:
     for k, (title, values) in enumerate(panels.items()):
         ax = fig.add_subplot(lines, columns, k + 1)
         _histogram(ax, title, values, paint)
-        if k in (0, len(panels) - 1): ax.legend(fontsize=7)
     hues = {a: c.measurements[a]['hue'] for a in c.rows if hue_is_told(c.measurements[a])}
     _hue_circle(fig.add_subplot(lines, columns, n, projection='polar'), hues, paint)
+    named = {text: line for ax in fig.axes for line, text in zip(*ax.get_legend_handles_labels())}
+    fig.legend(named.values(), named.keys(), loc='outside lower center', ncols=len(named), fontsize=8)
     return chart(fig)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #histogram
