@@ -8,7 +8,7 @@ __all__ = ['STATED', 'NO_WORKSPACE', 'make_workspace', 'bring_in', 'step_after_p
            'print_split', 'print_reviews', 'print_run', 'print_samples', 'print_table', 'print_checks']
 
 # %% ../nbs/8_run/03_verbs.ipynb #imports
-import getpass, os, shlex, sys
+import getpass, os, shlex, sys, textwrap
 from pathlib import Path
 
 from .files import command_line, UsageError
@@ -388,10 +388,15 @@ def print_split(folder, given):
     for stage, count in info['counts'].items():
         without = f', {counted(bare[stage], "prompt")} without one' if bare[stage] else ''
         print(f'{stage}: {counted(count, "pair")}{without}')
-        for line in explain_left_out(info['dropped'].get(stage, [])): print(f'  {line}')
+        for line in explain_left_out(info['dropped'].get(stage, [])): print(_within_width(line))
     print(f'test: {counted(info["test_prompts"], "prompt")}')
-    for line in explain_left_out(info['dropped'].get('test', [])): print(f'  {line}')
+    for line in explain_left_out(info['dropped'].get('test', [])): print(_within_width(line))
     if all(info['counts'].values()): print(f'next: {_train_command(folder, given)}')
+
+def _within_width(line): # of a list below a heading
+    from hgdpo_curate.evaluate.results import TERMINAL_WIDTH
+    whole = dict(break_long_words=False, break_on_hyphens=False)
+    return textwrap.indent(textwrap.fill(line, TERMINAL_WIDTH - 4, subsequent_indent='  ', **whole), '  ')
 
 def _train_command(split, given): # the folder of a split
     from hgdpo_curate.files import UserError

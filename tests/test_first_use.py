@@ -94,7 +94,7 @@ def test_a_control_is_called_one_in_its_report_and_on_its_card(trained):
     assert about in ' '.join((page.parent/'table.md').read_text().split())
     card = write_model_card(trained, 'mannequin-naive').path.read_text()
     assert '# mannequin-naive: a LoRA by the control naive, not by HG-DPO' in card and '- hg-dpo' not in card
-    assert "`final/` is the U-Net's LoRA of `naive`." in card and 'up-sampling blocks' not in card
+    assert "`final/` is the U-Net's LoRA of <code>naive</code>." in card and 'up-sampling blocks' not in card
     # its failures are images that its own stage drew
     drawn = trained.table('images').query("domain == 'evaluation'").model
     assert len(own_arms(trained, 'mannequin-naive') & set(drawn)) == 1

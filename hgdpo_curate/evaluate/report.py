@@ -241,7 +241,8 @@ def distributions_section(comparison: Comparison) -> Markup:
     hues = {a: c.measurements[a]['hue'] for a in c.rows if hue_is_told(c.measurements[a])}
     _hue_circle(fig.add_subplot(lines, columns, n, projection='polar'), hues, paint)
     named = {text: line for ax in fig.axes for line, text in zip(*ax.get_legend_handles_labels())}
-    fig.legend(named.values(), named.keys(), loc='outside lower center', ncols=len(named), fontsize=8)
+    style = dict(loc='outside lower center', ncols=len(named), fontsize=8)
+    fig.legend(named.values(), named.keys(), **style)
     return chart(fig)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #histogram

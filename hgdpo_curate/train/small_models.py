@@ -141,8 +141,7 @@ def plan_in_words(
     on = f'on {pictures:,} pictures of {size[0]} x {size[1]}'
     return f'tiny networks, steps to train {on}: {", ".join(todo)}{there}.' if todo else ''
 
-def _say_plan(folder, steps, pictures, size, progress):
-    plan = plan_in_words(folder, steps, pictures, size)
+def _say_plan(plan, progress):
     if plan and progress is step_bar: announce(plan)
 
 # %% ../../nbs/5_train/18_small_models.ipynb #train-mannequins
@@ -156,7 +155,7 @@ def train_mannequins(output,             # folder for base/, scorer and evaluato
     folder, progress = Path(output), progress or step_bar
     steps = settle_recipe(folder, seed, steps or {})
     n, s = drawings_each, 1000*seed
-    _say_plan(folder, steps, sum(n), SIZE, progress)
+    _say_plan(plan_in_words(folder, steps, sum(n), SIZE), progress)
     captions = [describe(sample_attributes(np.random.default_rng([s + 77, i]))) for i in range(4000)]
     def faulty(n, seed): return lambda: drawings(n, seed, True)
     pipe = train_base(
@@ -281,7 +280,7 @@ def train_tiny(workspace,          # a `Workspace` or its folder, with photos im
     if _is_other_base(ws): _check_no_pool(ws)
     train = photographs(ws, 'train')
     steps = settle_recipe(folder, seed, steps or {}, lambda: _check_no_pool(ws))
-    _say_plan(folder, steps, len(train), ws.size, progress)
+    _say_plan(plan_in_words(folder, steps, len(train), ws.size), progress)
     pipe = train_base(
         folder,
         train,
