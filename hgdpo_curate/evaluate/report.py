@@ -242,7 +242,7 @@ def distributions_section(comparison: Comparison) -> Markup:
     _hue_circle(fig.add_subplot(lines, columns, n, projection='polar'), hues, paint)
     named = {text: line for ax in fig.axes for line, text in zip(*ax.get_legend_handles_labels())}
     style = dict(loc='outside lower center', ncols=len(named), fontsize=8)
-    fig.legend(named.values(), named.keys(), **style)
+    fig.legend([*named.values()], [*named], **style)
     return chart(fig)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #histogram
