@@ -13,7 +13,7 @@ from .adapters import LORA_FILE
 from .curate.splits import freeze_split
 from .document.data_card import make_card
 from .document.model_card import write_model_card
-from .evaluate.results import evaluate_runs, pool_picture
+from .evaluate.results import evaluate_runs, for_terminal, pool_picture
 from .files import UserError
 from .images.photos import import_photos
 from .images.pool import generate_pool
@@ -165,7 +165,7 @@ def print_results(
         'demo_results.txt',
         ws=ws,
         run=run,
-        table=(run/'evaluation'/'table.md').read_text(),
+        table=for_terminal((run/'evaluation'/'table.md').read_text()),
         rates=[_rate_line(r) for r in rates.itertuples()],
         card=card,
         minutes=f'{seconds/60:.1f}',

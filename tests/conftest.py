@@ -80,6 +80,26 @@ def finished(tmp_path_factory, random_base):
     return ws
 
 
+def tiny_open_clip(image_size, patch_size): # in pixels
+    "The settings of an open_clip model of one layer."
+    return dict(
+        embed_dim=32,
+        vision_cfg=dict(image_size=image_size, layers=1, width=32, head_width=16, patch_size=patch_size),
+        text_cfg=dict(context_length=77, vocab_size=49408, width=8, heads=2, layers=1),
+    )
+
+
+def a_flag(image_id, flag='bad_hand', status='proposed', source='rule', **more):
+    "A row of `flags`."
+    return dict(image_id=image_id, flag=flag, status=status, source=source, part='', side='') | more
+
+
+def nothing_seen(image_id):
+    "A row of `detections`: a detector looked and saw nothing."
+    about = dict(detector='x', detector_version='1', kind='none', index=0, confidence=0.)
+    return dict(image_id=image_id) | about
+
+
 @pytest.fixture
 def copy_of(tmp_path):
     "Copies a workspace, so that a test may spoil it."

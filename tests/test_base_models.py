@@ -217,3 +217,37 @@ def test_the_base_of_the_package_is_one_whose_tiny_vae_names_a_shift_of_nothing(
     folder = pipeline_folder(MANNEQUIN)
     assert json.loads((folder/'vae'/'config.json').read_text())['shift_factor'] == 0
     family_in(folder).check(folder)
+
+
+REFUSED = dict(
+    noise=('sdxl', 'scheduler/scheduler_config.json', WRONG['edm'][1]),
+    vae=('sdxl', 'vae/config.json', dict(latents_mean=[-1.6, 1.9, -1.4, 2.5])),
+    refiner=('sdxl', 'model_index.json', dict(_class_name='StableDiffusionXLImg2ImgPipeline',
+                                              requires_aesthetics_score=True)),
+    inpainting=('sd15', 'unet/config.json', dict(in_channels=9)),
+)
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_init_refuses_in_the_sentence_of_loading_without_reading_weights(name, variant, tmp_path, capsys):
+    from hgdpo_curate.cli import main
+    from hgdpo_curate.pipelines import load_pipeline
+    family, file, settings = REFUSED[name]
+    folder = variant(family, file, **settings)
+    for f in folder.glob('*/*.safetensors'): f.write_bytes(b'')
+    with pytest.raises(UserError) as e: load_pipeline(folder, 'cpu')
+    init = ['init', '--workspace', str(tmp_path/'ws'), '--pretrained_model_name_or_path', str(folder)]
+    assert main(init) == 1 and capsys.readouterr().err == f'hgdpo: {e.value}\n'
+    assert not (tmp_path/'ws').exists()
+
+
+def test_init_takes_half_precision_folders_hub_ids_and_refuses_folders_without_weights(models, tmp_path, capsys):
+    from hgdpo_curate.cli import main
+    folder = shutil.copytree(models['sd15'], tmp_path/'model')
+    def init(name, base):
+        return main(['init', '--workspace', str(tmp_path/name), '--pretrained_model_name_or_path', str(base)])
+    for f in folder.glob('*/*.safetensors'): f.rename(f.with_name(f.name.replace('.safetensors', '.fp16.safetensors')))
+    assert init('half', folder) == 0 and init('hub', 'owner/name') == 0
+    for f in folder.glob('*/*.safetensors'): f.rename(f.with_suffix('.bin'))
+    assert init('bin', folder) == 1 and 'has no weights as .safetensors' in capsys.readouterr().err
+    assert init('empty', tmp_path) == 1 and 'holds no model_index.json' in capsys.readouterr().err

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, quiet, seen_alone, winner
+from conftest import ROOT, nothing_seen, quiet, seen_alone, winner
 from hypothesis import given, settings, strategies as st
 
 from hgdpo_curate import UserError, forget, load_split, make_card, write_model_card
@@ -284,20 +284,7 @@ def test_kappa_is_sklearns_and_its_interval_holds_it(lived_in, copy_of):
         rule_version='',
         reviewer='b' if source == 'human' else '',
     )
-    ws.append(
-        'detections',
-        [
-            dict(
-                image_id=i,
-                detector='x',
-                detector_version='1',
-                kind='none',
-                index=0,
-                confidence=0.0,
-            )
-            for i in ids
-        ],
-    )
+    ws.append('detections', [nothing_seen(i) for i in ids])
     ws.append(
         'flags',
         [flag(i, 'rule', 'proposed') for i in ids[:8]]
@@ -324,20 +311,7 @@ def test_of_a_persons_words_the_last_counts_against_the_rules(drawn):
     from hgdpo_curate.curate.reviews import clear_flags, flag_images_by_hand
     from hgdpo_curate.document.facts import judged
     taken_back, cleared, faulty, unsure = drawn.table('images').image_id
-    drawn.append(
-        'detections',
-        [
-            dict(
-                image_id=i,
-                detector='x',
-                detector_version='1',
-                kind='none',
-                index=0,
-                confidence=0.0,
-            )
-            for i in drawn.table('images').image_id
-        ],
-    )
+    drawn.append('detections', [nothing_seen(i) for i in drawn.table('images').image_id])
     flag_images_by_hand(drawn, [taken_back, cleared, faulty], 'bad_hand', reviewer='a')
     flag_images_by_hand(drawn, [taken_back], 'ok', reviewer='a')
     clear_flags(drawn, [cleared], reviewer='b')

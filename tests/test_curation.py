@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import plain
+from conftest import a_flag, plain
 
 from hgdpo_curate import UserError, load_split, make_card
 from hgdpo_curate.curate.splits import pairs_of
@@ -272,22 +272,7 @@ def test_views_stay_when_every_prompt_changed(ws, built):
     from hgdpo_curate.curate.dataset import build_dataset
     from hgdpo_curate.curate.samples import VIEWS
     from hgdpo_curate.curate.operators import decide_samples
-    ws.append(
-        'flags',
-        [
-            dict(
-                image_id=i,
-                flag='bad_hand',
-                status='proposed',
-                source='rule',
-                part='',
-                side='',
-                confidence=0.9,
-                reason='a test',
-            )
-            for i in ws.table('images').image_id
-        ],
-    )
+    ws.append('flags', [a_flag(i, confidence=.9, reason='a test') for i in ws.table('images').image_id])
     ds = build_dataset(ws)
     assert (
         set(ds.list_saved_views()) == set(VIEWS)
@@ -428,21 +413,7 @@ def test_what_is_brought_up_to_date_is_what_would_be_built_anew(ws, built):
         ],
     )
     # the first: now every loser without one is clean
-    ws.append(
-        'flags',
-        [
-            dict(
-                image_id=one,
-                flag='bad_hand',
-                status='proposed',
-                source='rule',
-                part='',
-                side='',
-                confidence=0.9,
-                reason='a test',
-            )
-        ],
-    )
+    ws.append('flags', [a_flag(one, confidence=.9, reason='a test')])
     ds = build_dataset(ws)
     assert set(ds.match({'look_alikes': min(real[:3])}).values('image_id')) == set(real[:3]) and any(
         ds.values('disagreement')

@@ -103,23 +103,8 @@ def test_vitpose_gives_people_with_17_joints_inside_its_protocol(vitpose_folder)
 def test_open_clip_triage_prefers_by_the_two_prompts(tmp_path):
     import open_clip
     from safetensors.torch import save_file
-    cfg = dict(
-        embed_dim=32,
-        vision_cfg=dict(
-            image_size=64,
-            layers=1,
-            width=32,
-            head_width=16,
-            patch_size=16,
-        ),
-        text_cfg=dict(
-            context_length=77,
-            vocab_size=49408,
-            width=8,
-            heads=2,
-            layers=1,
-        ),
-    )
+    from conftest import tiny_open_clip
+    cfg = tiny_open_clip(64, 16)
     (tmp_path / 'open_clip_config.json').write_text(
         json.dumps(
             dict(

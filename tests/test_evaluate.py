@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from conftest import Chance, quiet, seen_alone
+from conftest import Chance, nothing_seen, quiet, seen_alone
 
 from hgdpo_curate import Candidate, UserError, compare_arms
 from hgdpo_curate.cli import main
@@ -273,20 +273,7 @@ def test_rules_flags_are_a_rate_only_when_every_image_was_looked_at(finished, co
         ],
     )
     assert np.isnan(rate())
-    ws.append(
-        'detections',
-        [
-            dict(
-                image_id=i,
-                detector='x',
-                detector_version='1',
-                kind='none',
-                index=0,
-                confidence=0.0,
-            )
-            for i in rows.image_id
-        ],
-    )
+    ws.append('detections', [nothing_seen(i) for i in rows.image_id])
     assert rate() == 3/12
     from hgdpo_curate.evaluate.report import faults_section
     again = compare_arms(

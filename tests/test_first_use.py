@@ -83,6 +83,26 @@ def test_a_control_is_evaluated_with_its_own_stages(trained, capsys):
     assert 'has base, naive' in error
 
 
+def test_a_control_is_called_one_in_its_report_and_on_its_card(trained):
+    from hgdpo_curate import write_model_card
+    from hgdpo_curate.document.model_card import own_arms
+    from hgdpo_curate.evaluate.report import report_runs
+    how = dict(per_prompt=1, scorer=Chance(), progress=quiet)
+    page = report_runs(trained, 'mannequin-naive', **how)
+    about = 'naive is of the control naive, not of HG-DPO: The photo beats the pool'
+    assert about in page.read_text() and 'Orderings of the paper' not in page.read_text()
+    assert about in ' '.join((page.parent/'table.md').read_text().split())
+    card = write_model_card(trained, 'mannequin-naive').path.read_text()
+    assert '# mannequin-naive: a LoRA by the control naive, not by HG-DPO' in card and '- hg-dpo' not in card
+    assert "`final/` is the U-Net's LoRA of <code>naive</code>." in card and 'up-sampling blocks' not in card
+    # its failures are images that its own stage drew
+    drawn = trained.table('images').query("domain == 'evaluation'").model
+    assert len(own_arms(trained, 'mannequin-naive') & set(drawn)) == 1
+    assert 'Generated images with the lowest scores' in card
+    curriculum = write_model_card(trained, 'r').path.read_text()
+    assert '# r: a LoRA by HG-DPO' in curriculum and '- hg-dpo' in curriculum and 'up-sampling blocks' in curriculum
+
+
 def test_a_failed_start_is_no_training(finished, copy_of, capsys):
     from hgdpo_curate.document.footprint import footprint_of
     from hgdpo_curate.files import write_json
@@ -136,7 +156,7 @@ def test_what_a_training_costs_is_said_and_what_comes_next(finished, copy_of, ca
     assert main(['train', '--workspace', str(ws.root), '--run', 'a', *args]) == 0
     shown = capsys.readouterr()
     assert re.search(r'mannequin: 4 steps \(easy 1, normal 1, hard 1, text_encoder 1\) of 2 pairs', shown.err)
-    assert 'U-Net forwards' in shown.err and 'GB of disk' in shown.err and '(stage 1 of 4)' in shown.err
+    assert 'U-Net forwards' in shown.err and 'MB of disk' in shown.err and '(stage 1 of 4)' in shown.err
     assert f'next: hgdpo evaluate --workspace {ws.root} --run a' in shown.out
     assert main(['pool', '--workspace', str(ws.root), '--n', '4']) == 0
     said = capsys.readouterr().err
@@ -264,3 +284,49 @@ def test_how_long_it_takes_is_said_once_and_only_of_long_jobs(monkeypatch, capsy
             pace(10)
             now[0] += 1.7
         assert capsys.readouterr().err.count('left on this machine') == bool(said)
+
+
+def test_judging_says_how_many_images_it_looks_at_and_how_long_it_takes(finished, copy_of, capsys, monkeypatch):
+    import numpy as np
+    from hgdpo_curate import score_images
+    from hgdpo_curate.images.jobs import Pace
+    from hgdpo_curate.judge.detections import detect
+    class Slow(Chance):
+        name = 'slow'
+        def score(self, images, prompts):
+            from time import sleep
+            sleep(.02)
+            return np.zeros(len(images))
+    class Blind:
+        name, version = 'blind', '1'
+        def detect(self, images): return [[] for _ in images]
+    ws = copy_of(finished)
+    monkeypatch.setattr(Pace, 'measured', .01)
+    monkeypatch.setattr(Pace, 'worth_saying', 0)
+    count = score_images(ws, Slow())
+    said = capsys.readouterr().err
+    assert f'scores by slow: {count} images to judge.' in said and 'left on this machine' in said
+    count = detect(ws, Blind())
+    assert f'detections by blind: {count} images to judge.' in capsys.readouterr().err
+    assert detect(ws, Blind()) == 0 and 'to judge' not in capsys.readouterr().err
+
+
+def test_tiny_says_its_steps_before_it_begins(tmp_path, capsys):
+    from hgdpo_curate.train.small_models import train_mannequins
+    few = dict(steps=dict(vae=2, base=3, scorer=2, evaluator=2), drawings_each=(8, 8, 8))
+    train_mannequins(tmp_path, **few)
+    said = capsys.readouterr().err
+    assert 'steps to train on 24 pictures of 40 x 56: vae 2, base 3, scorer 2, evaluator 2.' in said
+    assert said.index('steps to train') < said.index('training the tiny vae')
+    train_mannequins(tmp_path, **few | dict(steps=dict(scorer=3)))
+    assert 'scorer 3 (vae, base, evaluator: there).' in capsys.readouterr().err
+    train_mannequins(tmp_path, **few | dict(steps={}))
+    assert 'steps to train' not in capsys.readouterr().err
+
+
+def test_init_says_how_many_photos_the_test_share_takes(tmp_path, capsys):
+    assert main(['init', '--workspace', str(tmp_path/'ws'), '--resolution', '40x56']) == 0
+    said = capsys.readouterr().out
+    assert '5% of the prompts' in said and 'holding out 40 takes 800 photos; for 120, give' in said
+    assert main(['init', '--workspace', str(tmp_path/'more'), '--test_share', '.33']) == 0
+    assert 'takes 122 photos.' in capsys.readouterr().out

@@ -250,6 +250,23 @@ def test_what_was_written_is_read_and_so_are_the_files_of_the_first_version(lora
     assert [p.name for p in sorted(old.glob('*.safetensors'))] == ['people-paper-old.safetensors', LORA_FILE]
 
 
+def test_a_renamed_workspace_has_one_twin_per_run(tmp_path):
+    from hgdpo_curate.adapters import LORA_FILE, save_lora, twin_file
+    from safetensors.torch import save_file
+    layer = 'mid_block.attentions.0.transformer_blocks.0.attn1.to_q'
+    given = dict(unet={f'{layer}.lora_{m}.weight': torch.ones(1, 1) for m in 'AB'})
+    final = tmp_path/'people'/'runs'/'paper'/'final'
+    save_lora(final, **given)
+    final = (tmp_path/'people').rename(tmp_path/'my folk')/'runs'/'paper'/'final'
+    assert twin_file(final).name == 'people-paper.safetensors'                # still read
+    # a LoRA of somebody else's stays
+    save_file(given['unet'], final/'other.safetensors', metadata={'a': 'b'})
+    save_lora(final, **given)
+    there = {p.name for p in final.glob('*.safetensors')}
+    assert there == {LORA_FILE, 'my_folk-paper.safetensors', 'other.safetensors'}
+    assert twin_file(final).name == 'my_folk-paper.safetensors'
+
+
 @pytest.mark.parametrize('folder, name', [
     ('people/runs/paper/final', 'people-paper'),
     ('people/runs/paper/easy', 'people-paper-easy'),

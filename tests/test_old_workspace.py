@@ -53,6 +53,38 @@ def test_a_photo_is_forgotten_from_it(packed, copy_of):
     assert not [p for p in ws.root.rglob('*') if p.is_file() and photo.encode() in p.read_bytes()]
 
 
+@pytest.mark.parametrize('renamed', [False, True])
+def test_a_relative_path_leads_to_the_users_own_file_wherever_one_stands(renamed, tmp_path, monkeypatch):
+    "It was written as `people/photos/00000.png`, from the folder that the workspace lay in."
+    folder = unpack(tmp_path)
+    if renamed: folder = folder.rename(tmp_path/'folk')
+    elsewhere = tmp_path/'elsewhere'/'people'/'photos'
+    elsewhere.mkdir(parents=True)
+    for n in range(8): (elsewhere/f'{n:05d}.png').write_bytes(b'of another person')
+    monkeypatch.chdir(tmp_path/'elsewhere')
+    ws = open_workspace(folder)
+    photo = ws.table('photo_facts').set_index('original_path').image_id['people/photos/00000.png']
+    own = {p: p.read_bytes() for p in (folder/'photos').iterdir()}
+    said = str(forget(ws, photo, app=False, progress=quiet))
+    assert f'Your own file {folder}/photos/00000.png was not touched' in said and 'nothing of it is left' in said
+    assert str(elsewhere) not in said and 'Version 0.1' not in said
+    assert {p: p.read_bytes() for p in (folder/'photos').iterdir()} == own
+
+
+def test_a_relative_path_that_leads_nowhere_is_said(tmp_path, monkeypatch):
+    import shutil
+    folder = unpack(tmp_path)
+    shutil.rmtree(folder/'photos')
+    monkeypatch.chdir(tmp_path)
+    (folder/'photos').mkdir()
+    ws = open_workspace(folder)
+    photo = ws.table('photo_facts').set_index('original_path').image_id['people/photos/00000.png']
+    drawn = ws.table('images').query("domain == 'generated'").path.iloc[0]
+    shutil.copy(ws.root/drawn, folder/'photos'/'00000.png')               # another picture of that name
+    said = str(forget(ws, photo, dry_run=True, progress=quiet))
+    assert 'Version 0.1 wrote down your own file as people/photos/00000.png' in said and 'Your own file' not in said
+
+
 def test_it_is_rewritten_once_and_the_last_decision_still_wins(tmp_path):
     folder = unpack(tmp_path)
     reviews = sorted((folder/'tables'/'reviews').glob('*.parquet'))

@@ -41,23 +41,8 @@ def test_pickscore_is_the_published_formula_on_fixed_embeddings(clip_folder):
 def test_hps_is_the_cosine_of_open_clip_features(tmp_path):
     import open_clip
     import torch
-    cfg = dict(
-        embed_dim=32,
-        vision_cfg=dict(
-            image_size=32,
-            layers=1,
-            width=32,
-            head_width=16,
-            patch_size=8,
-        ),
-        text_cfg=dict(
-            context_length=77,
-            vocab_size=49408,
-            width=8,
-            heads=2,
-            layers=1,
-        ),
-    )
+    from conftest import tiny_open_clip
+    cfg = tiny_open_clip(32, 8)
     net = open_clip.CLIP(**cfg).eval()
     torch.save(dict(state_dict=net.state_dict()), tmp_path/'HPS_v2.1_compressed.pt')
     (tmp_path/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=cfg)))
@@ -432,6 +417,12 @@ def test_a_card_written_by_another_process_knows_what_was_registered(few_photos,
         stated='whoever registered it',
     )
     assert about('halves', '1', 'detector', ws)['commercial'] == 'no'
+    from hgdpo_curate.evaluate.report import _licences
+    measured = dict(scorers=[dict(name='bright', version='1')], detectors=[dict(name='halves', version='')])
+    assert _licences(ws, measured) == [
+        ('scorer', 'bright', '1', 'MIT', 'allowed'),
+        ('detector', 'halves', 'none', 'for non-commercial research only', 'not allowed'),
+    ]
     from hgdpo_curate.judge.anatomy import propose_flags
     assert propose_flags(ws).equals(before)                                    # its joints are not forgotten
 

@@ -119,10 +119,15 @@ def _about_evaluations(removal) -> list: # sentences
 # %% ../../nbs/7_document/12_forget.ipynb #about-own-files
 def _about_own_files(removal) -> list: # sentences
     was_not = 'would not be' if removal.dry_run else 'was not'
+    absolute = [p for p in map(Path, removal.traces.originals) if p.is_absolute()]
+    known = {p.name for p in absolute}
+    lost = [p for p in removal.traces.originals if not Path(p).is_absolute() and Path(p).name not in known]
     return [
-        f'Your own file {p} {was_not} touched; delete it yourself, with its caption.'
-        for p in removal.traces.originals
-        if Path(p).exists()
+        f'Your own file {p} {was_not} touched; delete it yourself, with its caption.' for p in absolute if p.exists()
+    ] + [
+        f'Version 0.1 wrote down your own file as {p}, without the folder that this begins at, and the photo is not '
+        'found there; look for it, and delete it yourself, with its caption.'
+        for p in lost
     ]
 
 def _about_others(t) -> list:

@@ -9,7 +9,7 @@ __all__ = ['PLAN', 'OURS', 'own_folders', 'files_of', 'SearchResult', 'file_matc
 from dataclasses import dataclass, field
 from pathlib import Path
 from .erase import bytes_match, column_texts, nested_texts, PACKED, read_parquet
-from .footprint import Footprint, Matcher
+from .footprint import Footprint, Matcher, placed
 from ..images.photos import offered_files
 from ..show import progress_bar
 
@@ -21,14 +21,14 @@ def own_folders(ws, originals=()) -> set: # names of top-level folders
     "Folders of the workspace that hold the user's own photos, by where photos were imported from."
     root = ws.root.resolve()
     offered = [p for _, p in offered_files(ws.table('photo_facts', history=True))]
-    resolved = (Path(p).resolve() for p in [*offered, *originals])
+    resolved = (placed(ws, p).resolve() for p in [*offered, *originals])
     inside = {p.relative_to(root) for p in resolved if p.is_relative_to(root)}
     return {p.parts[0] for p in inside if len(p.parts) > 1} - OURS
 
 # %% ../../nbs/7_document/10_search.ipynb #files-of
 def files_of(ws, originals=()) -> list: # paths, the user's own and the plan left out
     "Every file of a workspace that this package may have written, hidden ones too."
-    skip, own = own_folders(ws, originals), {Path(p).resolve() for p in originals}
+    skip, own = own_folders(ws, originals), {placed(ws, p).resolve() for p in originals}
     files = (
         p
         for top in sorted(ws.root.iterdir())

@@ -11,19 +11,19 @@ __all__ = ['LARGEST', 'KINDS_OF_FAULT', 'picture', 'chart', 'colours', 'figures_
 import base64
 import io
 import platform
+import re
 import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
 import numpy as np
 from markupsafe import Markup
-from .candidates import ARMS
 from .compare import Comparison
 from .features import features_of
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #imports-2
 from .measures import higher, hue_is_told, label, LABELS
-from .results import evaluate_named, headline, verdicts
+from .results import evaluate_named, headline, paper_verdicts
 from .statistics import nearest
 from ..toy.bodies import FAULTS
 from ..toy.drawings import is_drawn
@@ -123,7 +123,7 @@ def points_chart(comparison: Comparison) -> Markup:
         rows = t[t.metric == m]
         _errorbars(ax, rows.where(rows.arm.map(comparison.hue_is_told)) if m == 'hue_distance' else rows, paint)
         ax.set_yticks(y, list(comparison.rows) if ax in axes[::4] else ['']*len(y), fontsize=8)
-        ax.set_title(label(m).split(' (')[0], fontsize=9)
+        ax.set_title(re.sub(r' \([^)]*\)', '', label(m)), fontsize=9)
     for ax in axes[len(metrics):]: ax.set_axis_off()
     return chart(fig)
 
@@ -143,9 +143,8 @@ def _errorbars(ax, rows, paint):
     ax.margins(y=.2)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #wins-section
-def _orderings_section(comparison): # '' where no stage of the paper is among the models
-    if not set(comparison.rows) & set(ARMS): return ''
-    sentences = [v.removeprefix('- ').replace('**', '') for v in verdicts(comparison.stats, comparison.groups)]
+def _orderings_section(comparison): # '' where no two stages of the paper are among the models
+    sentences = [v.removeprefix('- ').replace('**', '') for v in paper_verdicts(comparison)]
     return _html('orderings.html', verdicts=sentences) if sentences else ''
 
 def wins_section(comparison: Comparison) -> Markup:
@@ -239,9 +238,11 @@ def distributions_section(comparison: Comparison) -> Markup:
     for k, (title, values) in enumerate(panels.items()):
         ax = fig.add_subplot(lines, columns, k + 1)
         _histogram(ax, title, values, paint)
-        if k in (0, len(panels) - 1): ax.legend(fontsize=7)
     hues = {a: c.measurements[a]['hue'] for a in c.rows if hue_is_told(c.measurements[a])}
     _hue_circle(fig.add_subplot(lines, columns, n, projection='polar'), hues, paint)
+    named = {text: line for ax in fig.axes for line, text in zip(*ax.get_legend_handles_labels())}
+    style = dict(loc='outside lower center', ncols=len(named), fontsize=8)
+    fig.legend([*named.values()], [*named], **style)
     return chart(fig)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #histogram
@@ -359,7 +360,7 @@ def _nearest_pictures(ws, rows, photos, model, with_photos, most):
     return out
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #provenance-section
-def _licences(measured_by): # of a `Comparison` -> rows: what measured, model, version, licence, commercial use
+def _licences(ws, measured_by): # of a `Comparison` -> rows: what measured, model, version, licence, commercial use
     part_name = dict(
         scorers='scorer',
         detectors='detector',
@@ -368,7 +369,7 @@ def _licences(measured_by): # of a `Comparison` -> rows: what measured, model, v
         recogniser='recogniser',
     )
     allowed = {True: 'allowed', False: 'not allowed', None: 'unknown'}
-    models = [(part_name[part], m, licence_of(m['name'], part)) for part, ms in measured_by.items() for m in ms]
+    models = [(part_name[part], m, licence_of(m['name'], part, ws)) for part, ms in measured_by.items() for m in ms]
     return [
         (part, m['name'], m['version'] or 'none', terms['licence'], allowed[terms['commercial']])
         for part, m, terms in models
@@ -405,7 +406,7 @@ def provenance_section(
         packages=packages,
         config=ws.config,
         models=models,
-        measured_by=_licences(comparison.measured_by),
+        measured_by=_licences(ws, comparison.measured_by),
         files=_files_used(ws, comparison),
     )
 
