@@ -46,9 +46,9 @@ def measure_tiny(pipe,      # the base
                  scorer,    # `TinyScorer`
                  evaluator, # `TinyEvaluator`
                  sound,     # `Pictures` for the autoencoder
-                 mixed      # `Pictures`, sound and faulty
+                 mixed      # `Pictures`, with and without faults
                 ) -> dict:  # name -> figure
-    "Every figure of `FLOORS` on held-out pictures; keypoints and faults only where the truth is known."
+    "Every figure of `FLOORS` on held-out pictures; keypoints and faults only if they are known."
     accuracy = scorer_accuracy(scorer, pipe.tokenizer, mixed)
     return dict(
         vae_psnr=vae_psnr(pipe.vae, sound),
@@ -72,7 +72,7 @@ RECIPE = dict(
     evaluator=3000,
 )
 
-# network -> what is left of it when it is to be trained anew
+# network -> its files, to be deleted for retraining
 TRACES = dict(
     vae=('autoencoder.safetensors', 'vae.pt', 'vae_done.pt', 'base', 'base.pt'),
     base=('base', 'base.pt'),
@@ -83,19 +83,19 @@ TRACES = dict(
 def settle_recipe(
     folder: Path,  # of the networks
     seed: int,  # of weights and data order
-    steps: dict,  # those that were asked for, network -> optimiser steps
-    check=None,  # called before a base is thrown away
+    steps: dict,  # the requested ones, network -> optimiser steps
+    check=None,  # called before a base is deleted
 ) -> dict:  # network -> steps
-    """The steps to train with; networks whose steps change are thrown away, and it is said.
+    """The steps to train with; networks whose steps change are deleted, with a message.
 
-    Raises `UserError` where the folder was begun with another seed.
+    Raises `UserError` if the folder has another seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     old = read_json(folder/'recipe.json', {})
     if old and old['seed'] != seed:
         raise UserError(
-            f'The networks in {folder} were begun with seed {old["seed"]}; give --seed {old["seed"]}, or delete that '
-            'folder to train anew.'
+            f'The networks in {folder} began with seed {old["seed"]}; give --seed {old["seed"]}, or delete that '
+            'folder to retrain.'
         )
     before = old.get('steps', {})
     steps = RECIPE | before | steps
@@ -115,7 +115,7 @@ def _throw_away(folder, name, before, after, check):
     if not traces: return
     if check and folder/'base' in traces: check()
     also = ' with the base that works on its latents' if name == 'vae' and folder/'base' in traces else ''
-    print(f'The {name} of {folder} was trained for {before} steps; it is trained anew for {after}{also}.')
+    print(f'The {name} of {folder} was trained for {before} steps; it is retrained for {after}{also}.')
     for trace in traces: shutil.rmtree(trace) if trace.is_dir() else trace.unlink()
 
 # %% ../../nbs/5_train/18_small_models.ipynb #train-mannequins
@@ -124,8 +124,8 @@ def train_mannequins(output,             # folder for base/, scorer and evaluato
                      steps: dict = None, # optimiser steps, see `RECIPE`
                      drawings_each=(6000, 12000, 12000), # for base, scorer, evaluator
                      progress=None       # as `small_base.step_bar`
-                    ) -> dict:           # the figures of `FLOORS`, on drawings that no network has seen
-    "Train the networks that the package ships: `hgdpo tiny --mannequins --output FOLDER`. Raises `UserError`."
+                    ) -> dict:           # the figures of `FLOORS`, on unseen drawings
+    "Train the package's networks: `hgdpo tiny --mannequins --output FOLDER`. Raises `UserError`."
     folder, progress = Path(output), progress or step_bar
     steps = settle_recipe(folder, seed, steps or {})
     n, s = drawings_each, 1000*seed
@@ -182,9 +182,9 @@ def train_mannequins(output,             # folder for base/, scorer and evaluato
 def _scorer_figures(wins): # of `scorer_accuracy` -> name: share with its interval
     return {k: dict(zip(('share', 'low', 'high'), wilson(v))) if len(v) else 'not measured' for k, v in wins.items()}
 
-def _check_no_pool(ws): # its pictures would be measured against another base
+def _check_no_pool(ws): # its images belong to another base
     if len(ws.table('images').query("domain in ('generated', 'intermediate')")):
-        raise UserError(f'{ws.root} holds a pool made with {ws.base_model}; train tiny networks in a new workspace.')
+        raise UserError(f'{ws.root} contains a pool by {ws.base_model}; train tiny networks in a new workspace.')
 
 def _is_other_base(ws): return ws.base_model not in ('', str(ws.root/'tiny'/'base'))
 
@@ -200,14 +200,14 @@ TELLS = dict(
 )
 
 def chance_warnings(figures: dict) -> list: # of `train_tiny` -> sentences
-    "What a scorer that is no better than chance means, and what to do."
+    "Warnings about a scorer that is no better than chance, with the remedy."
     out = []
     for name, task in TELLS.items():
         figure = figures.get(name)
         if not isinstance(figure, dict) or figure['low'] > .5: continue
-        how = 'is no better than chance' if figure['share'] <= .5 else 'cannot be told from chance'
+        how = 'is no better than chance' if figure['share'] <= .5 else 'cannot be distinguished from chance'
         out.append(
-            f'WARNING: the tiny scorer {how} at telling {task}: right in {figure["share"]:.0%} of '
+            f'WARNING: the tiny scorer {how} at distinguishing {task}: right in {figure["share"]:.0%} of '
             f'{figures["test_photos"]} test photos (95% interval {figure["low"]:.0%} to {figure["high"]:.0%}); '
             f'guessing is 50%. Its pairs {"are" if figure["share"] <= .5 else "may be"} chosen at random, and training '
             'on random pairs teaches nothing. Train it '
@@ -220,13 +220,13 @@ def chance_warnings(figures: dict) -> list: # of `train_tiny` -> sentences
 NAMES = dict(
     vae_psnr=('autoencoder, signal to noise', 'dB, higher is better'),
     right_over_wrong=('scorer prefers the right caption', 'of photos; guessing is 50%'),
-    sound_over_faulty=('scorer prefers the sound picture', 'of pairs; guessing is 50%'),
-    attribute_accuracy=('evaluator names attributes rightly', 'of attributes'),
+    sound_over_faulty=('scorer prefers the intact picture', 'of pairs; guessing is 50%'),
+    attribute_accuracy=('evaluator names attributes correctly', 'of attributes'),
     keypoint_error=('evaluator, error of keypoints', 'pixels'),
-    sound_called_faulty=('evaluator calls sound ones faulty', 'of sound pictures'),
-    faulty_called_faulty=('evaluator calls faulty ones faulty', 'of faulty pictures'),
+    sound_called_faulty=('evaluator, false positives', 'of pictures without faults'),
+    faulty_called_faulty=('evaluator, detected faults', 'of faulty pictures'),
     test_photos=('test photos measured', ''),
-    anatomy_failures=('anatomy failures', 'no truth is known of photographs'),
+    anatomy_failures=('anatomy failures', 'not known for photographs'),
 )
 
 def _plain(name, value):
@@ -235,7 +235,7 @@ def _plain(name, value):
     return str(value)
 
 def figures_in_words(figures: dict) -> str: # of `train_tiny` or `train_mannequins`
-    "Figures as lines to read: what it is, the number, of what."
+    "Figures as readable lines: name, number, unit."
     rows = [(*NAMES.get(name, (name, '')), _plain(name, value)) for name, value in figures.items()]
     return '\n'.join(f'{what:36s} {value} {of}'.rstrip() for what, of, value in rows)
 
@@ -244,9 +244,9 @@ def train_tiny(workspace,          # a `Workspace` or its folder, with photos im
                seed: int = 0,      # of weights and data order
                steps: dict = None, # optimiser steps, see `RECIPE`
                progress=None       # as `small_base.step_bar`
-              ) -> dict:           # what the networks reach on the photos of the test fold, with intervals
-    """Train base, scorer and evaluator on a workspace's own photos, captions and corruptions, and make the base the
-    workspace's. Anatomy is not measured: no truth is known. Raises `UserError`."""
+              ) -> dict:           # figures of the networks on the test photos, with intervals
+    """Train base, scorer and evaluator on a workspace's own photos, captions and corruptions, and set its base
+    model. Anatomy is not measured: there is no ground truth. Raises `UserError`."""
     from hgdpo_curate.workspace import set_base_model
     ws, progress = open_workspace(workspace), progress or step_bar
     folder = ws.root/'tiny'
