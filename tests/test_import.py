@@ -144,10 +144,10 @@ def test_a_photo_replaced_under_its_name_stops_the_import(photos, ws, capsys):
     flags = ['photos', '--workspace', str(ws.root), '--folder', str(photos)]
     assert main(flags) == 1
     told = capsys.readouterr().err
-    assert '00002.png holds another picture' in told and '--replaced keep' in told and 'hgdpo forget' in told
+    assert '00002.png is not the picture' in told and '--replaced keep' in told and 'hgdpo forget' in told
     assert len(ws.table('images')) == 6
     assert main([*flags, '--skip_bad']) == 0 and len(ws.table('images')) == 6
-    assert '00002.png holds another picture' in capsys.readouterr().out
+    assert '00002.png is not the picture' in capsys.readouterr().out
     assert main([*flags, '--replaced', 'keep']) == 0 and len(ws.table('images')) == 7
     assert 'both pictures are kept (00002.png)' in capsys.readouterr().out
     assert main(flags) == 0                                                     # it is known now
@@ -213,10 +213,10 @@ def test_near_duplicates_are_named_with_their_distance_and_the_limit_can_be_give
     a, b, distance = report.alike[0]
     assert {a, b} <= {p.name for p in photos.glob('*.png')} and f'{a} and {b} ({distance:g})' in str(report)
     assert '--near 0.2' in str(report) and report._repr_html_().count(' and 0') >= len(report.alike)
-    assert 'hang together as near duplicates' in report.test
+    assert 'are grouped as near duplicates' in report.test
     stricter = import_photos(ws, photos, near=.02, progress=plain)
     assert stricter.near_duplicates < report.near_duplicates and stricter.near_duplicates == len(ws.table('duplicates'))
-    assert 'hang together' not in stricter.test and (ws.table('prompts').fold == 'test').sum() == 3
+    assert 'grouped' not in stricter.test and (ws.table('prompts').fold == 'test').sum() == 3
     assert import_photos(ws, photos, progress=plain).near_duplicates == stricter.near_duplicates    # it is remembered
     with pytest.raises(UserError, match='between 0 and 1'): import_photos(ws, photos, near=8)
 
@@ -263,4 +263,4 @@ def test_ctrl_c_in_the_first_moment_shows_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True
     )
-    assert done.returncode == 130 and 'what was finished is kept' in done.stderr
+    assert done.returncode == 130 and 'finished work is kept' in done.stderr

@@ -232,7 +232,7 @@ def test_arcface_asks_for_its_licence_once_and_finds_the_recogniser_in_the_pack(
     tiny_scrfd(folder/'det_tiny.onnx')
     ws = create_workspace(tmp_path/'ws', resolution='64')
     with pytest.raises(UserError, match='non-commercial'): load_recogniser('arcface', folder, ws)
-    with pytest.raises(UserError, match='holds no recogniser'):
+    with pytest.raises(UserError, match='contains no recogniser'):
         load_recogniser('arcface', folder, ws, accept_noncommercial=True)
     recogniser_onnx(folder/'w600k_tiny.onnx')
     arc = load_recogniser('arcface', folder, ws)                             # accepted before
