@@ -187,7 +187,7 @@ def test_a_folder_is_read_as_its_owner_means_it(case, tmp_path):
 
 def test_the_report_of_an_import_says_what_was_passed_over(ws, tmp_path):
     report = import_photos(ws, folder_of(tmp_path/'photos', READ['masks'][0]), progress=plain)
-    assert imported(ws) == PERSONS and 'passed over: 0-masklabel.png, 1_mask.png (a mask)' in str(report).lower()
+    assert imported(ws) == PERSONS and 'skipped: 0-masklabel.png, 1_mask.png (a mask)' in str(report).lower()
 
 
 REFUSED = {  # case -> files, words of the sentence, captions that stay with skip_bad (None: refused too)
@@ -252,7 +252,7 @@ REFUSED = {  # case -> files, words of the sentence, captions that stay with ski
     ),
     'mask_in_metadata': (
         described([*rows(), dict(file_name='0-masklabel.png', text='a')]) | {'0-masklabel.png': 9},
-        'line 4 names 0-masklabel.png, which is no photograph (a mask)',
+        'line 4 names 0-masklabel.png, which is not a photograph (a mask)',
         PERSONS,
     ),
     'name_of_two': (

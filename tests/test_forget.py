@@ -467,8 +467,8 @@ def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_o
     )
     for line in (
         'images/generated: 3 files: would be deleted\n',
-        'data_cards/v1.html: would be written again',
-        'runs/r: 2 files: would be written again',
+        'data_cards/v1.html: would be rewritten',
+        'runs/r: 2 files: would be rewritten',
         'would be deleted, because it may show it',
     ):
         assert line in said, said

@@ -175,7 +175,7 @@ def test_a_copy_with_another_caption_and_a_shared_caption_file_are_named(ws, tmp
     draw_person(7).pil().save(folder/'1.bmp')                                   # beside 1.png and its 1.txt
     told = str(import_photos(ws, folder, progress=plain))
     assert '0b.png is the same picture as 0.png' in told and 'a much better caption' in told
-    assert '1.bmp, 1.png have one caption file' in told
+    assert '1.bmp, 1.png share one caption file' in told
 
 
 def test_what_the_test_fold_can_show_is_told_at_the_import_and_can_be_changed(tmp_path, capsys):
