@@ -190,7 +190,7 @@ class Family:
     process: type = DDPM              # noising, target and one step back
     # its VAE overflows in fp16 and is run in float32 there, as the family's own pipeline does
     upcasts_vae: bool = False
-    load_options: dict = field(default_factory=dict)   # what diffusers' loader is told: no checker, no watermark
+    load_options: dict = field(default_factory=dict)   # options for diffusers' loader: no checker, no watermark
 
     @property
     def weight_parts(self) -> tuple:

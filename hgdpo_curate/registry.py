@@ -80,7 +80,7 @@ def _register(
             (),
             licence,
             commercial,
-            'whoever registered it',
+            'the person who registered it',
         )
         if licence
         else None
@@ -266,8 +266,8 @@ def licence_of(
 def listing(register: str) -> str: # a key of `REGISTERS`
     "The names, what each measures, and which are non-commercial."
     def words(row):
-        barred = isinstance(row.weights, Weights) and row.weights.commercial is False
-        return ', '.join(filter(None, [row.measures, 'non-commercial' if barred else '']))
+        restricted = isinstance(row.weights, Weights) and row.weights.commercial is False
+        return ', '.join(filter(None, [row.measures, 'non-commercial' if restricted else '']))
     return ', '.join(f'{name} ({words(row)})' if words(row) else name for name, row in REGISTERS[register].items())
 
 def spelled_out(comment: str) -> str:

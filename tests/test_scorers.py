@@ -429,7 +429,7 @@ def test_a_card_written_by_another_process_knows_what_was_registered(few_photos,
         what='brightness',
         licence='MIT',
         commercial='yes',
-        stated='whoever registered it',
+        stated='the person who registered it',
     )
     assert about('halves', '1', 'detector', ws)['commercial'] == 'no'
     from hgdpo_curate.judge.anatomy import propose_flags

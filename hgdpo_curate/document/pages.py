@@ -57,8 +57,8 @@ NO_FIGURE = {'', 'not measured', '*not measured*', '*missing*', '-'}  # allowed 
 
 def is_figures(cells) -> bool: # of one column
     "Whether a column contains only figures and missing values."
-    told = [str(c).strip() for c in cells if str(c).strip() not in NO_FIGURE]
-    return bool(told) and all(FIGURE.fullmatch(c.strip('*')) for c in told)
+    filled = [str(c).strip() for c in cells if str(c).strip() not in NO_FIGURE]
+    return bool(filled) and all(FIGURE.fullmatch(c.strip('*')) for c in filled)
 
 def table(head, rows) -> str: # Markdown; the cells are Markdown already
     "A table with right-aligned figures, or the word *none* if there are no rows."

@@ -192,7 +192,7 @@ def _short(box): return [round(v, 3) for v in box]
 def _problem(box, size, stored) -> str: # what is wrong with it, or ''
     if not all(map(math.isfinite, box)): return 'contains something that is not a number'
     if max(box) <= 1.001: return 'is in fractions of the picture (0 to 1), not in pixels'
-    if max(box) <= 100 and min(size) > 400: return 'lies in the first 100 pixels, as one in percent would'
+    if max(box) <= 100 and min(size) > 400: return 'is within the first 100 pixels, like one in percent'
     if not _is_inside(box, size):
         if stored and tuple(stored) != tuple(size) and _is_inside(box, stored):
             return f'is in pixels of the file as it is stored ({stored[0]}x{stored[1]}), which its EXIF turns'
@@ -426,7 +426,7 @@ def _person_words(fit, done):
         f'{edges[e]:,} {e} ({_middle(known, e)} of the person)' for e in dict.fromkeys(EDGES.values()) if edges[e]
     )
 
-def _middle(known, words): # the median share that goes there
+def _middle(known, words): # the median share lost there
     shares = sorted(sum(v for k, v in lost.items() if EDGES[k] == words) for lost in known)
     shares = [s for s in shares if s]
     return f'{shares[len(shares)//2]:.0%}'

@@ -37,18 +37,18 @@ class Pace:
         label: str,      # what is done
         progress=None,   # as elsewhere; if given, nothing is printed
     ):
-        self.total, self.label, self.done, self.said = total, label, 0, progress is not None
+        self.total, self.label, self.done, self.announced = total, label, 0, progress is not None
         self.began = None
 
     def __call__(self, work: float): # done since the last call
         "Count some more work."
         now, self.done = time.monotonic(), self.done + work
-        if self.said: return
+        if self.announced: return
         if self.began is None: self.began, self.before = now, self.done
         elif now - self.began >= self.measured: self._say(now - self.began)
 
     def _say(self, spent):
-        left, self.said = (self.total - self.done)*spent/(self.done - self.before), True
+        left, self.announced = (self.total - self.done)*spent/(self.done - self.before), True
         if left >= self.worth_saying: announce(f'{self.label}: about {in_words(left)} left on this machine.')
 
 # %% ../../nbs/2_images/07_jobs.ipynb #append-batches-2

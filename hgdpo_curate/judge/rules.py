@@ -264,7 +264,7 @@ def rule_deformed_face(detections):
             return [proposal('deformed_face', 'eyes and mouth overlap', .9, 'face')]
         nose = float((p[2] - eyes) @ down/(down @ down))               # 0 at the eyes, 1 at the mouth
         if -THRESHOLDS['face_skew'] < nose < 1 + THRESHOLDS['face_skew']: return []
-        return [proposal('deformed_face', f'the nose lies outside eyes and mouth ({nose:.2f} of the way)', .7, 'face')]
+        return [proposal('deformed_face', f'the nose is outside eyes and mouth ({nose:.2f} of the way)', .7, 'face')]
     return []
 
 # %% ../../nbs/3_judge/05_rules.ipynb #rule-fault-head-2

@@ -80,7 +80,7 @@ def photo_embedder(path=None): # folder of an open_clip or transformers CLIP mod
     Otherwise None, and a perceptual hash is used instead. Raises `UserError` if `path` is not a folder.
     """
     if path is None:
-        try: path = find_weights('open_clip', download=False)              # nobody asked for a download
+        try: path = find_weights('open_clip', download=False)              # no download was requested
         except UserError: return None
     if not Path(path).is_dir():
         raise UserError(f'{path} is not a folder; give one with an open_clip or transformers CLIP model.')

@@ -132,10 +132,10 @@ def scorer_accuracy(net,         # `TinyScorer`
     right = score(sound, own(sound))
     others = {i: [j for j in rng.permutation(sound)[:20] if data.prompts[j] != data.prompts[i]] for i in sound}
     # without a different caption there is no wrong one
-    told = np.array([bool(others[i]) for i in sound], bool)
-    mistaken = [data.prompts[rng.choice(others[i])] for i in sound[told]]
-    wrong = score(sound[told], mistaken) if told.any() else np.zeros(0)
-    out = dict(right_over_wrong=right[told] > wrong)
+    paired = np.array([bool(others[i]) for i in sound], bool)
+    mistaken = [data.prompts[rng.choice(others[i])] for i in sound[paired]]
+    wrong = score(sound[paired], mistaken) if paired.any() else np.zeros(0)
+    out = dict(right_over_wrong=right[paired] > wrong)
     if len(faulty):
         n = min(len(faulty), len(sound))
         out['sound_over_faulty'] = right[:n] > score(faulty[:n], own(faulty[:n]))
