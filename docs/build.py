@@ -305,7 +305,7 @@ def front_page(pages) -> str: # MyST
     text = (ROOT/'README.md').read_text(encoding='utf-8').replace('](docs/', '](/pictures/')
     chapters = lambda wing: [p for p in pages if re.sub(r'^\d+_', '', p).startswith(f'{wing}/')]
     groups = {
-        'Start here': ["One photo's way <way>"] if 'index' in pages else [],
+        'Start here': ["Overview <way>"] if 'index' in pages else [],
         'Tutorials': chapters('tutorials'),
         'Base': chapters('base'),
         **{WINGS[w]: chapters(w) for w in WINGS},

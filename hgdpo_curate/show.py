@@ -22,7 +22,7 @@ def _environment():
     )
 
 def render(template: str, **values) -> str: # the document
-    "A document from a template of `hgdpo_curate/templates/`. Raises an error for a value that is named and not given."
+    "Render a template of `hgdpo_curate/templates/`. Raises an error for a missing value."
     return _environment().get_template(template).render(**values)
 
 # %% ../nbs/0_base/01_show.ipynb #bar-html
@@ -43,7 +43,7 @@ def bar_html(
 
 # %% ../nbs/0_base/01_show.ipynb #bar-words
 def _bar_words(facts, state):
-    "Count, time taken, time left, speed: what stands beside the bar."
+    "The text beside the bar: count, time taken, time left, speed."
     from tqdm import tqdm
     n, total, elapsed = facts['n'], facts['total'], facts['elapsed']
     mean = (n - facts['initial'])/elapsed if elapsed else 0
@@ -57,7 +57,7 @@ def _bar_words(facts, state):
 
 # %% ../nbs/0_base/01_show.ipynb #bar-class
 def bar_class(): # a class with tqdm's interface
-    "tqdm for a terminal or a log file; in Jupyter a tqdm that draws itself in HTML."
+    "tqdm for a terminal or a log file; in Jupyter a tqdm that renders as HTML."
     import sys
     from tqdm import tqdm
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
@@ -70,7 +70,7 @@ def _html_bar_class():
     from tqdm import tqdm
 
     class HtmlBar(tqdm):
-        "tqdm keeps the count; what it would print is shown as one HTML output instead."
+        "tqdm keeps the count; its output is shown as one HTML output instead of printed text."
         handle, state = None, 'running'   # 'running', 'done' or 'stopped'
 
         def __init__(self, *args, **kwargs):
@@ -78,13 +78,13 @@ def _html_bar_class():
             if not self.disable: self.display()
 
         def display(self, *args, **kwargs):
-            "Show the bar, or renew the one that is shown."
+            "Show the bar, or update the one that is shown."
             shown = {'text/html': bar_html(self.format_dict, self.state), 'text/plain': str(self)}
             if self.handle is None: self.handle = display(shown, raw=True, display_id=True)
             else: self.handle.update(shown, raw=True)
 
         def close(self):
-            "The last look: green if all is done, red if not."
+            "The final state: green if everything is done, red if not."
             if self.disable: return
             super().close()
             self.state = 'done' if self.total is None or self.n >= self.total else 'stopped'
@@ -105,9 +105,9 @@ def progress_bar(
     items_or_total,  # how many there are in all; or a sized collection of those that are still to do
     label: str,      # what is being done
     progress=None,   # called as progress(total, label) -> update(n); None shows a bar
-    done: int = 0,   # how many were done before: within a total, or beside the items
+    done: int = 0,   # how many were done before: included in a total, in addition to items
 ):  # yields update(n), or the items
-    "Show how far the work is. Of a number, yield the function that moves the bar on; of items, yield them, counted."
+    "Show progress. Given a number, yield the function that advances the bar; given items, yield them and count."
     items = items_or_total if hasattr(items_or_total, '__len__') else None
     todo = items_or_total - done if items is None else len(items)
     with contextlib.ExitStack() as stack:
@@ -122,11 +122,11 @@ def _counted(items, update):
 
 # %% ../nbs/0_base/01_show.ipynb #steps-2
 class Steps:
-    """Announces each step of a long job with its place and the time so far.
+    """Announces each step of a long job with its number and the elapsed time.
 
     Once a tenth of the job is done, it estimates what remains.
     """
-    def __init__(self, shares: dict, name: str = ''): # label -> rough share of the whole time; what the job is called
+    def __init__(self, shares: dict, name: str = ''): # label -> rough share of the total time; name of the job
         self.shares, self.name, self.began, self.done = shares, name, time.time(), []
 
     def __call__(self, label):
@@ -144,7 +144,7 @@ class Steps:
 
 # %% ../nbs/0_base/01_show.ipynb #contact-sheet
 def contact_sheet(
-    images: list,         # PIL images or arrays, row after row; None leaves its place empty
+    images: list,         # PIL images or arrays, row by row; None leaves its cell empty
     columns: int = 8,     # pictures in a row
     labels: list = None,  # a few words for each row, written on its left; a newline breaks them
     height: int = None,   # of each picture on the sheet, in pixels; None keeps the first picture's
@@ -153,7 +153,7 @@ def contact_sheet(
     font_size: int = 10,  # of the labels
     ink: str = 'black',   # colour of the labels
 ):  # one PIL image
-    "Lay pictures out in rows; all are brought to the size of the first, scaled to `height`."
+    "Lay pictures out in rows; all are resized to the first one's size, scaled to `height`."
     import numpy as np
     from PIL import Image
     images = [i if i is None or isinstance(i, Image.Image) else Image.fromarray(np.asarray(i)) for i in images]
@@ -178,7 +178,7 @@ def contact_sheet(
 
 # %% ../nbs/0_base/01_show.ipynb #scaled
 def _scaled(image, size):
-    "Whole-number enlargements and small pictures keep their pixels; everything else is smoothed."
+    "Integer enlargements and small pictures are not interpolated; everything else is smoothed."
     from PIL import Image
     keeps_pixels = image.height < 100 or size == tuple(side*(size[1]//image.height) for side in image.size)
     return image.resize(size, Image.NEAREST if keeps_pixels else Image.LANCZOS)
@@ -190,6 +190,6 @@ def _write_label(sheet, words, middle, font_size, ink):
 
 # %% ../nbs/0_base/01_show.ipynb #padded-rows
 def padded_rows(rows: list) -> tuple: # rows of pictures -> the flat list and the columns that `contact_sheet` takes
-    "Fill short rows with None, so that each begins on its own line of a sheet."
+    "Pad short rows with None, so that each starts on its own line of a sheet."
     columns = max(map(len, rows))
     return [image for row in rows for image in [*row, *[None]*(columns - len(row))]], columns

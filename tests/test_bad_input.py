@@ -53,7 +53,7 @@ def untouched(ws): return not len(ws.table('images')) and not len(ws.table('prom
     (lambda f: rewrite(f, lambda r: r[1].update(file_name=None)), 'names no file'),
     (lambda f: rewrite(f, lambda r: r.append(r[0])), 'twice'),
     (lambda f: (f/'metadata.jsonl').write_text('{broken'), 'line 1'),
-    (lambda f: [p.unlink() for p in f.iterdir()], 'holds no photos')])
+    (lambda f: [p.unlink() for p in f.iterdir()], 'contains no photos')])
 def test_a_bad_photo_folder_is_refused_and_the_workspace_unharmed(empty, photos, capsys, spoil, word):
     spoil(photos)
     assert said(capsys, importing(empty, photos), word) == 1
@@ -76,7 +76,7 @@ def test_a_base_that_knows_drawings_only_says_so_of_photographs_in_one_sentence(
     ws = create_workspace(tmp_path/'ws', base_model='mannequin', resolution='40x56', steps=1)
     rewrite(photos, lambda r: [x.update(source='my camera') for x in r])
     assert importing(ws, photos) == 0
-    with pytest.warns(UserWarning, match='draws drawn people only') as seen:
+    with pytest.warns(UserWarning, match='only generates drawn people') as seen:
         assert main(['pool', '--workspace', str(ws.root), '--n', '2', '--limit', '1']) == 0
     w = next(w for w in seen if 'drawn people' in str(w.message))
     assert warnings.formatwarning(w.message, w.category, w.filename, w.lineno) == f'hgdpo: {w.message}\n'
@@ -165,7 +165,9 @@ def test_a_split_whose_images_changed_is_refused(finished, copy_of, capsys):
         said(capsys, main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']), path.name, 'changed') == 1
     )
     path.unlink()
-    assert said(capsys, main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']), path.name, 'gone') == 1
+    assert (
+        said(capsys, main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']), path.name, 'missing') == 1
+    )
 
 
 def test_a_frozen_split_cannot_be_changed_in_silence(finished, copy_of):
@@ -371,7 +373,7 @@ def test_ctrl_c_exits_with_130_and_keeps_what_was_made(empty, photos, random_bas
 def test_the_networks_of_the_package_refuse_real_photographs(finished, copy_of, capsys):
     ws = copy_of(finished)
     ws.append('photo_facts', ws.table('photo_facts').drop(columns='written_at').assign(source='a camera'))
-    assert said(capsys, main(['score', '--workspace', str(ws.root)]), 'drawn people only', 'hgdpo tiny') == 1
+    assert said(capsys, main(['score', '--workspace', str(ws.root)]), 'only knows drawn people', 'hgdpo tiny') == 1
 
 
 def test_scores_that_are_not_whole_make_no_pairs(finished, copy_of):

@@ -78,7 +78,7 @@ READ = {  # case -> files, captions, words of the report
     'captions_in_a_list': (
         described([dict(file_name=f'{i}.png', text=[f'person {i}', 'somebody']) for i in range(3)]),
         PERSONS,
-        '3 photos of metadata.jsonl have several captions; the first of each counts',
+        '3 photos of metadata.jsonl have several captions; the first of each is used',
     ),
     'caption_suffix': (photos(text='.caption'), PERSONS, ''),
     'double_suffix': (photos(text='.png.txt'), PERSONS, ''),
@@ -197,7 +197,7 @@ def test_a_folder_is_read_as_its_owner_means_it(case, tmp_path):
 
 def test_the_report_of_an_import_says_what_was_passed_over(ws, tmp_path):
     report = import_photos(ws, folder_of(tmp_path/'photos', READ['masks'][0]), progress=plain)
-    assert imported(ws) == PERSONS and 'passed over: 0-masklabel.png, 1_mask.png (a mask)' in str(report).lower()
+    assert imported(ws) == PERSONS and 'skipped: 0-masklabel.png, 1_mask.png (a mask)' in str(report).lower()
 
 
 REFUSED = {  # case -> files, words of the sentence, captions that stay with skip_bad (None: refused too)
@@ -264,7 +264,7 @@ REFUSED = {  # case -> files, words of the sentence, captions that stay with ski
     'cp1252_txt': (BESIDE | {'0.txt': 'a person’s hat'.encode('cp1252')}, '0.txt, line 1 is not UTF-8', PERSONS[1:]),
     'lone_surrogate': (
         described([r | dict(text=r['text'] + '\ud83d' * (i == 1)) for i, r in enumerate(rows())]),
-        'metadata.jsonl, line 2 holds half of a character',
+        'metadata.jsonl, line 2 contains half of a character',
         [PERSONS[0], PERSONS[2]],
     ),
     'empty_caption': (
@@ -290,7 +290,7 @@ REFUSED = {  # case -> files, words of the sentence, captions that stay with ski
     ),
     'mask_in_metadata': (
         described([*rows(), dict(file_name='0-masklabel.png', text='a')]) | {'0-masklabel.png': 9},
-        'line 4 names 0-masklabel.png, which is no photograph (a mask)',
+        'line 4 names 0-masklabel.png, which is not a photograph (a mask)',
         PERSONS,
     ),
     'name_of_two': (
@@ -423,7 +423,7 @@ def test_of_two_image_columns_image_counts(ws, tmp_path):
 
 def test_a_row_without_a_picture_is_named_or_left_out(ws, tmp_path):
     folder = dataset(tmp_path/'photos', dict(image=inside(0, 1, None), text=PERSONS))
-    with pytest.raises(UserError, match='row 2 of .* holds no picture'): import_photos(ws, folder, progress=plain)
+    with pytest.raises(UserError, match='row 2 of .* contains no picture'): import_photos(ws, folder, progress=plain)
     report = import_photos(ws, folder, skip_bad=True, progress=plain)
     assert imported(ws) == PERSONS[:2] and 'row 2' in report.refused[0]
 

@@ -356,7 +356,7 @@ def test_exact_duplicates_of_the_splits_photos_are_counted(lived_in, copy_of, tm
         (tmp_path/'more'/f'again{n}.txt').write_text('the same')
     import_photos(ws, tmp_path/'more', progress=plain)
     assert (
-        '1 photos were offered under 2 further file names' in (text := make_card(ws).path.read_text())
+        '1 photos were imported under 2 further file names' in (text := make_card(ws).path.read_text())
         and 'Not recorded' not in text
         and 'again0' not in text
     )
@@ -479,7 +479,7 @@ def test_channel_statistics_come_from_the_training_cache_or_are_not_measured(liv
     assert s.loser_std == pytest.approx(l.std((2, 3)).mean(0), rel=1e-6)
     ws = copy_of(lived_in)
     shutil.rmtree(ws.root/'cache')
-    assert 'not measured, since no training cache' in make_card(ws).path.read_text()
+    assert 'not measured, because no training cache' in make_card(ws).path.read_text()
 
 
 def test_channel_statistics_hold_no_more_than_a_latent_or_two_at_a_time(tmp_path, monkeypatch):
@@ -725,21 +725,21 @@ def test_cards_of_a_broken_split_and_of_its_run_say_so(lived_in, copy_of):
         '**Broken by removal.**' in (ws.root / 'splits' / 'v1' / 'README.md').read_text()
         and 'Broken by removal' in (ws.root / 'data_cards' / 'v1.html').read_text()
     )
-    assert '**Trained on something that was taken out.**' in (ws.root/'runs'/'r'/'final'/'README.md').read_text()
+    assert '**Trained on a removed photo.**' in (ws.root/'runs'/'r'/'final'/'README.md').read_text()
     assert one['pair'] not in read_pairs(ws.root/'splits'/'v1'/'croissant.json').pair_id.tolist()
 
 
 def test_a_card_says_when_consent_was_taken_back_after_the_split_was_frozen(lived_in, copy_of):
     from hgdpo_curate import UserError, load_split, make_card
     ws = copy_of(lived_in)
-    assert 'Not to be used any more' not in make_card(ws).path.read_text()
+    assert 'No longer usable' not in make_card(ws).path.read_text()
     photo = ws.table('prompts').set_index('prompt_id').real_image_id[load_split(ws)['easy'].prompt_id[0]]
     ws.append(
         'photo_facts',
         ws.table('photo_facts', only=('image_id', [photo])).drop(columns='written_at').assign(consent='withdrawn'),
     )
     with pytest.raises(UserError, match='may no longer be used'): load_split(ws)
-    assert 'Not to be used any more.** Of 1 photos' in make_card(ws).path.read_text()
+    assert 'it has been stated for 1 photos' in make_card(ws).path.read_text()
 
 
 def test_wrong_names_are_one_sentence(lived_in, capsys):

@@ -117,7 +117,7 @@ def test_an_image_deleted_under_the_app_is_named_and_the_rest_goes_on(ws, built)
     operators.flag_samples(built, [winner.id], 'unsure', reviewer='anna')            # deciding does not need the file
     assert len(app.build_dataset(ws)) == len(ws.table('images'))
     freeze_split(ws, 'v2', 'chance')
-    with pytest.raises(UserError, match=f'{path.name}.*is gone'): load_split(ws, 'v2')
+    with pytest.raises(UserError, match=f'{path.name}.*is missing'): load_split(ws, 'v2')
 
 
 @mongo
@@ -469,7 +469,7 @@ def test_a_table_compacted_or_thinned_between_two_openings_is_shown_as_it_is(ws,
         sorted(ds.load_saved_view('real: approved').values('image_id')) == real[2:3]
         and len(ds.match({'decision': 'reject'})) == 2
     )
-    for part in ws.parts('images'):                                           # somebody is taken out of the tables
+    for part in ws.parts('images'):                                           # somebody is removed from the tables
         rows = pq.read_table(part)
         part.rename(part.with_name(part.name.replace('part-0', 'gone-0')))
         pq.write_table(

@@ -118,7 +118,7 @@ def test_open_clip_triage_prefers_by_the_two_prompts(tmp_path):
             )
         )
     )
-    with pytest.raises(UserError, match='holds no weights'): load_detector('clip', tmp_path)
+    with pytest.raises(UserError, match='contains no weights'): load_detector('clip', tmp_path)
     net = open_clip.CLIP(**cfg)
     save_file(net.state_dict(), tmp_path/'open_clip_model.safetensors')
     found = load_detector('clip', tmp_path).detect([picture(0), picture(1)])

@@ -85,7 +85,7 @@ def test_the_comment_beside_further_arguments_is_told(monkeypatch):
     from hgdpo_curate.workspace import create_workspace
     page = build.entry(create_workspace, 'create_workspace', 'workspace', 'function')
     assert (
-        '`**config` |  |  | overrides of `DEFAULTS`' in page and '**Returns** `Workspace` the one made or found' in page
+        '`**config` |  |  | overrides of `DEFAULTS`' in page and '**Returns** `Workspace` created or opened' in page
     )
 
 

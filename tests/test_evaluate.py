@@ -200,7 +200,7 @@ def test_prompts_without_photos_are_measured_and_said(finished, copy_of):
     )
     assert (
         not len(none.photos)
-        and any('no photos to compare' in n for n in none.notes)
+        and any('no reference photos' in n for n in none.notes)
         and np.isnan(none.table.set_index('metric').value['frechet'])
     )
     assert 'Not measured' in write_report(ws, none, ws.root/'r.html').read_text()
@@ -319,7 +319,7 @@ def test_identity_is_a_distance_to_the_photo_of_the_same_prompt(finished, copy_o
     )
     # the report's memorisation check finds the copies too, and of which model they are
     page = nearest_section(ws, found, True)
-    assert 'The nearest of <b>memory</b>: look at these; they may be memories' in page and re.search(
+    assert 'The nearest of <b>memory</b>: check these; they may be memorised photos' in page and re.search(
         r'<td>base</td><td class=num>12</td><td class=num>[^<]+</td><td class=num><b class=good>0</b>', page
     )
 
@@ -471,13 +471,13 @@ def test_the_report_begins_with_what_improved_then_pictures_then_tables_and_warn
     found = painted(ws, base=(60, 60, 60), easy=(30, 200, 30))
     first, *others = headline(found)
     assert first.startswith('easy is better than base in') and 'score (0.235 → 0.784)' in first
-    assert any(s.startswith('How sure: 12 prompts with 2 images each') and '95%' in s for s in others)
+    assert any(s.startswith('Certainty: 12 prompts with 2 images each') and '95%' in s for s in others)
     page = write_report(ws, found, ws.root/'r.html').read_text()
     order = [page.index(w) for w in ('class=headline', '<img', 'data:image/svg', '<h2>Figures</h2>', 'class=note')]
     assert order == sorted(order)
     # a small workspace: nothing can be told, why, and what to do
     few = painted(ws, 6, base=(60, 60, 60), easy=(30, 200, 30))
-    assert 'Nothing can be told of easy against base: 6 prompts measured, and a verdict needs 10.' == headline(few)[0]
+    assert 'No conclusion about easy against base: 6 prompts measured, and a verdict needs 10.' == headline(few)[0]
     assert '--test_share' in headline(few)[1] and any('Too few prompts' in n and '--test_share' in n for n in few.notes)
     # the scorer that chose is no evidence
     from dataclasses import replace
@@ -490,12 +490,12 @@ def test_hue_that_cannot_be_told_says_so(finished, copy_of):
     from hgdpo_curate.evaluate.results import write_results
     ws = copy_of(finished)
     gray = painted(ws, base=(128, 127, 127), easy=(127, 128, 128))
-    assert figures_section(gray).count('cannot be told') == 2
-    assert any('hue of base, easy cannot be told' in n for n in gray.notes)
+    assert figures_section(gray).count('<i>undefined') == 2
+    assert any('hue of base, easy is undefined' in n for n in gray.notes)
     write_results(ws, gray, ws.root/'out')
-    assert (ws.root/'out'/'table.md').read_text().count('*cannot be told*') == 2
+    assert (ws.root/'out'/'table.md').read_text().count('*undefined*') == 2
     coloured = painted(copy_of(finished, 'coloured'), base=(200, 40, 40), easy=(40, 40, 200))
-    assert 'cannot be told' not in figures_section(coloured)
+    assert 'undefined' not in figures_section(coloured)
 
 
 def test_provenance_lists_only_what_was_compared(finished, copy_of):

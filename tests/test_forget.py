@@ -1,4 +1,4 @@
-"""A person who asks to be taken out is taken out of everything, however often the work is interrupted, and the search
+"""A person who asks to be removed is removed from everything, however often the work is interrupted, and the search
 at the end can be trusted."""
 import base64
 import json
@@ -79,7 +79,7 @@ def test_a_split_that_held_the_photo_is_refused_by_training_and_one_frozen_anew_
     assert main(['forget', one['photo'], '--workspace', str(ws.root), '--no_app', '--yes']) == 0
     assert main(['train', '--workspace', str(ws.root), '--preset', 'mannequin']) == 1
     said = capsys.readouterr().err
-    assert 'BROKEN_BY_REMOVAL' in said and 'freeze anew' in said and 'Traceback' not in said
+    assert 'BROKEN_BY_REMOVAL' in said and 'freeze a new one' in said and 'Traceback' not in said
     assert 'hgdpo pairs' in (ws.root/'splits'/'v1'/'BROKEN_BY_REMOVAL.md').read_text()
     with pytest.raises(UserError, match='--split'): freeze_split(ws, 'v1', 'chance')          # the old name is taken
     freeze_split(ws, 'v2', 'chance')
@@ -117,8 +117,8 @@ def test_a_split_is_broken_too_when_only_its_test_prompts_held_the_photo(lived_i
     # a model that never saw it need not be trained again
     card = (ws.root/'runs'/'r'/'README.md').read_text()
     assert (
-        '**Tested on something' in card
-        and '**Trained on something' not in card
+        '**Tested on a removed photo' in card
+        and '**Trained on a removed photo' not in card
         and 'hgdpo evaluate --run r' in str(gone)
         and 'cannot forget' not in str(gone)
     )
@@ -161,7 +161,7 @@ def test_import_refuses_the_photo_under_another_name_and_takes_the_others(lived_
     (folder/'new.txt').write_text('a red wall')
     report = import_photos(ws, folder, progress=plain)
     assert report.imported == 1 and len(report.refused) == 1
-    assert 'renamed.png was taken out' in report.refused[0] and 'asked to be taken out' in report.refused[0]
+    assert 'renamed.png was removed' in report.refused[0] and 'asked to be removed' in report.refused[0]
 
 
 def test_the_names_of_exact_duplicates_go_with_the_photo_and_their_files_are_named(lived_in, copy_of, tmp_path):
@@ -327,7 +327,7 @@ def test_a_run_whose_base_learned_from_the_photo_is_named_though_its_split_lacks
     assert f'The run a was {how}. A model cannot forget; train it again on a new base.' in str(would)
     write_json(ws.root/REGISTER, [dict(at='2026-11-01', runs=dict(r=how))])
     assert (
-        '**Based on a model that was trained on something that was taken out.** On 2026-11-01'
+        '**Based on a model trained on a removed photo.** On 2026-11-01'
         in write_model_card(ws, 'r').path.read_text()
     )
 
@@ -345,7 +345,7 @@ def test_stopped_while_cards_are_written_again_a_second_try_writes_them(lived_in
     assert len(cards) > 5 and [f for f in cards if not f.exists() and f.parent.name != 'card'] == []
     assert (
         '**Broken by removal.**' in (ws.root / 'splits' / 'v1' / 'README.md').read_text()
-        and '**Trained on something' in (ws.root / 'runs' / 'r' / 'README.md').read_text()
+        and '**Trained on a removed photo' in (ws.root / 'runs' / 'r' / 'README.md').read_text()
     )
 
 
@@ -357,7 +357,7 @@ def test_a_card_that_cannot_be_written_again_is_deleted(lived_in, copy_of, monke
     gone = forget(ws, winner(ws)['photo'], app=False, progress=quiet)
     assert gone.done['splits/v1/README.md'] == gone.done[
         'runs/r/README.md'
-    ] == 'deleted' and 'cannot be written again (no room for cards.)' in str(gone)
+    ] == 'deleted' and 'could not be rewritten (no room for cards.)' in str(gone)
     assert not [f for f in [*card_files(ws, 'v1'), *(ws.root/'runs').rglob('README.md')] if f.exists()]
 
 
@@ -383,7 +383,7 @@ def test_the_proof_does_not_rest_on_the_erasing(lived_in, copy_of, monkeypatch, 
     info['dropped']['easy'].append(dict(prompt_id='', image_id=winner(ws)['photo'], reason='a trace in a JSON file'))
     write_json(ws.root/'splits'/'v1'/'split.json', info)
     monkeypatch.setattr(f'hgdpo_curate.document.erase.{kind}', lambda file, needles: '')
-    with pytest.raises(UserError, match=f'still hold a trace.*{where}'):
+    with pytest.raises(UserError, match=f'still contain a trace.*{where}'):
         forget(ws, winner(ws)['photo'], app=False, progress=quiet)
     assert (ws.root/PLAN).exists()
 
@@ -463,20 +463,20 @@ def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_o
     assert main(['forget', winner(ws)['photo'], '--workspace', str(ws.root), '--dry-run']) == 0
     said = capsys.readouterr().out
     assert (
-        'would be taken out' in said and {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()} == files
+        'would be removed' in said and {p: p.stat().st_mtime_ns for p in ws.root.rglob('*') if p.is_file()} == files
     )
     for line in (
         'images/generated: 3 files: would be deleted\n',
-        'data_cards/v1.html: would be written again',
-        'runs/r: 2 files: would be written again',
-        'would be deleted, since it may show it',
+        'data_cards/v1.html: would be rewritten',
+        'runs/r: 2 files: would be rewritten',
+        'would be deleted, because it may show it',
     ):
         assert line in said, said
     assert (
         main(['forget', 'nobody', '--workspace', str(ws.root)]) == 1
-        and 'no image, photo or prompt' in capsys.readouterr().err
+        and 'not an image, photo or prompt' in capsys.readouterr().err
     )
-    assert main(['forget', '--workspace', str(ws.root)]) == 2 and 'say what to take out' in capsys.readouterr().err
+    assert main(['forget', '--workspace', str(ws.root)]) == 2 and 'give what to remove' in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures('mongo')
@@ -489,7 +489,7 @@ def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tomb
     assert len(ds.match({'image_id': one['photo']})) == 1
     forget(ws, one['photo'], app=False, progress=quiet)
     assert (ws.root/OUTDATED).exists()
-    assert 'samples taken out of the App' in str(forget(ws, progress=quiet)) and not (ws.root/OUTDATED).exists()
+    assert 'samples removed from the App' in str(forget(ws, progress=quiet)) and not (ws.root/OUTDATED).exists()
     ds.reload()
     assert (
         not len(ds.match({'prompt': one['prompt']}))

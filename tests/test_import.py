@@ -145,10 +145,10 @@ def test_a_photo_replaced_under_its_name_stops_the_import(photos, ws, capsys):
     flags = ['photos', '--workspace', str(ws.root), '--folder', str(photos)]
     assert main(flags) == 1
     told = capsys.readouterr().err
-    assert '00002.png holds another picture' in told and '--replaced keep' in told and 'hgdpo forget' in told
+    assert '00002.png is not the picture' in told and '--replaced keep' in told and 'hgdpo forget' in told
     assert len(ws.table('images')) == 6
     assert main([*flags, '--skip_bad']) == 0 and len(ws.table('images')) == 6
-    assert '00002.png holds another picture' in capsys.readouterr().out
+    assert '00002.png is not the picture' in capsys.readouterr().out
     assert main([*flags, '--replaced', 'keep']) == 0 and len(ws.table('images')) == 7
     assert 'both pictures are kept (00002.png)' in capsys.readouterr().out
     assert main(flags) == 0                                                     # it is known now
@@ -176,7 +176,7 @@ def test_a_copy_with_another_caption_and_a_shared_caption_file_are_named(ws, tmp
     draw_person(7).pil().save(folder/'1.bmp')                                   # beside 1.png and its 1.txt
     told = str(import_photos(ws, folder, progress=plain))
     assert '0b.png is the same picture as 0.png' in told and 'a much better caption' in told
-    assert '1.bmp, 1.png have one caption file' in told
+    assert '1.bmp, 1.png share one caption file' in told
 
 
 def test_what_the_test_fold_can_show_is_told_at_the_import_and_can_be_changed(tmp_path, capsys):
@@ -214,10 +214,10 @@ def test_near_duplicates_are_named_with_their_distance_and_the_limit_can_be_give
     a, b, distance = report.alike[0]
     assert {a, b} <= {p.name for p in photos.glob('*.png')} and f'{a} and {b} ({distance:g})' in str(report)
     assert '--near 0.2' in str(report) and report._repr_html_().count(' and 0') >= len(report.alike)
-    assert 'hang together as near duplicates' in report.test
+    assert 'are grouped as near duplicates' in report.test
     stricter = import_photos(ws, photos, near=.02, progress=plain)
     assert stricter.near_duplicates < report.near_duplicates and stricter.near_duplicates == len(ws.table('duplicates'))
-    assert 'hang together' not in stricter.test and (ws.table('prompts').fold == 'test').sum() == 3
+    assert 'grouped' not in stricter.test and (ws.table('prompts').fold == 'test').sum() == 3
     assert import_photos(ws, photos, progress=plain).near_duplicates == stricter.near_duplicates    # it is remembered
     with pytest.raises(UserError, match='between 0 and 1'): import_photos(ws, photos, near=8)
 
@@ -264,7 +264,7 @@ def test_ctrl_c_in_the_first_moment_shows_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True
     )
-    assert done.returncode == 130 and 'what was finished is kept' in done.stderr
+    assert done.returncode == 130 and 'finished work is kept' in done.stderr
 
 
 def test_a_stated_column_is_a_flag_a_fact_a_field_of_the_app_and_a_line_of_the_card_by_its_row_alone(tmp_path):

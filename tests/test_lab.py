@@ -92,7 +92,7 @@ def test_a_split_shows_what_it_holds_and_is_a_dict_as_before(finished, copy_of):
     shown = split._repr_html_()
     assert (
         'split v1' in shown
-        and 'whole when it was read' in shown
+        and 'verified when read' in shown
         and f'{len(split["test"])} test prompts' in shown
         and f'naive {len(split["naive"])}' in shown
     )

@@ -36,7 +36,7 @@ def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
         'not measured',
         'ComfyUI',
         'near pure noise',
-        'What a plain file cannot carry',
+        'What a plain file cannot store',
     ):
         assert words in card.text, words
     assert str(ws.root) not in card.text and str(Path(ws.base_model).parent) not in card.text

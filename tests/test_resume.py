@@ -166,7 +166,7 @@ def test_resume_refuses_another_configuration_and_a_changed_split(finished, copy
     ws = copy_of(finished)
     file = ws.root/'splits'/'v1'/'easy.parquet'
     file.write_bytes(file.read_bytes()[:-1] + b'x')
-    with pytest.raises(UserError, match='not what was frozen'): train_curriculum(ws, run='again', progress=quiet, **KW)
+    with pytest.raises(UserError, match='changed since'): train_curriculum(ws, run='again', progress=quiet, **KW)
 
 
 def stage_run(ws, stage, start=None, **kw):

@@ -217,7 +217,7 @@ def test_arcface_asks_for_its_licence_once_and_finds_the_recogniser_in_the_pack(
     tiny_scrfd(folder/'det_tiny.onnx')
     ws = create_workspace(tmp_path/'ws', resolution='64')
     with pytest.raises(UserError, match='non-commercial'): load_recogniser('arcface', folder, ws)
-    with pytest.raises(UserError, match='holds no recogniser'):
+    with pytest.raises(UserError, match='contains no recogniser'):
         load_recogniser('arcface', folder, ws, accept_noncommercial=True)
     recogniser_onnx(folder/'w600k_tiny.onnx')
     arc = load_recogniser('arcface', folder, ws)                             # accepted before
@@ -414,7 +414,7 @@ def test_a_card_written_by_another_process_knows_what_was_registered(few_photos,
         what='brightness',
         licence='MIT',
         commercial='yes',
-        stated='whoever registered it',
+        stated='the person who registered it',
     )
     assert about('halves', '1', 'detector', ws)['commercial'] == 'no'
     from hgdpo_curate.evaluate.report import _licences

@@ -64,7 +64,7 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
         and told['base_hash'] in text
         and "StableDiffusionPipeline.from_pretrained(\"FOLDER\")" in text
         and '4 photos | CC0-1.0' in text
-        and 'Not the photos of today' not in text
+        and 'The photos have changed' not in text
     )
     assert str(ws.root) not in text and main(['card', '--workspace', str(ws.root), '--run', 'sft']) == 0
     assert (
@@ -82,7 +82,7 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
             )
         ],
     )
-    assert 'Not the photos of today' in write_model_card(ws, 'sft').path.read_text()
+    assert 'The photos have changed' in write_model_card(ws, 'sft').path.read_text()
     ws.append(
         'reviews',
         [

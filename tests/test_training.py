@@ -173,7 +173,7 @@ def test_a_compiled_unet_trains_to_the_same_weights(finished):
 
 def test_a_batch_larger_than_the_data_is_said(finished):
     from hgdpo_curate import train_curriculum
-    with pytest.warns(UserWarning, match='pairs come up more than once'):
+    with pytest.warns(UserWarning, match='some pairs occur more than once'):
         train_curriculum(
             finished,
             run='large',

@@ -83,7 +83,7 @@ def test_forget_after_a_move_finds_the_dataset_under_the_old_path(ws, no_dataset
         else: name = ds.name
         moved = open_workspace(shutil.move(ws.root, tmp_path/f'moved by {app_of}'))
         said = str(forget(moved, one['photo'], progress=quiet))
-        assert 'samples taken out of the App' in said
+        assert 'samples removed from the App' in said
         left = no_datasets.load_dataset(name)
         left.reload()
         assert not len(left.match({'prompt': one['prompt']})) and len(left)
@@ -154,7 +154,7 @@ def test_a_copy_has_a_dataset_of_its_own_and_a_foreign_one_is_not_read(ws, no_da
     ds.reload()
     ds.info['id'] = 'f'*16
     ds.save()
-    with pytest.raises(UserError, match='is not of'): build_dataset(ws, 'chance')
+    with pytest.raises(UserError, match='does not belong to'): build_dataset(ws, 'chance')
     with pytest.raises(UserError, match='another workspace'): workspace_of(ds)
 
 
@@ -222,10 +222,10 @@ def test_forget_shows_and_asks_and_without_a_terminal_only_shows(ws, monkeypatch
         monkeypatch.setattr(sys, 'stdin', nothing)
         assert main(argv) == 1
     out, err = capsys.readouterr()
-    assert 'would be taken out' in out and '--yes' in err and set(ws.table('images').image_id) == here
+    assert 'would be removed' in out and '--yes' in err and set(ws.table('images').image_id) == here
     terminal(monkeypatch, 'n')
     assert main(argv) == 0 and set(ws.table('images').image_id) == here
-    assert 'Nothing was taken out' in capsys.readouterr().out
+    assert 'Nothing was removed' in capsys.readouterr().out
     terminal(monkeypatch, 'y')
     assert main(argv) == 0 and one['photo'] not in set(ws.table('images').image_id)
     assert 'nothing of it is left' in capsys.readouterr().out

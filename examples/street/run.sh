@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole way on a folder of photographs: run.sh PHOTOS WORKSPACE
+# The complete pipeline on a folder of photographs: run.sh PHOTOS WORKSPACE
 set -euo pipefail
-photos=${1:?folder of photographs with metadata.jsonl}; ws=${2:?workspace to make}
+photos=${1:?folder of photographs with metadata.jsonl}; ws=${2:?workspace to create}
 hgdpo=${HGDPO:-hgdpo}
 
 $hgdpo init     --workspace "$ws" --resolution 40x56 --num_inference_steps 12
@@ -16,4 +16,4 @@ $hgdpo evaluate --workspace "$ws" --run street --per_prompt 4
 $hgdpo curate   --workspace "$ws" --build_only
 $hgdpo card     --workspace "$ws" --split v1
 $hgdpo status   --workspace "$ws"
-echo "Look at it: $hgdpo curate --workspace $ws --view 'pool: by prompt'"
+echo "Open it in the App: $hgdpo curate --workspace $ws --view 'pool: by prompt'"

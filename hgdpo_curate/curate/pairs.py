@@ -20,12 +20,12 @@ PAIR_STAGES = ('easy', 'normal', 'hard')                                       #
 def _scored(images, scores):
     "Images that have a score, the best of each prompt last."
     if scores.scorer.nunique() > 1:
-        raise ValueError(f'scores of one scorer are wanted, not of {sorted(scores.scorer.unique())}')
+        raise ValueError(f'expected scores of one scorer, not of {sorted(scores.scorer.unique())}')
     scored = images.merge(scores[['image_id', 'score']].dropna(), on='image_id')
     return scored.sort_values(['prompt_id', 'score', 'image_id'], kind='stable')
 
 def _pair_table(rows, dropped):
-    "Rows of `PAIR` as a table; `attrs['dropped']` lists what a rule left out and why."
+    "Rows of `PAIR` as a table; `attrs['dropped']` lists what a rule excluded and why."
     out = pd.DataFrame(rows, columns=PAIR).astype(dict(winner_score='float64', loser_score='float64'))
     out = out.sort_values('prompt_id', kind='stable').reset_index(drop=True)
     out.attrs['dropped'] = pd.DataFrame(dropped, columns=['prompt_id', 'image_id', 'reason']).to_dict('records')
@@ -33,7 +33,7 @@ def _pair_table(rows, dropped):
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #rejected
 def rejected(reviews=None) -> dict: # rows of `reviews` -> image id -> reason
-    """Images that leave every stage, as winner and as loser: a person rejected them or marked them a duplicate.
+    """Images excluded from every stage, as winner and as loser: a person rejected them or marked them as duplicates.
 
     The last decision counts.
     """
@@ -46,7 +46,7 @@ def rejected(reviews=None) -> dict: # rows of `reviews` -> image id -> reason
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #excluded-winners
 def excluded_winners(flags=None, reviews=None) -> dict: # rows of `flags` and `reviews` -> image id -> reason
-    "Images that must not win: a person confirmed a fault, or the image is rejected."
+    "Images that must not win: a person confirmed a fault or rejected the image."
     excluded = {}
     if flags is not None:
         faults = flags[(flags.status == 'confirmed') & ~flags.flag.isin(HARMLESS_FLAGS)]
@@ -54,7 +54,7 @@ def excluded_winners(flags=None, reviews=None) -> dict: # rows of `flags` and `r
     return excluded | rejected(reviews)
 
 def _must_not_win(candidates, excluded, prompts):
-    "What `attrs['dropped']` lists of excluded candidates of these prompts."
+    "The entries of `attrs['dropped']` for excluded candidates of these prompts."
     return [
         (p, i, f'must not win: {excluded[i]}')
         for p, i in zip(candidates.prompt_id, candidates.image_id)
@@ -65,13 +65,13 @@ def _must_not_win(candidates, excluded, prompts):
 def easy_pairs(images,        # rows of `images`; those of the domain `generated` take part
                scores,        # rows of `scores` by one scorer
                flags=None,    # rows of `flags`; None: no image is flagged
-               reviews=None,  # rows of `reviews`; None: nobody decided
-               # the worst-scored image with a confirmed fault loses, where one scores below the winner
+               reviews=None,  # rows of `reviews`; None: no decisions
+               # the worst-scored image with a confirmed fault loses, if one scores below the winner
                prefer_flagged_losers: bool = False
               ) -> pd.DataFrame: # columns `PAIR`
-    """D_E (equation 2): per prompt the best-scored image of the pool against the worst.
+    """D_E (equation 2): the best-scored image of each prompt's pool against the worst.
 
-    Equal scores are dropped.
+    Pairs with equal scores are dropped.
     """
     faulty = set(excluded_winners(flags)) if prefer_flagged_losers else set()
     gone, excluded, rows, dropped = rejected(reviews), excluded_winners(flags, reviews), [], []
@@ -97,9 +97,9 @@ HARD_LEVEL, *NORMAL_LEVELS = TRAINING_LEVELS   # timesteps t1, and t4..t7
 # %% ../../nbs/4_curate/00_pairs.ipynb #normal-pairs
 def normal_pairs(images,       # rows of `images`; the `intermediate` ones at `NORMAL_LEVELS` take part
                  scores,       # rows of `scores` by one scorer
-                 easy,         # what `easy_pairs` chose
+                 easy,         # the result of `easy_pairs`
                  flags=None,   # rows of `flags`; None: no image is flagged
-                 reviews=None  # rows of `reviews`; None: nobody decided
+                 reviews=None  # rows of `reviews`; None: no decisions
                 ) -> pd.DataFrame: # columns `PAIR`
     """D_N (equation 3): the best-scored reconstruction at t4..t7 against the easy winner.
 
@@ -123,10 +123,10 @@ def normal_pairs(images,       # rows of `images`; the `intermediate` ones at `N
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #hard-pairs
 def hard_pairs(images,        # rows of `images`; the `intermediate` ones at `HARD_LEVEL` take part, or the photos
-               scores,        # rows of `scores` by one scorer; a winner without a score still wins
-               normal,        # what `normal_pairs` chose
+               scores,        # rows of `scores` by one scorer; a winner needs no score
+               normal,        # the result of `normal_pairs`
                flags=None,    # rows of `flags`; None: no image is flagged
-               reviews=None,  # rows of `reviews`; None: nobody decided
+               reviews=None,  # rows of `reviews`; None: no decisions
                real_winner: bool = False  # the photo itself wins
               ) -> pd.DataFrame: # columns `PAIR`
     "D_H (equation 4): the reconstruction at t1, or the photo, against the normal winner."
@@ -151,17 +151,17 @@ PAIR_CONTROLS = ('naive', 'two', 'skip', 'real', 'ranked')
 # %% ../../nbs/4_curate/00_pairs.ipynb #control-pairs
 def control_pairs(images,       # rows of `images`
                   scores,       # rows of `scores` by one scorer
-                  easy,         # what `easy_pairs` chose
-                  normal,       # what `normal_pairs` chose
-                  hard,         # what `hard_pairs` chose
+                  easy,         # the result of `easy_pairs`
+                  normal,       # the result of `normal_pairs`
+                  hard,         # the result of `hard_pairs`
                   flags=None,   # rows of `flags`; None: no image is flagged
-                  reviews=None  # rows of `reviews`; None: nobody decided
+                  reviews=None  # rows of `reviews`; None: no decisions
                  ) -> dict:     # name of `PAIR_CONTROLS` -> pairs
-    """Pairs that the paper's controls and other methods train on (docs/paper.md sections 2 and 6).
+    """Training pairs of the paper's controls and of other methods (docs/paper.md sections 2 and 6).
 
     `naive`: the photo against the pool's first image (by id: any seed). `two`: the best against the worst of two
     images per prompt. `skip`: the hard winner against the easy one. `real`: the photo against the normal winner.
-    `ranked`: the pool in order of score, the first against the last, the second against the last but one, and so on.
+    `ranked`: the pool in order of score, the first against the last, the second against the second to last, and so on.
     """
     excluded, gone = excluded_winners(flags, reviews), rejected(reviews)
     score = scores.set_index('image_id').score
@@ -192,12 +192,12 @@ def _ranked(scored, excluded): # yields (prompt id, winner id, loser id)
 # %% ../../nbs/4_curate/00_pairs.ipynb #review-pairs
 def review_pairs(df,            # pairs of one stage
                  stage: str,    # one of `PAIR_STAGES`
-                 reviews=None,  # rows of `reviews`; None: nobody decided
+                 reviews=None,  # rows of `reviews`; None: no decisions
                  excluded=None  # image id -> reason, as `excluded_winners`
-                ) -> pd.DataFrame: # the pairs that stand
+                ) -> pd.DataFrame: # the remaining pairs
     """Apply a person's decisions on drafted pairs.
 
-    `reject` drops a pair, `swap` turns it round, unless an image would win that must not.
+    `reject` drops a pair; `swap` exchanges winner and loser, unless the new winner is excluded.
     """
     if reviews is None or not len(reviews) or df.empty: return df
     decision = _pair_decisions(df, stage, reviews)
@@ -215,7 +215,7 @@ def review_pairs(df,            # pairs of one stage
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #pair-decisions
 def _pair_decisions(df, stage, reviews): # -> Series of decisions, one per pair
-    "The decision on each pair; on one that was swapped, a later rejection of the swapped pair."
+    "The decision on each pair; for a swapped pair also a later rejection of the swapped one."
     last = last_decisions(reviews).decision
     def decisions(winner, loser):
         ids = [pair_id_of(stage, *row) for row in zip(df.prompt_id, df[winner], df[loser])]
@@ -227,11 +227,11 @@ def _pair_decisions(df, stage, reviews): # -> Series of decisions, one per pair
 def choose_pairs(images,        # rows of `images`
                 scores,        # rows of `scores` by one scorer
                 flags=None,    # rows of `flags`; None: no image is flagged
-                reviews=None,  # rows of `reviews`; None: nobody decided
+                reviews=None,  # rows of `reviews`; None: no decisions
                 real_winner: bool = False,           # the photo itself wins the hard stage
                 prefer_flagged_losers: bool = False  # see `easy_pairs`
                ) -> dict:      # stage -> pairs
-    "The pairs of the three stages, reviewed; each stage follows from the one before."
+    "The reviewed pairs of the three stages; each stage builds on the previous one."
     excluded = excluded_winners(flags, reviews)
     def reviewed(df, stage): return review_pairs(df, stage, reviews, excluded)
     easy = reviewed(
@@ -271,7 +271,7 @@ def choose_pairs(images,        # rows of `images`
 def without_pair(stages, dropped) -> dict: # stage -> pairs, stage -> records with prompt_id -> stage -> how many
     """How many prompts were lost at each stage.
 
-    What was left out lists single images too, which lose nothing while the prompt has others.
+    The list also contains single images, which cost the prompt nothing if it has others.
     """
     return {
         s: len({d.get('prompt_id') for d in dropped.get(s, [])} - {None, ''} - set(stages[s].prompt_id))

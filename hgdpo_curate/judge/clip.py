@@ -39,12 +39,12 @@ def antonym_share(
 def _vector(f): return f if hasattr(f, 'shape') else f.pooler_output   # transformers 5 wraps the projected features
 
 class Clip:
-    "The two towers of a CLIP model of transformers, in any precision; vectors come out as float32."
+    "The two towers of a CLIP model from transformers, in any precision; vectors are float32."
     def __init__(
         self,
         model,                 # a folder in the hub's layout
-        processor=None,        # another folder, where the model's holds no tokenizer and image processor
-        device=None,           # torch device; None takes the best there is
+        processor=None,        # another folder, if the model's has no tokenizer and image processor
+        device=None,           # torch device; None takes the best available
         mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of the weights
     ):
         from transformers import AutoModel, AutoProcessor
@@ -101,11 +101,11 @@ def _small_clip_config(tokenizer, width, size):
 # %% ../../nbs/3_judge/00_clip.ipynb #random-clip
 def random_clip(
     folder,           # where to save it
-    width: int = 16,  # of the space that pictures and texts share
+    width: int = 16,  # of the space shared by images and texts
     seed: int = 0,    # of the random weights
-    size: int = 32,   # side of the square picture that it sees, in pixels
+    size: int = 32,   # side of the square input image, in pixels
 ):  # the folder
-    "Save a CLIP of transformers with random weights in the hub's layout, for tests and to see the loading code run."
+    "Save a CLIP model with random weights in the hub's layout, for tests and to run the loading code."
     import torch
     from transformers import CLIPImageProcessor, CLIPModel
     from hgdpo_curate.toy.networks import caption_tokenizer
@@ -123,8 +123,8 @@ class ClipScore:
     def __init__(
         self,
         name,                  # 'clip' or 'pickscore'
-        path=None,             # a folder in place of the cached weights
-        device=None,           # torch device; None takes the best there is
+        path=None,             # a folder instead of the cached weights
+        device=None,           # torch device; None takes the best available
         mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of the weights
     ):
         folder, self.name = find_weights(name, path), name
@@ -143,16 +143,16 @@ class ClipScore:
 ANTONYMS = dict(clipiqa_quality=('Good photo.', 'Bad photo.'), clipiqa_sharpness=('Sharp photo.', 'Blurry photo.'))
 
 class ClipQuality:
-    """CLIP-IQA by two opposite prompts; the prompt of the picture plays no part.
+    """CLIP-IQA with two opposite prompts; the image's own prompt is not used.
 
-    It sees the picture at CLIP's own size (224 pixels for ViT-L/14), so it does not see finer blur. The published one
-    takes RN50 without position embedding at the picture's own size: the figures do not compare with those of papers.
+    The image is resized to CLIP's input size (224 pixels for ViT-L/14), so finer blur is invisible. The published one
+    uses RN50 without position embedding at the original size: the figures are not comparable to those of papers.
     """
     def __init__(
         self,
         name,                  # a key of `ANTONYMS`
-        path=None,             # a CLIP folder in place of the cached weights
-        device=None,           # torch device; None takes the best there is
+        path=None,             # a CLIP folder instead of the cached weights
+        device=None,           # torch device; None takes the best available
         mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of the weights
     ):
         folder, self.name = find_weights('clip', path), name
@@ -160,12 +160,12 @@ class ClipQuality:
         self.good, self.bad = self.clip.texts(ANTONYMS[name])
 
     def score(self, images, prompts=None) -> np.ndarray: # (n,) in 0..1
-        "The share of the good prompt."
+        "The probability of the good prompt."
         return antonym_share(self.clip.images(images), self.good, self.bad, self.clip.scale)
 
 # %% ../../nbs/3_judge/00_clip.ipynb #linear-head
 def linear_head(width: int):
-    "Five linear layers from `width` numbers to one, as the aesthetic predictor and ImageReward have them."
+    "Five linear layers from `width` numbers to one, as in the aesthetic predictor and ImageReward."
     from torch import nn
     return nn.Sequential(
         nn.Linear(width, 1024),
@@ -181,19 +181,19 @@ def linear_head(width: int):
 def aesthetic_head(file): # the .pth file of the improved aesthetic predictor
     """The network that turns a unit CLIP ViT-L/14 vector (768) into an aesthetic score of about 1..10.
 
-    Raises `UserError` where the file is another one.
+    Raises `UserError` if it is another file.
     """
     from torch import nn
     return fit_state(nn.ModuleDict(dict(layers=linear_head(768))), load_state(file), file)['layers']
 
 # %% ../../nbs/3_judge/00_clip.ipynb #aesthetic
 class Aesthetic:
-    "LAION's aesthetic score v2; the prompt plays no part."
+    "LAION's aesthetic score v2; the prompt is not used."
     name = 'aesthetic'
     def __init__(
         self,
-        path=None,             # the head's file, or a folder with it and perhaps the CLIP model
-        device=None,           # torch device; None takes the best there is
+        path=None,             # the head's file, or a folder with it and optionally the CLIP model
+        device=None,           # torch device; None takes the best available
         mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of CLIP's weights
     ):
         place = find_weights('aesthetic', path)
@@ -215,7 +215,7 @@ class Aesthetic:
 
 # %% ../../nbs/3_judge/00_clip.ipynb #pixel-batch
 def pixel_batch(prepare, images):
-    "PIL images as one tensor, each through `prepare`: PIL image -> (3, h, w)."
+    "PIL images as one tensor; `prepare` maps a PIL image to (3, h, w)."
     import torch
     return torch.stack([prepare(i.convert('RGB')) for i in images])
 
@@ -226,9 +226,9 @@ class HPS:
 
     def __init__(
         self,
-        # a folder with HPS_v2.1_compressed.pt, or that file; an open_clip_config.json beside it replaces ViT-H-14
+        # a folder with HPS_v2.1_compressed.pt, or that file; an open_clip_config.json next to it replaces ViT-H-14
         path=None,
-        device=None,           # torch device; None takes the best there is
+        device=None,           # torch device; None takes the best available
         mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of the weights
     ):
         import open_clip
@@ -260,7 +260,7 @@ class OpenClip:
     def __init__(self, path, device=None): # a folder with open_clip_config.json and weights, or an open_clip name
         import open_clip
         from hgdpo_curate.pipelines import usable_device
-        self.name = f'open_clip {Path(path).name}'              # of a hub name or a folder its last part
+        self.name = f'open_clip {Path(path).name}'              # the last part of a hub name or folder
         self.net, _, self.prepare = open_clip.create_model_and_transforms(
             f'local-dir:{path}' if Path(path).is_dir() else path
         )

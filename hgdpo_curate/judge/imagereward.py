@@ -38,7 +38,7 @@ def hub_names(state: dict) -> dict: # names of ImageReward.pt -> names of transf
 
 # %% ../../nbs/3_judge/01_imagereward.ipynb #random-state
 class _RandomState(dict):
-    "A state dict that is filled with random numbers, layer by layer."
+    "Builds a state dict of random numbers, layer by layer."
     def __init__(self, seed):
         import torch
         self.generator = torch.Generator().manual_seed(seed)
@@ -125,7 +125,7 @@ def _vision_config(state, heads):
         positions = state['blip.visual_encoder.pos_embed'].shape[1]
     except KeyError as e:
         raise UserError(
-            f'This is no checkpoint of ImageReward ({e.args[0]} is not in it); fetch ImageReward.pt again.'
+            f'This is not a checkpoint of ImageReward ({e.args[0]} is not in it); fetch ImageReward.pt again.'
         ) from e
     depth = 1 + max(int(k.split('.')[3]) for k in state if k.startswith('blip.visual_encoder.blocks.'))
     return BlipVisionConfig(
@@ -144,16 +144,16 @@ _TEXT_SETTINGS = ('vocab_size hidden_size intermediate_size num_hidden_layers nu
 
 def _text_config(med, vision_width):
     from transformers import BlipTextConfig
-    # without `is_decoder` it has no cross-attention; the call says that it does not decode
+    # without `is_decoder` it has no cross-attention; the call disables decoding
     return BlipTextConfig(encoder_hidden_size=vision_width, is_decoder=True, **{k: med[k] for k in _TEXT_SETTINGS})
 
 # %% ../../nbs/3_judge/01_imagereward.ipynb #reward-network
 def reward_network(
     state: dict,      # the checkpoint, under its published names
     med: dict,        # the content of med_config.json
-    heads: int = 16,  # attention heads of the picture's tower
+    heads: int = 16,  # attention heads of the image tower
 ):  # a ModuleDict of vision, text and mlp
-    "The network that the checkpoint fits, with random weights. Raises `UserError` for another checkpoint."
+    "A network with random weights that matches the checkpoint. Raises `UserError` for another checkpoint."
     from torch import nn
     from transformers.models.blip.modeling_blip import BlipVisionModel
     from transformers.models.blip.modeling_blip_text import BlipTextModel
@@ -174,15 +174,15 @@ def _blip_transform(size):
 
 # %% ../../nbs/3_judge/01_imagereward.ipynb #imagereward-2
 class ImageReward:
-    "ImageReward v1.0: how much people would like a picture for its prompt; about 0 in the mean, 1 in the deviation."
+    "ImageReward v1.0: how much people would like an image for its prompt; mean about 0, standard deviation about 1."
     name = 'imagereward'
-    mean, deviation, tokens = .16717362830052426, 1.0333394966054072, 35   # of its authors' code
+    mean, deviation, tokens = .16717362830052426, 1.0333394966054072, 35   # from its authors' code
 
     def __init__(
         self,
         # a folder with ImageReward.pt, med_config.json and, if not in the cache, bert-base-uncased's vocab.txt
         path=None,
-        device=None,           # torch device; None takes the best there is
+        device=None,           # torch device; None takes the best available
         mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of the weights
     ):
         from transformers import BertTokenizer
@@ -193,7 +193,7 @@ class ImageReward:
         state, med = load_state(file), read_json(folder/'med_config.json')
         if med is None:
             raise UserError(
-                f'{folder} lacks med_config.json, which lies beside ImageReward.pt on the hub; put it there.'
+                f'{folder} lacks med_config.json, which is next to ImageReward.pt on the hub; put it there.'
             )
         self.device, self.dtype = usable_device(device), torch_dtype(mixed_precision)
         self.version = weights_version(file)
@@ -204,7 +204,7 @@ class ImageReward:
         self.prepare = _blip_transform(self.net['vision'].config.image_size)
 
     def score(self, images, prompts): # (n,) numpy
-        "How much people would like each picture for its prompt."
+        "How much people would like each image for its prompt."
         import torch
         pixels = pixel_batch(self.prepare, images).to(self.device, self.dtype)
         with torch.no_grad():

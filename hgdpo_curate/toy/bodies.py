@@ -65,7 +65,7 @@ def _chain(start, lengths, angles, side):
     return pts
 
 def _pose_angles(pose, rng):
-    "Angles of both arms and both legs: mirrored in half of the drawings, each a little off."
+    "Angles of both arms and both legs with some jitter, mirrored in half of the drawings."
     flip = rng.integers(2)
     arms, legs = _ARMS[pose][::-1] if flip else _ARMS[pose], _LEGS[pose][::-1] if flip else _LEGS[pose]
     def jitter(pairs, width): return [tuple(np.array(p) + rng.uniform(-width, width, 2)) for p in pairs]
@@ -95,10 +95,10 @@ class Body:
 # %% ../../nbs/1_toy/00_bodies.ipynb #pose-body
 def pose_body(
     pose,   # a key of `POSES`
-    rng,    # numpy's generator; it is drawn from in a fixed order
+    rng,    # numpy's generator; used in a fixed order
     fault,  # '' or a key of `FAULTS`
 ) -> Body:
-    "Choose bones and angles, stand them on the ground and apply the fault."
+    "Choose bones and angles, place the body on the ground and apply the fault."
     W, H = SIZE
     s = rng.uniform(.9, 1.02)
     root = np.array([W/2 + rng.uniform(-1.5, 1.5), H - 4.2 + rng.uniform(-1, 1)])     # between the feet
@@ -142,7 +142,7 @@ def _named_joints(body):
 
 # %% ../../nbs/1_toy/00_bodies.ipynb #add-or-remove
 def _add_or_remove(body, rng):
-    "The faults that add a part or take one away."
+    "Apply the faults that add or remove a part."
     bad, side = body.bad, (-1, 1)[body.bad]
     if body.fault == 'extra_arm':
         upper = body.arm_angles[bad][0]

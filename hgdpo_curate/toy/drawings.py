@@ -71,7 +71,7 @@ _Y, _X = np.mgrid[0:SIZE[1], 0:SIZE[0]].astype(np.float32) + .5
 def _shape(a, b, r0, r1):
     """A capsule from `a` to `b`.
 
-    The part of the canvas it can touch, the signed distance to it there, and how far across it (-1..1) each pixel lies.
+    Returns the region of the canvas it may cover, the signed distance there, and each pixel's place across it (-1..1).
     """
     ax, ay, bx, by, pad = float(a[0]), float(a[1]), float(b[0]), float(b[1]), max(r0, r1) + 2
     box = (
@@ -108,7 +108,7 @@ def picture_grid(
     columns: int = 8,  # pictures in a row
     zoom: int = 3,     # enlargement, nearest neighbour
 ):  # one PIL image
-    "Lay pictures out in rows, enlarged so that small ones can be looked at."
+    "Lay pictures out in rows, enlarged so that small ones can be inspected."
     first = images[0]
     height = first.height if hasattr(first, 'height') else len(first)
     return contact_sheet(images, columns, height=height*zoom)
@@ -138,7 +138,7 @@ def _background(place, rng, light):
 
 # %% ../../nbs/1_toy/01_drawings.ipynb #cloth
 def _cloth(pattern, colour, rng):
-    "The texture that is added to a garment's colour: weave, and stripes or dots that contrast with it."
+    "The texture added to a garment's colour: weave, and contrasting stripes or dots."
     weave = .03*np.where((np.floor(_X) + np.floor(_Y)) % 2, 1, -1)
     contrast = -.42 if np.mean(colour) > .55 else .45
     if pattern == 'striped': weave = weave + contrast*((_Y + rng.uniform(0, 4)) % 4 < 1.7)
@@ -237,7 +237,7 @@ def _paint_face(canvas, head, skin, features):
 # %% ../../nbs/1_toy/01_drawings.ipynb #drawing-2
 @dataclass
 class Drawing:
-    "A drawn person and all that is true of it."
+    "A drawn person with its ground truth."
     image: np.ndarray       # (56, 40, 3) uint8
     prompt: str             # what it shows, in words
     attributes: dict        # value of every key of `ATTRIBUTES`
@@ -248,7 +248,7 @@ class Drawing:
 
     @property
     def flag(self):
-        "The flag that its fault deserves: `ok` where it has none."
+        "The flag of its fault; `ok` if it has none."
         return FAULTS.get(self.fault, 'ok')
     def pil(self):
         "The picture as a PIL image."
@@ -269,7 +269,7 @@ def _visible_joints(body):
 def draw_person(
     seed,                     # int or sequence of ints; the same seed draws the same picture
     attributes: dict = None,  # values for `ATTRIBUTES`; None samples them
-    fault: str = '',          # '' draws a sound person, a key of `FAULTS` a faulty one, 'any' picks a fault
+    fault: str = '',          # '' draws a person without a fault, a key of `FAULTS` one with it, 'any' picks a fault
 ) -> Drawing:
     "Draw one person. Raises `ValueError` for an unknown fault."
     rng = np.random.default_rng(seed)
@@ -300,7 +300,7 @@ def draw_person(
 DRAWN = 'drawn by hgdpo_curate'   # the source that every drawing states
 
 def is_drawn(ws) -> bool:
-    "Whether all photos of a workspace are drawings: only then do the networks of the package know what they see."
+    "Whether all photos of a workspace are drawings: the networks of the package were trained on nothing else."
     source = ws.table('photo_facts').source
     return len(source) > 0 and bool((source == DRAWN).all())
 
@@ -310,7 +310,7 @@ def export_photos(
     n: int,         # how many drawings
     seed: int = 0,  # first number of every drawing's seed
 ) -> Path:  # the folder
-    """Write `n` sound drawings as PNG files with a `metadata.jsonl` (ImageFolder layout), as a user would bring
+    """Write `n` drawings without faults as PNG files with a `metadata.jsonl` (ImageFolder layout), like a user's
     photographs."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

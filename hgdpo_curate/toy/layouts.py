@@ -79,7 +79,7 @@ def random_sd2(
     width: int = 32,  # of the U-Net's highest level; the real one has 320
     seed: int = 0,    # of the random weights
 ) -> Path:  # the pipeline's folder
-    "As `random_sd15`, of Stable Diffusion 2: velocity prediction, and linear projections round its attention."
+    "As `random_sd15`, for Stable Diffusion 2: velocity prediction, and linear projections around its attention."
     from diffusers import DDIMScheduler
     ddim = DDIMScheduler(
         clip_sample=False,
@@ -123,7 +123,7 @@ def random_sdxl(
     width: int = 32,  # of the U-Net's highest level; the real one has 320
     seed: int = 0,    # of the random weights
 ) -> Path:  # the pipeline's folder
-    "As `random_sd15`, of Stable Diffusion XL: two text encoders, a pooled embedding, time ids."
+    "As `random_sd15`, for Stable Diffusion XL: two text encoders, a pooled embedding, time ids."
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTextModelWithProjection
     tok = _tokenizer77()

@@ -24,7 +24,7 @@ def compose_adapter(up_blocks: dict,   # the adapter state that acts in the late
     """
     if up_blocks.keys() != other_blocks.keys():
         raise UserError(
-            'The two LoRAs do not have the same layers, so they cannot be composed; train both stages with one preset.'
+            'The two LoRAs do not have the same layers, so they cannot be combined; train both stages with one preset.'
         )
     return {k: (up_blocks if family.is_late(k) else other_blocks)[k].clone() for k in other_blocks}
 
@@ -47,9 +47,9 @@ def random_lora(base,               # hub id or folder of a pipeline
 def write_final(run,                       # run folder with the stages' folders
                 inference: InferenceConfig, # which stages are composed, and the rules to write
                 has_text_encoder: bool,    # whether the run has a text-encoder stage
-                pipe=None                  # the base, which other tools are told; None tells them nothing
+                pipe=None                  # the base, recorded for other tools; None records nothing
                ) -> Path:                  # run/final
-    "Write `final/`: the composed U-Net LoRA, the text encoders' beside it, and the inference rules as JSON."
+    "Write `final/`: the combined U-Net LoRA, the text encoders' LoRA, and the inference rules as JSON."
     run = Path(run)
     late, other = (read_lora(run/stage)['unet'] for stage in (inference.up_blocks, inference.other_blocks))
     family = family_of(pipe) if pipe else SD

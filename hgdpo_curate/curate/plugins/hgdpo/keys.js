@@ -32,7 +32,7 @@
         const todo = DECIDE[e.key] || STAY[e.key];
         if (!(todo || e.key === FORM) || e.ctrlKey || e.metaKey || e.altKey || typing(document.activeElement)) return;
         e.preventDefault();
-        // a hasty second stroke neither decides again nor reaches the App's own keys
+        // a second key press is ignored and does not reach the App's own keys
         e.stopImmediatePropagation();
         if (waiting || e.repeat) return;
         if (e.key === FORM) return openForm("@hgdpo/curate/flag");

@@ -1,9 +1,9 @@
 const $ = id => document.getElementById(id);
 const sides = ["left", "right"];
 const faults = new Set();          // sides whose body is marked as faulty
-let study, shown, began;           // what the server sent; number of the pair; since when it is shown
+let study, shown, began;           // state from the server; number of the pair; time it was shown
 let rater = new URLSearchParams(location.search).get("rater") || "";
-let busy = false;                  // an answer is on its way
+let busy = false;                  // an answer is being sent
 
 const query = () => "?token=" + TOKEN + (rater ? "&rater=" + encodeURIComponent(rater) : "");
 const imageOf = (n, side) => "/image/" + n + "/" + side + query();
@@ -40,7 +40,7 @@ function show(n) {
   $("work").style.display = done ? "none" : "block";
   $("done").style.display = done ? "block" : "none";
   if (done) {
-    $("done").textContent = study.rater + ": all " + study.total + " pairs are answered. Thank you; you can close this page.";
+    $("done").textContent = study.rater + ": all " + study.total + " pairs are answered. Thank you! You can close this page.";
     return;
   }
   $("question").textContent = study.question;
@@ -69,7 +69,7 @@ function toggleFault(side) {
   markFaults();
 }
 
-// the next pair without an answer, from the one that is shown onwards, then from the first
+// the next pair without an answer, after the current one, then from the first
 function following() {
   for (let n = shown + 1; n < study.total; n++) if (!study.answered.includes(n)) return n;
   for (let n = 0; n < study.total; n++) if (!study.answered.includes(n)) return n;
@@ -91,7 +91,7 @@ async function answer(choice) {
     if (!study.answered.includes(shown)) study.answered.push(shown);
     show(following());
   } catch (e) {
-    $("note").textContent = "The answer could not be kept: is hgdpo study still running? "
+    $("note").textContent = "The answer could not be saved: is hgdpo study still running? "
       + "Start it again, then reload this page.";
   } finally {
     busy = false;
