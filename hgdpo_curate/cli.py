@@ -42,7 +42,7 @@ FLAG_NAMES = dict(
     use_reviews='ignore_reviews',
 )
 # a notebook's, not a terminal's
-HIDDEN = {'workspace', 'progress', 'fold', 'domains', 'images', 'start', 'pairs', 'part', 'controls', 'reuse', 'embed'}
+HIDDEN = {'workspace', 'progress', 'fold', 'domains', 'images', 'start', 'pairs', 'part', 'reuse', 'embed'}
 
 # %% ../nbs/8_run/04_cli.ipynb #verbs
 RECIPE_FIELDS = ('train.recipes.Stage', 'train.recipes.Preset')

@@ -16,16 +16,16 @@ from .document.model_card import write_model_card
 from .evaluate.results import evaluate_runs, pool_picture
 from .files import UserError
 from .images.photos import import_photos
-from .images.pool import generate_pool
+from .images.pool import FORMER_BASES, generate_pool
 from .images.recon import reconstruct
 from .judge.anatomy import flag_images
 from .judge.scores import score_images
 from .pipelines import MANNEQUIN
 from .show import render, Steps
-from .toy.bodies import SIZE
 from .toy.drawings import export_photos
 from .train.curriculum import train_curriculum
-from .workspace import create_workspace
+from .train.presets import mannequin
+from .workspace import create_workspace, open_workspace
 
 # %% ../nbs/8_run/01_demo.ipynb #sizes
 SIZES = dict(
@@ -110,6 +110,16 @@ STEPS = {   # label: (rough share of the whole time, what is done)
 }
 
 # %% ../nbs/8_run/01_demo.ipynb #run-demo
+def _folder_for(folder): # the folder, or another beside it where this one holds the demo of an earlier version
+    folder = Path(folder)
+    if not (folder/'workspace.toml').exists(): return folder
+    made = open_workspace(folder).table('images').model.dropna()
+    if not made.isin(FORMER_BASES).any(): return folder
+    version = FORMER_BASES[made[made.isin(FORMER_BASES)].iloc[0]]
+    other = folder.with_name(f'{folder.name}-2')
+    print(f'{folder} holds the demo of version {version}, whose base model was another; this one goes to {other}.')
+    return other
+
 def run_demo(
     workspace='demo',     # folder to make
     quick: bool = False,  # the smallest size, a minute, to see it run
@@ -120,17 +130,18 @@ def run_demo(
 
     Run it again and it goes on, doing nothing twice.
     """
-    began, size = time.time(), SIZES['quick' if quick else 'full']
+    began, size, workspace = time.time(), SIZES['quick' if quick else 'full'], _folder_for(workspace)
     steps = {label: step for label, step in STEPS.items() if app or label != 'FiftyOne'}
     announce = Steps({label: share for label, (share, _) in steps.items()})
     print(f'The demo uses {size["photos"]} drawn photos and N = {size["pool"]} images per prompt; the defaults for '
           'real work are all your photos and N = 20.')
-    resolution = f'{SIZE[0]}x{SIZE[1]}'
+    pool = mannequin().pool
     ws = create_workspace(
         workspace,
         base_model=MANNEQUIN,
-        resolution=resolution,
-        steps=10,
+        resolution=pool.resolution,
+        steps=pool.steps,
+        guidance=pool.guidance,
         test_share=size['test_share'],
     )
     demo = Demo(ws, size, progress)

@@ -13,12 +13,13 @@ from pathlib import Path
 from .files import UserError
 
 # %% ../nbs/0_base/04_families.ipynb #uniform-timestep
-def uniform_timestep(generator,        # of torch
-                     steps: int = 1000 # timesteps of training
-                    ):                 # scalar tensor in 0..steps-1
+def uniform_timestep(generator,         # of torch
+                     steps: int = 1000, # timesteps are below this
+                     first: int = 0     # the lowest
+                    ):                  # scalar tensor in first..steps-1
     "The timestep of one training example: any is as likely as any other."
     import torch
-    return torch.randint(0, steps, (), generator=generator)
+    return torch.randint(first, steps, (), generator=generator)
 
 # %% ../nbs/0_base/04_families.ipynb #ddpm-2
 class DDPM:
@@ -35,9 +36,9 @@ class DDPM:
         "Whether the denoiser predicts velocity instead of noise."
         return self.scheduler.config.prediction_type == 'v_prediction'
 
-    def draw_timestep(self, generator): # a torch generator -> scalar tensor in 0..steps-1
-        "The timestep of one training example: any is as likely as any other."
-        return uniform_timestep(generator, self.steps)
+    def draw_timestep(self, generator, first=0, end=None): # a torch generator -> scalar tensor in first..end-1
+        "The timestep of one training example: any of the range is as likely as any other."
+        return uniform_timestep(generator, self.steps if end is None else end, first)
 
     def add_noise(self,
                   clean,    # (B, c, h, w) latents
@@ -55,18 +56,29 @@ class DDPM:
         "What the denoiser should predict: the noise, or the velocity."
         return self.scheduler.get_velocity(clean, noise, timesteps) if self.velocity else noise
 
+    def error_weight(self,
+                     kind: str, # 'epsilon' or 'velocity': the prediction whose errors are wanted
+                     timesteps  # (B,) 0..steps-1
+                    ):          # (B,) float32
+        "The factor that turns this denoiser's squared errors into those of another prediction: e_epsilon = a_bar e_v."
+        import torch
+        a_bar = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
+        if (kind == 'velocity') == self.velocity: return torch.ones_like(a_bar)
+        return a_bar if kind == 'epsilon' else 1/a_bar
+
     def step_mean(self,
-                  pred,     # (B, c, h, w) what the denoiser predicted
-                  noisy,    # (B, c, h, w) on these noised latents
-                  timesteps # (B,) 0..steps-1
-                 ):         # (B, c, h, w) float32 or wider
-        "The mean of one reverse step t -> t-1 without clipping (Ho et al. 2020, equation 7)."
+                  pred,        # (B, c, h, w) what the denoiser predicted
+                  noisy,       # (B, c, h, w) on these noised latents
+                  timesteps,   # (B,) 0..steps-1
+                  length: int = 1 # of the step, in timesteps: 1..
+                 ):            # (B, c, h, w) float32 or wider
+        "The mean of one reverse step t -> t-length without clipping (Ho et al. 2020, equation 7)."
         import torch
         wide = torch.promote_types(pred.dtype, torch.float32)
         def per_sample(v): return v.to(wide).view(-1, *[1]*(pred.ndim - 1))
         a_bar = self.scheduler.alphas_cumprod.to(pred.device)
-        a_t, before = a_bar[timesteps], a_bar[(timesteps - 1).clamp(min=0)]
-        a_prev = per_sample(torch.where(timesteps > 0, before, torch.ones_like(a_t)))
+        a_t, before = a_bar[timesteps], a_bar[(timesteps - length).clamp(min=0)]
+        a_prev = per_sample(torch.where(timesteps >= length, before, torch.ones_like(a_t)))
         a_t, pred, noisy = per_sample(a_t), pred.to(wide), noisy.to(wide)
         if self.velocity: clean = a_t.sqrt()*noisy - (1 - a_t).sqrt()*pred
         else: clean = (noisy - (1 - a_t).sqrt()*pred)/a_t.sqrt()

@@ -129,6 +129,7 @@ def load_pipeline(
     device=None,           # torch device; None takes a GPU where there is one
     mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of the weights
     sampler='dpm',         # a key of `SAMPLERS`
+    spacing='linspace',    # of its steps over the timesteps, see `set_sampler`
 ):  # a diffusers pipeline
     """Load a pipeline as safetensors, without safety checker or watermark, all weights frozen.
 
@@ -143,7 +144,7 @@ def load_pipeline(
     pipe.set_progress_bar_config(disable=True)
     for part in family.weight_parts: getattr(pipe, part).requires_grad_(False).eval()
     family.prepare(pipe)
-    set_sampler(pipe, sampler)
+    set_sampler(pipe, sampler, spacing)
     return pipe.to(usable_device(device))
 
 # %% ../nbs/0_base/05_pipelines.ipynb #from-folder
@@ -167,16 +168,22 @@ def _quiet():
         library.utils.logging.set_verbosity_error()
 
 # %% ../nbs/0_base/05_pipelines.ipynb #set-sampler
-def set_sampler(pipe, sampler: str): # a key of `SAMPLERS`
+def set_sampler(
+    pipe,                     # a diffusers pipeline
+    sampler: str,             # a key of `SAMPLERS`
+    spacing: str = 'linspace' # linspace begins at timestep 999; leading, trailing; '' keeps what the base was saved with
+):
     """Give the pipeline a sampler built from its own noise schedule.
 
-    Raises `UserError` for an unknown one, or one that the base's schedule does not fit.
+    The same weights are saved with one spacing here and another there, and it decides how many steps lie near noise.
+    Raises `UserError` for an unknown sampler, or one that the base's schedule does not fit.
     """
     import diffusers
     if sampler not in SAMPLERS:
         raise UserError(f'There is no sampler {sampler!r}; choose one of {", ".join(SAMPLERS)}.')
     made, config = getattr(diffusers, SAMPLERS[sampler]), pipe.scheduler.config
-    try: pipe.scheduler = made.from_config(config, **(_dpm_settings(config) if sampler == 'dpm' else {}))
+    settings = (_dpm_settings(config) if sampler == 'dpm' else {}) | (dict(timestep_spacing=spacing) if spacing else {})
+    try: pipe.scheduler = made.from_config(config, **settings)
     except (ValueError, NotImplementedError, ImportError) as e:
         raise UserError(
             f'The noise schedule of the base model does not fit the sampler {sampler} ({str(e).splitlines()[0]}); '

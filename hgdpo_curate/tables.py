@@ -69,6 +69,7 @@ SCHEMAS |= dict(
         model=Column('str', 'hash of the model that drew it'),
         seed=Column('int', 'seed of its noise'),
         timestep=Column('int', 'noise level of a reconstruction, 1 to 1000'),
+        level=Column('int', "the paper's level that it stands for in a picture of this size; null: the same"),
         guidance=Column('float', 'classifier-free guidance scale'),
         steps=Column('int', 'solver steps'),
     ),

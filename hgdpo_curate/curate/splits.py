@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from hgdpo_curate.curate.pairs import (
-    choose_pairs, control_pairs, NORMAL_LEVELS, PAIR, PAIR_CONTROLS, PAIR_STAGES, without_pair,
+    choose_pairs, control_pairs, levels_of, NORMAL_LEVELS, PAIR, PAIR_CONTROLS, PAIR_STAGES, without_pair,
 )
 from ..files import pair_id_of
 from ..files import counted
@@ -51,7 +51,7 @@ def _check_scores(ws, images, scores, scorer):
             f'A score by {scorer!r} is not a number (image {scores.image_id[scores.score.isna()].iloc[0]}); '
             'score again.'
         )
-    reconstructions = (images.domain == 'intermediate') & images.timestep.isin(NORMAL_LEVELS)
+    reconstructions = (images.domain == 'intermediate') & levels_of(images).isin(NORMAL_LEVELS)
     wanted = images[(images.domain == 'generated') | reconstructions]
     missing = (~wanted.image_id.isin(scores.image_id)).sum()
     if missing: raise UserError(f'{missing} images have no score by {scorer!r} yet; {again}')
@@ -334,7 +334,7 @@ def _pool_facts(ws, easy) -> dict: # fields of `train.recipes.GenerationConfig`
     pool = images[images.domain == 'generated']
     return dict(
         size=int(pool.groupby('prompt_id').size().median()),
-        levels=sorted(int(t) for t in images[images.domain == 'intermediate'].timestep.dropna().unique()),
+        levels=sorted(int(t) for t in levels_of(images[images.domain == 'intermediate']).dropna().unique()),
         resolution=ws.config['resolution'],
         sampler=ws.config['sampler'],
         steps=int(pool.steps.iloc[0]),
@@ -345,6 +345,7 @@ def _pool_facts(ws, easy) -> dict: # fields of `train.recipes.GenerationConfig`
 def freeze_split(workspace,            # a `Workspace` or its folder
                  name: str = 'v1',      # name of the split
                  scorer: str = 'tiny',  # preference estimator whose scores choose
+                 controls: bool = False, # freeze the pairs of the paper's controls too, see `control_pairs`
                  **choices             # further arguments of `pairs_of`
                 ) -> Path:             # splits/<name>
     """Draft the pairs of the three stages and freeze them.
@@ -353,7 +354,8 @@ def freeze_split(workspace,            # a `Workspace` or its folder
     """
     ws = open_workspace(workspace)
     folder = ws.folder('splits', name)
-    drafted = {s: _with_files(df, ws, s) for s, df in draft_pairs(ws, scorer=scorer, controls=True, **choices).items()}
+    stages = draft_pairs(ws, scorer=scorer, controls=controls, **choices)
+    drafted = {s: _with_files(df, ws, s) for s, df in stages.items()}
     if drafted['easy'].empty:
         raise UserError(
             'The easy stage has no pairs: no prompt has two images with different scores; make a larger pool '
@@ -361,7 +363,12 @@ def freeze_split(workspace,            # a `Workspace` or its folder
         )
     content = {s: short_id(*sorted(drafted[s].pair_id)) for s in PAIR_STAGES}
     if frozen := SplitInfo.read(folder):
-        if frozen.content == content: return folder
+        if frozen.content == content and controls <= ('controls.parquet' in frozen.sha256): return folder
+        if frozen.content == content:
+            raise UserError(
+                f'The split {name!r} is frozen without the pairs of controls; freeze them under another name with: '
+                f'{command_line("pairs", ws, split="NEW_NAME", controls=True)}'
+            )
         raise UserError(
             f'The split {name!r} is frozen and these pairs differ from it; freeze them under another name with --split.'
         )
@@ -393,10 +400,9 @@ def _write_split(ws, folder, drafted, **chosen): # `chosen`: further fields of `
     "Write the folder of a split, whole or not at all."
     stages = {s: drafted[s] for s in PAIR_STAGES}
     test, test_left_out = _test_fold(ws, set(stages['easy'].prompt_id))
-    files = {f'{s}.parquet': df for s, df in stages.items()} | {
-        'controls.parquet': pd.concat([drafted[c].assign(stage=c) for c in PAIR_CONTROLS], ignore_index=True),
-        'test_prompts.parquet': test,
-    }
+    files = {f'{s}.parquet': df for s, df in stages.items()} | {'test_prompts.parquet': test}
+    if controls := [drafted[c].assign(stage=c) for c in PAIR_CONTROLS if c in drafted]:
+        files['controls.parquet'] = pd.concat(controls, ignore_index=True)
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         for file, df in files.items(): df.to_parquet(tmp/file, index=False)

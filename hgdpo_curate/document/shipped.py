@@ -53,7 +53,7 @@ def measure_shipped() -> dict: # a key of `MEASURED` -> figure, or [figure, low,
     "Measure the networks of the package on drawings of seeds that none was trained on. Takes a minute or two."
     from hgdpo_curate.train.pictures import drawings
     from hgdpo_curate.pipelines import load_pipeline
-    from hgdpo_curate.toy.networks import load_network
+    from hgdpo_curate.toy.networks import load_network, scorer_tokenizer
     from hgdpo_curate.train.small_models import measure_tiny
     folder, n = assets_folder(), MEASURED_ON['mixed']//2
     figures = measure_tiny(
@@ -62,6 +62,7 @@ def measure_shipped() -> dict: # a key of `MEASURED` -> figure, or [figure, low,
         load_network(folder, 'evaluator'),
         drawings(MEASURED_ON['sound'], 770_000),
         drawings(MEASURED_ON['mixed'], 771_000, True),
+        scorer_tokenizer(folder),
     )
     return {
         k: [round(x, 4) for x in share_interval(round(v*n), n)] if k in SHARE_FIGURES else round(float(v), 4)

@@ -13,6 +13,7 @@ from typing import Callable
 import pandas as pd
 from ..workspace import excluded_photos
 from ..images.jobs import image_job, run_jobs, seed_of
+from ..images.pool import check_run_base
 from ..train.inference import load_for_inference
 from ..train.recipes import as_dict, InferenceConfig
 from ..workspace import is_begun
@@ -65,7 +66,7 @@ def draw_arms(
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #jobs-of
 def _jobs_of(ws, candidate, prompts, per_prompt):
-    seed, how = f'evaluation {ws.config["seed"]}', (ws.config['sampler'], candidate.steps, candidate.guidance)
+    seed, how = f'evaluation {ws.config["seed"]}', (ws.sampling_key, candidate.steps, candidate.guidance)
     return [
         image_job(
             r.prompt_id,
@@ -157,6 +158,7 @@ def run_arm(
 ) -> Candidate:
     "A stage of a run, drawn by the run's inference rules. Raises `UserError` where it is not trained."
     config, lora = _trained(ws, run, arm)
+    check_run_base(ws, run, config)
     rules, text = InferenceConfig(**config['preset']['inference']), arm.endswith('+ text encoder')
     key = config['base_hash']
     if lora:
@@ -170,7 +172,7 @@ def run_arm(
 
     @functools.cache
     def pipeline(): # loaded on the first call
-        precision, sampler = config['preset']['mixed_precision'], ws.config['sampler']
+        precision = config['preset']['mixed_precision']
         folder = lora.parent if lora else None
         return load_for_inference(
             ws.base_at(config['base']),
@@ -179,7 +181,7 @@ def run_arm(
             text,
             device,
             precision,
-            sampler,
+            **ws.sampling,
         )
 
     def draw(prompts, seeds):

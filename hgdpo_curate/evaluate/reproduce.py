@@ -16,7 +16,6 @@ from .compare import compare_arms, Comparison
 from .paper_tables import PaperTable, Row, TABLES
 from .results import model_grid
 from .verdicts import over_seeds, table_figure, table_markdown, with_gains
-from ..toy.bodies import SIZE
 from ..toy.drawings import export_photos
 from ..images.photos import import_photos
 
@@ -28,16 +27,16 @@ from ..pipelines import MANNEQUIN
 from ..show import Steps
 from ..train.curriculum import train_curriculum
 from ..train.sft import train_sft
-from ..train.presets import load_preset
+from ..train.presets import load_preset, mannequin
 from ..files import atomic_path, command_line, read_json, UsageError, UserError, write_json, write_text
 from ..workspace import create_workspace
 
 # %% ../../nbs/6_evaluate/10_reproduce.ipynb #table-sizes
 TABLE_SIZES = dict(
     full=dict(
-        photos=490,
-        test_share=.51,
-        pool=6,
+        photos=590,
+        test_share=.594,
+        pool=8,
         per_prompt=2,
         sft=60,
         steps={},
@@ -101,7 +100,8 @@ def make_world(
     progress=None,  # as in `reproduce_table`
 ):  # a `Workspace` with a frozen split
     "Photos, base, pool, reconstructions, scores and split of one seed. Stop it and run it again."
-    shape = dict(resolution=f'{SIZE[0]}x{SIZE[1]}', steps=10, test_share=size['test_share'])
+    pool = mannequin().pool
+    shape = dict(resolution=pool.resolution, steps=pool.steps, guidance=pool.guidance, test_share=size['test_share'])
     ws = create_workspace(Path(folder)/f'seed-{seed}', seed=seed, **shape)
     do = functools.partial(timed, ws, say)
     if not ws.config['base_model']:
@@ -120,7 +120,7 @@ def make_world(
     do('image pool', lambda: generate_pool(ws, size['pool'], batch=32, progress=progress))
     do('reconstructions', lambda: reconstruct(ws, batch=32, progress=progress))
     do('scores', lambda: score_images(ws, progress=progress))
-    if not (ws.root/'splits'/'v1').exists(): freeze_split(ws, 'v1')
+    if not (ws.root/'splits'/'v1').exists(): freeze_split(ws, 'v1', controls=True)
     return ws
 
 def _import_drawn_people(ws, seed, photos, progress):

@@ -106,7 +106,9 @@ def map_images(
     return len(images)
 
 # %% ../../nbs/2_images/07_jobs.ipynb #job
-JOB = ['image_id', 'prompt_id', 'prompt', 'seed', 'model', 'sampler', 'steps', 'guidance', 'timestep', 'source_id']
+JOB = [
+    'image_id', 'prompt_id', 'prompt', 'seed', 'model', 'sampler', 'steps', 'guidance', 'timestep', 'source_id', 'level'
+]
 
 def seed_of(prompt_id: str,    # 16 hex digits
             k: int,            # number of the image within its prompt; -1 for reconstructions
@@ -122,11 +124,12 @@ def image_job(
     seed: int,             # of the noise, see `seed_of`
     model: str,            # weights hash of what makes the image
     size,                  # (width, height) in pixels
-    sampler: str,          # name of the solver
+    sampler: str,          # name of the solver, with its spacing, see `Workspace.sampling_key`
     steps: int,            # solver steps
     guidance: float,       # classifier-free guidance scale
     timestep: int = None,  # of a reconstruction: its noise level, 1 .. 1000
     source_id: str = '',   # of a reconstruction: image id of the photo
+    level: int = None,     # of a reconstruction: the paper's noise level that `timestep` stands for
 ) -> dict:                 # keys of `JOB`
     "One image to make."
     guidance = float(guidance)
@@ -142,7 +145,7 @@ def image_job(
         timestep or '',
         source_id,
     )
-    values = (image_id, prompt_id, prompt, seed, model, sampler, steps, guidance, timestep, source_id)
+    values = (image_id, prompt_id, prompt, seed, model, sampler, steps, guidance, timestep, source_id, level)
     return dict(zip(JOB, values))
 
 # %% ../../nbs/2_images/07_jobs.ipynb #batches
@@ -212,7 +215,7 @@ def run_jobs(
     make = make or _maker(ws, pipe, todo, start_of)
     def _rows_of(part):
         for j, im in zip(part, make(part)):
-            recorded = {k: j[k] for k in ('prompt_id', 'model', 'seed', 'timestep', 'guidance', 'steps')}
+            recorded = {k: j[k] for k in ('prompt_id', 'model', 'seed', 'timestep', 'level', 'guidance', 'steps')}
             yield ws.save_image(im, domain, j['image_id'], **recorded)
     _append_batches(
         ws,

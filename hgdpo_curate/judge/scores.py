@@ -27,15 +27,14 @@ class TinyScore:
 
     def __init__(
         self,
-        path=None, # folder with scorer.safetensors and a base/ with the tokenizer; None takes the package's
+        path=None, # folder with scorer.safetensors and its tokenizer, or a base/ that has it; None takes the package's
     ):
-        from transformers import CLIPTokenizer
         from hgdpo_curate.pipelines import assets_folder
-        from hgdpo_curate.toy.networks import load_network
+        from hgdpo_curate.toy.networks import load_network, scorer_tokenizer
         from hgdpo_curate.files import file_sha256
         folder = Path(path or assets_folder())
         self.net = load_network(folder, 'scorer')
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder/'base'/'tokenizer')
+        self.tokenizer = scorer_tokenizer(folder)
         self.version = file_sha256(folder/'scorer.safetensors')[:8]
 
     def _pixels(self, images):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOISE_SCHEDULE', 'caption_tokenizer', 'clip_text_encoder', 'stable_diffusion', 'tiny_pipeline', 'save_pipeline',
-           'TinyScorer', 'token_batch', 'TinyEvaluator', 'save_network', 'load_network']
+           'TinyScorer', 'scorer_tokenizer', 'token_batch', 'TinyEvaluator', 'save_network', 'load_network']
 
 # %% ../../nbs/1_toy/02_networks.ipynb #import-json
 import json
@@ -114,6 +114,7 @@ def tiny_pipeline(
     channels=(24, 48, 96),     # U-Net widths at 1/2, 1/4 and 1/8 of the resolution; attention in the last two
     latent_channels: int = 6,  # of the autoencoder
     width: int = 96,           # of the text encoder
+    prediction: str = 'epsilon', # what the U-Net predicts: 'epsilon' or 'v_prediction'
 ):  # a `StableDiffusionPipeline`
     "A `StableDiffusionPipeline` with random weights."
     from diffusers import DDPMScheduler
@@ -127,7 +128,7 @@ def tiny_pipeline(
         text_encoder=text,
         tokenizer=tok,
         unet=unet,
-        scheduler=DDPMScheduler(clip_sample=False, steps_offset=1, prediction_type='v_prediction', **NOISE_SCHEDULE),
+        scheduler=DDPMScheduler(clip_sample=False, steps_offset=1, prediction_type=prediction, **NOISE_SCHEDULE),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -234,6 +235,12 @@ class TinyScorer(nn.Module):
         return (v*self.embed_prompts(ids, mask)).sum(-1) + kind.softmax(-1)[:, 0]
 
 # %% ../../nbs/1_toy/02_networks.ipynb #token-batch
+def scorer_tokenizer(folder): # of a scorer -> CLIPTokenizer
+    "The scorer's own tokenizer where it has one, else that of the base it was trained beside."
+    from transformers import CLIPTokenizer
+    own = Path(folder)/'tokenizer'
+    return CLIPTokenizer.from_pretrained(own if own.is_dir() else Path(folder)/'base'/'tokenizer')
+
 def token_batch(tokenizer, prompts): # -> ids, mask: (n, tokens)
     "Prompts as token ids, with 1 where there is text and 0 on the padding."
     ids = tokenizer(list(prompts), padding='max_length', truncation=True, return_tensors='pt').input_ids

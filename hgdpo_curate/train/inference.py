@@ -47,14 +47,15 @@ def load_for_inference(base,               # hub id or folder of the base pipeli
                        text_encoder=True,    # whether the text-encoder LoRA takes part
                        device=None,          # torch device; None takes a GPU where there is one
                        mixed_precision='no', # 'no', 'fp16' or 'bf16': the dtype of the weights
-                       sampler='dpm'         # a key of `pipelines.SAMPLERS`
+                       sampler='dpm',        # a key of `pipelines.SAMPLERS`
+                       spacing='linspace'    # of its steps, see `pipelines.set_sampler`
                       ):                     # a diffusers pipeline
     """A pipeline that applies the paper's inference rules.
 
     Raises `UserError` where the LoRA is missing or does not fit the base.
     """
     from hgdpo_curate.train.hgdpo_pipeline import with_rules      # imports diffusers
-    pipe = with_rules(load_pipeline(base, device, mixed_precision, sampler))
+    pipe = with_rules(load_pipeline(base, device, mixed_precision, sampler, spacing))
     folder = Path(run)/'final' if run and (Path(run)/'final').is_dir() else run
     pipe.rules = inference_rules(preset, read_json(Path(folder)/'inference.json') if folder else None)
     if folder is not None: apply_lora(pipe, folder, text_encoder, base)

@@ -46,10 +46,11 @@ def measure_tiny(pipe,      # the base
                  scorer,    # `TinyScorer`
                  evaluator, # `TinyEvaluator`
                  sound,     # `Pictures` for the autoencoder
-                 mixed      # `Pictures`, sound and faulty
+                 mixed,     # `Pictures`, sound and faulty
+                 tokenizer=None # of the scorer; None takes the base's
                 ) -> dict:  # name -> figure
     "Every figure of `FLOORS` on held-out pictures; keypoints and faults only where the truth is known."
-    accuracy = scorer_accuracy(scorer, pipe.tokenizer, mixed)
+    accuracy = scorer_accuracy(scorer, tokenizer or pipe.tokenizer, mixed)
     return dict(
         vae_psnr=vae_psnr(pipe.vae, sound),
         **{name: float(wins.mean()) for name, wins in accuracy.items()},

@@ -14,6 +14,7 @@ import pandas as pd
 from ..adapters import save_lora
 from .batches import check_pairs, Distributed, step_indices
 from .log import hyperparameters, MetricLogger, StepFigures, Validation
+from .losses import BY_TIMESTEP
 from .passes import make_reader, PassLoss, StageModel
 from .recipes import Preset, Stage
 from ..files import atomic_path, file_sha256, UserError, write_json
@@ -220,6 +221,7 @@ class ResumableStage(StageParts):
             reference_cache=self.pass_loss.read_batch.reference_cache,
             rng=RandomStates(),
             winner=self.logger.winner,
+            collapse=self.logger.collapse,
         )
 
     def state_dict(self) -> dict:
@@ -236,7 +238,7 @@ class ResumableStage(StageParts):
                 f'name, or delete {self.folder}.'
             )
         for k, part in self.components().items():
-            if part is not None: part.load_state_dict(state[k])
+            if part is not None and k in state: part.load_state_dict(state[k])    # older checkpoints have no `collapse`
         for k in self.COUNTERS: setattr(self, k, state[k])
 
     def save_checkpoint(self):
@@ -252,6 +254,19 @@ class ResumableStage(StageParts):
         if self.distributed.main: self.logger.rewind(self.step)
         return self.step
 
+    def back_to_good(self): # -> the error that says where the stage can be taken up
+        "Delete the checkpoints since the model began to collapse."
+        found, name = self.logger.collapse.collapsed, self.stage.name
+        for f in self.checkpoints.files():
+            if int(f.stem.partition('-')[2]) > found['good']: f.unlink()
+        low, high = found['timesteps']
+        return UserError(
+            f'The stage {name} collapsed and was stopped at step {found["step"]}: at timesteps {low} to {high} its error '
+            f'on winners is {found["winner_excess"]:.0%} above the reference\'s; {self.checkpoints.good} is good. Lower '
+            f'--learning_rate or raise --beta_dpo, or keep what it was with --set {name}.max_train_steps='
+            f'{max(1, found["good"])}, each under another --run name.'
+        )
+
     def _not_finite(self, what, where=''): # the error that names the checkpoint to go back to
         return UserError(
             f'The {what} of the stage {self.stage.name} is not finite at step {self.step}{where}; '
@@ -263,11 +278,18 @@ def step_means(passes,     # the passes of a step, of this process
                norm,       # norm of its gradient, the same in all processes
                distributed # the processes of the step
               ):           # ({column: float}, norm as a float)
-    "The figures of a step: means over passes and processes. Here a step waits for the device, once."
+    """The figures of a step: means over passes and processes, of a bin of timesteps over those that have one.
+
+    Here a step waits for the device, once.
+    """
     import torch
-    names = list(passes[0].figures)
-    means = [torch.stack([p.figures[k].float() for p in passes]).mean() for k in names]
-    *values, norm = torch.cat([distributed.mean(torch.stack(means)), norm.float().reshape(1)]).tolist()
+    names = sorted(passes[0].figures, key=BY_TIMESTEP.__contains__)      # those by timestep come last
+    table = torch.stack([torch.stack([p.figures[k].float() for p in passes]) for k in names])
+    plain = len(names) - sum(n in BY_TIMESTEP for n in names)
+    there = (~table[plain:].isnan()).float().mean(1)
+    parts = distributed.mean(torch.cat([table[:plain].mean(1), table[plain:].nan_to_num().mean(1), there]))
+    means, binned, there = parts.split([plain, len(there), len(there)])
+    *values, norm = torch.cat([means, binned/there, norm.float().reshape(1)]).tolist()
     return dict(zip(names, values)), norm
 
 # %% ../../nbs/5_train/08_trainer.ipynb #write-result
@@ -285,6 +307,7 @@ def write_result(trainer: ResumableStage) -> Path: # the LoRA's file
         steps=trainer.step,
         best={k: best[k] for k in ('step', 'score')} if best else None,
         lost_winner=trainer.logger.winner.lost,
+        collapsed=trainer.logger.collapse.collapsed,
         sha256=file_sha256(file),
     )
     write_json(trainer.folder/'done.json', record)
