@@ -20,15 +20,15 @@ def add_lora(
     rank: int,              # rank of every adapter matrix
     name: str = 'default',  # name of the adapter
     seed: int = 0,          # of its first matrices; the second ones are zero, so a fresh LoRA changes nothing
-    family: Family = SDXL,  # says which layers; those of XL's parts are those of Stable Diffusion 1 and 2 too
+    family: Family = SDXL,  # defines the layers; XL's parts include those of Stable Diffusion 1 and 2
 ) -> list:  # the trainable parameters, float32
-    "Put a fresh LoRA on the attention layers and make only it trainable."
+    "Add a fresh LoRA to the attention layers and make only it trainable."
     import torch
     from peft import LoraConfig
     targets = family.lora_targets[part]
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights='gaussian', target_modules=targets)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # a second adapter, the reference, is meant
+        # a second adapter, the reference, is intended
         warnings.filterwarnings('ignore', message='Already found a `peft_config`')
         torch.manual_seed(seed)
         model.add_adapter(config, adapter_name=name)
@@ -45,7 +45,7 @@ def adapter_parameters(model, name: str = 'default') -> list:
 def freeze_all_but(model, name: str = 'default'):
     """Only the adapter `name` trains.
 
-    Peft switches gradients on for every adapter it activates, frozen ones too, so this is set again after each switch.
+    Peft enables gradients for every adapter it activates, frozen ones too, so this is set again after each switch.
     """
     for n, p in model.named_parameters(): p.requires_grad_('.lora_' in n and f'.{name}.' in n)
 
@@ -84,7 +84,7 @@ def set_adapter_state(
     state: dict,            # as `adapter_state` gives it
     name: str = 'default',  # name of the adapter
 ):
-    "Put weights into an adapter that is already there. Raises `UserError` when they do not fit it."
+    "Load weights into an existing adapter. Raises `UserError` if they do not fit it."
     from peft import set_peft_model_state_dict
     have = adapter_state(model, name)
     state = _named_as(state, have)
@@ -95,7 +95,7 @@ def set_adapter_state(
         )
     set_peft_model_state_dict(model, state, adapter_name=name)
 
-def _named_as(state, have): # a text encoder's layers lie in `text_model` or not, as transformers' version has it
+def _named_as(state, have): # whether a text encoder's layers are in `text_model` depends on transformers' version
     for k in state:
         if k in have: return state
         if f'text_model.{k}' in have: return {f'text_model.{n}': v for n, v in state.items()}
@@ -104,7 +104,7 @@ def _named_as(state, have): # a text encoder's layers lie in `text_model` or not
 
 # %% ../nbs/0_base/06_adapters.ipynb #remove-lora
 def remove_lora(model):
-    "Take every adapter off, so that the model is base again; nothing happens where there is none."
+    "Remove every adapter, so that the model is base again; does nothing if there is none."
     from peft.tuners.tuners_utils import BaseTunerLayer
     from diffusers.utils.peft_utils import recurse_remove_peft_layers
     if any(isinstance(m, BaseTunerLayer) for m in model.modules()): recurse_remove_peft_layers(model)
@@ -113,20 +113,38 @@ def remove_lora(model):
 
 # %% ../nbs/0_base/06_adapters.ipynb #lora-file
 LORA_FILE = 'pytorch_lora_weights.safetensors'
-KOHYA_FILE = 'kohya_lora_weights.safetensors'   # the twin's name up to version 0.1; still read, no longer written
+KOHYA_FILE = 'kohya_lora_weights.safetensors'   # the file's name up to version 0.1; still read, no longer written
 
-def twin_name(folder) -> str: # of a LoRA: W/runs/RUN/final, W/runs/RUN/STAGE, or any other
-    "The name of the kohya twin: `W-RUN.safetensors`, of a stage `W-RUN-STAGE.safetensors`, elsewhere the folder's."
+def _twin_words(folder) -> list: # of a LoRA: W/runs/RUN/final, W/runs/RUN/STAGE, or any other
     *_, above, runs, run, stage = ('',)*3 + Path(folder).absolute().parts
-    words = [stage] if runs != 'runs' else [above, run] if stage == 'final' else [above, run, stage]
-    # a prompt of A1111 names the file as <lora:NAME:1>
-    return re.sub(r'[^\w.-]+', '_', '-'.join(words)).strip('._-') + '.safetensors'
+    return [stage] if runs != 'runs' else [above, run] if stage == 'final' else [above, run, stage]
+
+def twin_name(folder) -> str: # of a LoRA
+    "The name of the kohya twin: `W-RUN.safetensors`, of a stage `W-RUN-STAGE.safetensors`, elsewhere the folder's."
+    return _plain_words(_twin_words(folder)) + '.safetensors'
+
+def _plain_words(words): # a prompt of A1111 names the file as <lora:NAME:1>
+    return re.sub(r'[^\w.-]+', '_', '-'.join(words)).strip('._-')
 
 def twin_file(folder) -> Path: # a LoRA's folder, which holds no other weights
-    "The kohya twin that is there, an older name's too; else where it would be."
+    "The existing kohya file, also under an older name; else the path where it would be."
     there = sorted(p for p in Path(folder).glob('*.safetensors') if p.name != LORA_FILE)
     named = Path(folder)/twin_name(folder)
     return named if named in there or not there else there[0]
+
+# %% ../nbs/0_base/06_adapters.ipynb #stale-twins
+def _stale_twins(folder, name) -> list: # name: of the twin that stays
+    "Twins of earlier weights: version 0.1's, and one written while the workspace had another name."
+    from safetensors import SafetensorError, safe_open
+    own, stale = _twin_words(folder)[1:], []
+    for file in Path(folder).glob('*.safetensors'):
+        if file.name in (LORA_FILE, name): continue
+        try:
+            with safe_open(file, 'pt') as f: title = (f.metadata() or {}).get('modelspec.title')
+        except (SafetensorError, OSError): title = None
+        same_run = own and title == file.stem and file.stem.endswith(f'-{_plain_words(own)}')
+        if same_run or file.name == KOHYA_FILE: stale.append(file)
+    return stale
 
 # %% ../nbs/0_base/06_adapters.ipynb #diffusers-key
 def diffusers_key(part: str, key: str) -> str: # 'unet', 'mid_block...to_out.0.lora_A.weight' -> a key of the file
@@ -174,7 +192,7 @@ def save_lora(
     text_encoder_2: dict = None,  # likewise; only XL has it
     metadata: dict = None,        # texts for the kohya file's header, see `Family.describe`
 ) -> Path:  # the diffusers file
-    "Write a LoRA for diffusers and for kohya's tools (ComfyUI, A1111), each whole or not at all."
+    "Write a LoRA for diffusers and for kohya's tools (ComfyUI, A1111), each file atomically."
     from safetensors.torch import save_file
     xl = text_encoder_2 or str((metadata or {}).get('ss_base_model_version')).startswith('sdxl')
     folder, prefixes = Path(folder), (SDXL if xl else SD).kohya
@@ -185,7 +203,7 @@ def save_lora(
     twin = folder/twin_name(folder)
     tensors = {k: v for part, state in states.items() for k, v in _with_alpha(state, prefixes[part]).items()}
     with atomic_path(twin) as tmp: save_file(tensors, tmp, metadata=_kohya_header(states, twin.stem, metadata))
-    if twin.name != KOHYA_FILE: (folder/KOHYA_FILE).unlink(missing_ok=True)     # an older version's, of other weights
+    for stale in _stale_twins(folder, twin.name): stale.unlink(missing_ok=True)     # of weights that are gone
     return folder/LORA_FILE
 
 # %% ../nbs/0_base/06_adapters.ipynb #diffusers-names
@@ -202,7 +220,7 @@ _DIFFUSERS_NAMES = {
 
 # %% ../nbs/0_base/06_adapters.ipynb #read-lora
 def read_lora(folder) -> dict: # {'unet': state, 'text_encoder': state}
-    """Read what `save_lora` wrote back into adapter states, a part each.
+    """Read what `save_lora` wrote back into adapter states, one per part.
 
     Raises `UserError` where the file is missing or broken.
     """
@@ -218,7 +236,7 @@ def read_lora(folder) -> dict: # {'unet': state, 'text_encoder': state}
     for k, v in state.items():
         part, rest = k.split('.', 1)
         for old, new in _DIFFUSERS_NAMES.items(): rest = rest.replace(old, new)
-        # as transformers' classes have it: the encoder without a projection lies bare
+        # as in transformers' classes: the encoder without a projection has no prefix
         if part == 'text_encoder': rest = rest.removeprefix('text_model.')
         out.setdefault(part, {})[rest] = v
     return out

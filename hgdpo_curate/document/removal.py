@@ -22,7 +22,7 @@ from ..workspace import open_workspace
 # %% ../../nbs/7_document/11_removal.ipynb #write-tombstone
 def write_tombstone(ws,            # a `Workspace`
                     t: Footprint,  # of the photo; its `subject_hash` is set
-                    reason: str    # names nobody
+                    reason: str    # without names
                    ):
     "Write the tombstone, and the salt before the first one. Deletes nothing."
     salt = ws.root/'salt'
@@ -38,11 +38,11 @@ REGISTER = 'data_cards/removals.json'    # what was removed when, without identi
 
 def register_removal(ws,            # a `Workspace`
                      t: Footprint,  # of the photo
-                     reason: str    # names nobody
+                     reason: str    # without names
                     ):
-    """Write into `data_cards/removals.json` that something was taken out.
+    """Record a removal in `data_cards/removals.json`.
 
-    Which splits it broke and which runs learned from it. Deletes nothing.
+    It lists the splits that it broke and the runs that were trained on the photo. Deletes nothing.
     """
     others = [r for r in read_json(ws.root/REGISTER, []) if r['subject'] != t.subject_hash]
     entry = dict(
@@ -60,15 +60,15 @@ BROKEN = 'BROKEN_BY_REMOVAL.md'
 
 def break_split(ws,                # a `Workspace`
                 name: str,         # of the split
-                rows: dict,        # stage or 'test_prompts' -> how many rows go
+                rows: dict,        # stage or 'test_prompts' -> number of removed rows
                 subject_hash: str  # the tombstone
                ):
-    "Mark a frozen split broken by removal; `load_split` then refuses it. Deletes nothing: its rows go with *Erase*."
+    "Mark a frozen split broken by removal; `load_split` then refuses it. Deletes nothing: *Erase* removes its rows."
     folder = ws.root/'splits'/name
     info = SplitInfo.read(folder)
     write_text(
         folder/BROKEN,
-        f'A photo was taken out of this split on {now()[:10]}, so it is no longer what was frozen. Do not '
+        f'A photo was removed from this split on {now()[:10]}, so it is no longer what was frozen. Do not '
         f'restore it from a copy. Freeze the photos that are left with:\n\n    {command_line("pairs", ws)} '
         '--split NEW_NAME\n',
     )
@@ -91,7 +91,7 @@ def rehash_split(ws,          # a `Workspace`
                  name: str,   # of the split
                  files: list  # names of files that were rewritten
                 ):
-    """A split that only listed the photo among what was left out keeps its pairs, so it stays valid.
+    """Update a split that only listed the photo as excluded; it keeps its pairs and stays valid.
 
     Its files have new hashes. Deletes nothing.
     """
@@ -109,10 +109,10 @@ def _runs_without_split(ws) -> set:
 
 # %% ../../nbs/7_document/11_removal.ipynb #pictures-of-runs
 def pictures_of_runs(ws, t: Footprint) -> list: # paths
-    """Pictures of runs and pages that may show the photo; they are deleted whole.
+    """Pictures of runs and pages that may show the photo; they are deleted.
 
-    Grids and samples of runs that saw the photo, pool pictures of any run, and pages of any run or elsewhere that embed
-    pictures or name the photo. Curves stay, and so do cards, which are written again.
+    Grids and samples of runs that used the photo, pool pictures of any run, and all pages that embed pictures or name
+    the photo. Curves stay, and so do cards, which are rewritten.
     """
     matcher, runs = Matcher(t), {*t.runs, *_runs_without_split(ws)}
     return [f for f in files_of(ws, t.originals) if _may_show(f, f.relative_to(ws.root).parts, matcher, runs)]
@@ -129,10 +129,10 @@ def _may_show(file, where, matcher, runs) -> bool: # where: its path in the work
 
 # %% ../../nbs/7_document/11_removal.ipynb #drawn-from
 def drawn_from(ws, t: Footprint) -> list: # paths
-    """Pictures in `samples/` that were drawn from the caption or with the face; they are deleted.
+    """Images in `samples/` that were generated from the caption or with the face; they are deleted.
 
-    So are those that do not say from what (the PNG texts `prompt` and `face`): one that cannot be read says nothing,
-    and an embedding not whose face it is. Samples that name another prompt and another face stay.
+    So are those with unknown prompt or face (the PNG texts `prompt` and `face`): unreadable files, and those made from
+    a face embedding. Samples with another prompt and another face stay.
     """
     return [
         f for f in (ws.root/'samples').rglob('*') if f.suffix.lower() in PICTURES and _is_drawn_from(f, t)
@@ -150,10 +150,10 @@ OUTDATED = 'app_outdated.json'
 
 # %% ../../nbs/7_document/11_removal.ipynb #clean-app-2
 def clean_app(workspace) -> str: # what was done, in words
-    """Delete the samples of everything that was ever taken out from the workspace's FiftyOne dataset.
+    """Delete the samples of all removed photos from the workspace's FiftyOne dataset.
 
-    From datasets of version 0.1, too, whose workspace was moved away. Leaves all other samples, and datasets of other
-    workspaces unread. Raises `UserError` where the database cannot be reached.
+    Also from datasets of version 0.1 whose workspace was moved. Keeps all other samples, and does not read datasets of
+    other workspaces. Raises `UserError` if the database cannot be reached.
     """
     from hgdpo_curate.curate.database import import_fiftyone
     from hgdpo_curate.curate.samples import abandoned_datasets, find_dataset
@@ -167,14 +167,14 @@ def clean_app(workspace) -> str: # what was done, in words
     taken += sum(of_old.values())
     where = ', '.join(sorted(old for old, n in of_old.items() if n))
     if not taken: return 'the App shows nothing of it'
-    return f'{taken} samples taken out of the App' + (f', of an older dataset too: {where}' if where else '')
+    return f'{taken} samples removed from the App' + (f', of an older dataset too: {where}' if where else '')
 
 # %% ../../nbs/7_document/11_removal.ipynb #alike-field
 def _alike_field(ds): # version 0.1 called it twins
     return 'look_alikes' if 'look_alikes' in ds.get_field_schema() else 'twins'
 
 # %% ../../nbs/7_document/11_removal.ipynb #clean-dataset
-def _clean_dataset(ws, ds, name) -> int: # how many samples went
+def _clean_dataset(ws, ds, name) -> int: # number of deleted samples
     from hgdpo_curate.curate.dataset import refresh_prompts
     removed = set(ws.table('tombstones').subject_hash)
     def _is_removed(image_id): return image_id is not None and tombstone_of(ws, image_id) in removed
@@ -189,13 +189,13 @@ def _clean_dataset(ws, ds, name) -> int: # how many samples went
     if alike: refresh_prompts(ds, ws, alike)
     if len(ds.match({'prompt_id': {'$in': own}})):
         raise UserError(
-            f'The dataset {name} still holds samples of the photo; delete it with: fiftyone datasets delete '
-            f'{name}; it is built anew from the tables.'
+            f'The dataset {name} still contains samples of the photo; delete it with: fiftyone datasets delete '
+            f'{name}; it is rebuilt from the tables.'
         )
     return taken
 
 # %% ../../nbs/7_document/11_removal.ipynb #clean-abandoned
-def _clean_abandoned(ws, ds) -> int: # a dataset of version 0.1, made at a path that is left; how many samples went
+def _clean_abandoned(ws, ds) -> int: # a dataset of version 0.1 for an abandoned path; number of deleted samples
     if not {'image_id', 'prompt_id', 'domain'} <= set(ds.get_field_schema()): return 0
     removed, found = set(ws.table('tombstones').subject_hash), ds.values(['image_id', 'prompt_id', 'domain'])
     photos = {i: p for i, p, d in zip(*found) if d == 'real' and i and tombstone_of(ws, i) in removed}
@@ -210,44 +210,44 @@ def _clean_abandoned(ws, ds) -> int: # a dataset of version 0.1, made at a path 
 
 # %% ../../nbs/7_document/11_removal.ipynb #clean-app-or-mark
 def clean_app_or_mark(ws, use: bool) -> str: # what was done or is still to do, in words
-    "Clean the App, or with `use` False or without its database mark the workspace, so that it is done later."
+    "Clean the App. With `use` False or without its database, mark the workspace, so that it is done later."
     from hgdpo_curate.curate.samples import dataset_name
-    why = 'left out, as asked (--no_app, app=False)'
+    why = 'skipped, as requested (--no_app, app=False)'
     if use:
         try: return clean_app(ws)
-        # whatever ails the database, the rest of the removal goes on
+        # an error of the database must not stop the removal
         except Exception as e: why = str(e).splitlines()[0] if str(e) else type(e).__name__
     write_json(ws.root/OUTDATED, dict(at=now(), why=why))
-    return (f'The App was not looked at ({why.rstrip(".")}). Finish with: {command_line("forget", ws)}; or '
-            f'delete its dataset, which is built anew: fiftyone datasets delete {dataset_name(ws)}')
+    return (f'The App was not cleaned ({why.rstrip(".")}). Finish with: {command_line("forget", ws)}; or '
+            f'delete its dataset, which is rebuilt on demand: fiftyone datasets delete {dataset_name(ws)}')
 
 # %% ../../nbs/7_document/11_removal.ipynb #cards-of
 def cards_of(ws, t: Footprint) -> dict: # (kind, name) -> paths
-    "The cards of the splits and runs that held the photo, where they were written."
+    "The existing cards of the splits and runs that used the photo."
     from hgdpo_curate.document.data_card import card_files
     files_by_owner = {('split', s): card_files(ws, s) for s in t.splits} | {
         ('run', r): [ws.root/'runs'/r/'README.md', ws.root/'runs'/r/'final'/'README.md'] for r in t.runs
     }
     return {owner: written for owner, files in files_by_owner.items() if (written := [f for f in files if f.exists()])}
 
-def _state(file): # None where it is absent
+def _state(file): # None if it is absent
     return (file.stat().st_ino, file.stat().st_mtime_ns) if file.exists() else None
 
 # %% ../../nbs/7_document/11_removal.ipynb #renew-cards-2
 def renew_cards(ws, t: Footprint) -> tuple: # files and what was done, sentences
-    """Write the cards of splits and runs again; delete those that cannot be written. Cards of others stay.
+    """Rewrite the cards of these splits and runs; delete those that cannot be written. Other cards stay.
 
-    Old ones lie there until then, since by them a second try knows what to write.
+    Old ones are kept until then, because a second attempt needs them to know what to write.
     """
     from hgdpo_curate.document.data_card import make_card
     from hgdpo_curate.document.model_card import write_model_card
     cards, notes = cards_of(ws, t), []
     old = {f: _state(f) for files in cards.values() for f in files}
     for (kind, name), files in cards.items():
-        if all(_state(f) not in (old[f], None) for f in files): continue                # with the card of its split
+        if all(_state(f) not in (old[f], None) for f in files): continue        # rewritten with the split's card
         try: make_card(ws, name) if kind == 'split' else write_model_card(ws, name)
         except UserError as e:
-            notes.append(f'The card of the {kind} {name} was deleted; it cannot be written again ({e})')
+            notes.append(f'The card of the {kind} {name} was deleted; it could not be rewritten ({e})')
         for f in files:
             if _state(f) == old[f]: f.unlink()
     return {str(f.relative_to(ws.root)): 'written again' if f.exists() else 'deleted' for f in old}, notes

@@ -18,7 +18,7 @@ from ..toy.drawings import ATTRIBUTES, describe, draw_person, PLACES
 
 # %% ../../nbs/7_document/13_shipped.ipynb #weights-of
 def weights_of(folder) -> list: # (file, parameters, bytes, sha256)
-    "What the files of the package's networks hold."
+    "The contents of the package's network files."
     from safetensors import safe_open
     out = []
     for f in sorted(Path(folder).rglob('*.safetensors')):
@@ -29,12 +29,12 @@ def weights_of(folder) -> list: # (file, parameters, bytes, sha256)
 # %% ../../nbs/7_document/13_shipped.ipynb #measured
 MEASURED = dict(
     vae_psnr='autoencoder PSNR, dB',
-    right_over_wrong='scorer prefers the right to another drawing\'s prompt',
-    sound_over_faulty='scorer prefers the sound to the faulty drawing',
-    attribute_accuracy='evaluator names an attribute rightly',
+    right_over_wrong='scorer prefers the right prompt to another drawing\'s',
+    sound_over_faulty='scorer prefers the drawing without a fault',
+    attribute_accuracy='evaluator names an attribute correctly',
     keypoint_error='evaluator\'s keypoints, mean distance in pixels',
-    sound_called_faulty='evaluator calls a sound drawing faulty',
-    faulty_called_faulty='evaluator calls a faulty drawing faulty',
+    sound_called_faulty='evaluator, false positives (drawings without a fault)',
+    faulty_called_faulty='evaluator, detected faults (faulty drawings)',
 )
 MEASURED_ON = dict(sound=300, mixed=4000)      # drawings to measure on; every second of the mixed ones is faulty
 # of half the mixed drawings each
@@ -50,10 +50,10 @@ def _figure_text(v): return f'{v:.4g}' if not isinstance(v, list) else f'{v[0]:.
 
 # %% ../../nbs/7_document/13_shipped.ipynb #measure-shipped
 def measure_shipped() -> dict: # a key of `MEASURED` -> figure, or [figure, low, high] (95%) for a share
-    "Measure the networks of the package on drawings of seeds that none was trained on. Takes a minute or two."
+    "Measure the package's networks on drawings with unseen seeds. Takes a minute or two."
     from hgdpo_curate.train.pictures import drawings
     from hgdpo_curate.pipelines import load_pipeline
-    from hgdpo_curate.toy.networks import load_network
+    from hgdpo_curate.toy.networks import load_network, scorer_tokenizer
     from hgdpo_curate.train.small_models import measure_tiny
     folder, n = assets_folder(), MEASURED_ON['mixed']//2
     figures = measure_tiny(
@@ -62,6 +62,7 @@ def measure_shipped() -> dict: # a key of `MEASURED` -> figure, or [figure, low,
         load_network(folder, 'evaluator'),
         drawings(MEASURED_ON['sound'], 770_000),
         drawings(MEASURED_ON['mixed'], 771_000, True),
+        scorer_tokenizer(folder),
     )
     return {
         k: [round(x, 4) for x in share_interval(round(v*n), n)] if k in SHARE_FIGURES else round(float(v), 4)
@@ -124,11 +125,11 @@ def network_card(part: str, measured: dict) -> str: # base, scorer or evaluator;
 # %% ../../nbs/7_document/13_shipped.ipynb #write-shipped-cards
 def write_shipped_cards(
     folder='data_cards',    # where to
-    measure: bool = False,  # measure the figures anew first
+    measure: bool = False,  # measure the figures again first
 ) -> list:                  # the files written
-    """Write the cards of what the package carries.
+    """Write the cards of the package's own data and models.
 
-    Raises `UserError` where no figures are there and none are to be measured.
+    Raises `UserError` if there are no figures and none are to be measured.
     """
     folder = Path(folder)
     if measure: write_json(folder/'measured.json', measure_shipped())

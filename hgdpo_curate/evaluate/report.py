@@ -45,7 +45,7 @@ def picture(
     height: int = 240,  # in pixels, as shown
     about='',  # what it shows, in words
 ) -> Markup:  # a label with <img>: a click enlarges it
-    "An embedded picture, shown at `height`, enlarged by a click; JPEG where it is large."
+    "An embedded picture, shown at `height`, enlarged by a click; JPEG if it is large."
     enlarged = image.height < height
     if image.height > LARGEST: image = image.resize((round(image.width*LARGEST/image.height), LARGEST))
     out = io.BytesIO()
@@ -78,7 +78,7 @@ def _number(v): return f'{v:.3f}' if abs(v) < 10 else f'{v:.1f}' if abs(v) < 100
 def figures_section(comparison: Comparison) -> Markup:
     """Metrics as rows, models as columns.
 
-    Against the first model a figure is marked better or worse only where its paired interval excludes 0.
+    A figure is marked better or worse than the first model's only if its paired interval excludes 0.
     """
     c, models = comparison, list(comparison.rows)
     photo = float(c.photo_measurements['sharpness'].mean()) if len(c.photos) else float('nan')
@@ -143,20 +143,20 @@ def _errorbars(ax, rows, paint):
     ax.margins(y=.2)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #wins-section
-def _orderings_section(comparison): # '' where no two stages of the paper are among the models
+def _orderings_section(comparison): # '' if no two stages of the paper are among the models
     sentences = [v.removeprefix('- ').replace('**', '') for v in paper_verdicts(comparison)]
     return _html('orderings.html', verdicts=sentences) if sentences else ''
 
 def wins_section(comparison: Comparison) -> Markup:
     "Sample-wise win rates against the first model, as bars around one half."
     wins = comparison.wins()
-    if not len(wins): return Markup('<p>One model only: nothing to compare.</p>')
+    if not len(wins): return Markup('<p>Only one model: nothing to compare.</p>')
     return _html('wins.html', wins=list(wins.itertuples()), against=wins.against[0], chose=comparison.chose)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #grid-section
 def grid_section(
     ws,  # a `Workspace`
-    comparison: Comparison,  # what was measured
+    comparison: Comparison,  # the measurements
     with_photos: bool,  # show photographs
     most: int = 6,  # prompts
 ) -> Markup:
@@ -174,9 +174,9 @@ def grid_section(
     return _html('grid.html', prompts=[prompt[i] for i in ids], rows=rows)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #reasons
-KINDS_OF_FAULT = tuple(FAULTS)     # of the evaluator's classes after the first, which is sound
+KINDS_OF_FAULT = tuple(FAULTS)     # of the evaluator's classes after the first, which is no fault
 
-def _reasons(comparison, arm, flags): # row number -> (how sure, which fault); flags: image id -> rows of `flags`
+def _reasons(comparison, arm, flags): # row number -> (certainty, which fault); flags: image id -> rows of `flags`
     measured, reasons = comparison.measurements[arm], {}
     for n, i in enumerate(comparison.rows[arm].image_id):
         if i in flags:
@@ -191,17 +191,17 @@ def _flag_in_words(flag):
     name = flag.flag.replace('_', ' ') + (f' ({where})' if where else '')
     return f'{name}: {flag.reason or "flagged by a " + flag.source}'
 
-def _kind_of_fault(measured, n): # the likeliest, of an image called faulty
+def _kind_of_fault(measured, n): # the most likely one of a faulty image
     kinds = measured.get('likeliest_fault')
     return KINDS_OF_FAULT[kinds[n]].replace('_', ' ') if kinds is not None else 'a fault of unknown kind'
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #faults-section
 def faults_section(
     ws,  # a `Workspace`
-    comparison: Comparison,  # what was measured
+    comparison: Comparison,  # the measurements
     most: int = 8,  # images per model
 ) -> Markup:
-    "The images of each model that rules or people flagged, or the evaluator is surest of being faulty."
+    "The images of each model that rules or people flagged, or that the evaluator most certainly considers faulty."
     flags, models = open_flags(ws), []
     flags = flags[~flags.flag.isin(HARMLESS_FLAGS)].fillna(dict(reason='', confidence=0.))
     flags = {i: [*g.drop_duplicates('flag').itertuples()] for i, g in flags.groupby('image_id')}
@@ -260,7 +260,7 @@ def _histogram(ax, title, values, paint):
     ax.set_yticks([])
     ax.tick_params(labelsize=7)
 
-def _hue_circle(ax, hues, paint): # name -> (n, 2) of `hue_vectors`; those whose hue can be told
+def _hue_circle(ax, hues, paint): # name -> (n, 2) of `hue_vectors`; those with a defined hue
     arrows = {a: v.sum(0)/max(np.hypot(*v.T).sum(), 1e-9) for a, v in hues.items()}
     reach = max((np.hypot(*v) for v in arrows.values()), default=0)
     for a, v in arrows.items():
@@ -270,20 +270,20 @@ def _hue_circle(ax, hues, paint): # name -> (n, 2) of `hue_vectors`; those whose
     ax.set_yticks([])
     names = ['red', 'yellow', 'green', 'cyan', 'blue', 'magenta']
     ax.set_xticks(np.radians([0, 60, 120, 180, 240, 300]), names, fontsize=7)
-    title = f'mean hue; images agree on it by up to {reach:.0%}' if hues else 'no hue prevails: it cannot be told'
+    title = f'mean hue; images agree on it by up to {reach:.0%}' if hues else 'no dominant hue: undefined'
     ax.set_title(title, fontsize=9)
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #distances-between-photos
 def _distances_between(ws, photos, features): # each photo's to its nearest other photo
-    # those with a known twin would make everything look far
+    # photos with a known duplicate would distort the threshold
     twins = {*ws.table('duplicates').image_id, *ws.table('duplicates').other_id}
     apart = ~photos.image_id.isin(twins).to_numpy()
     apart = apart if apart.sum() > 2 else np.ones(len(photos), bool)
     return nearest(features[apart], features[apart], 2)[1][:, 1]
 
-def _limit_of(between): # distance below which an image may be a memory -> (limit, in words)
+def _limit_of(between): # distance below which an image may be memorised -> (limit, in words)
     if len(between) < 100: return float(between.min()), 'no two photos are nearer to each other than'
-    return float(np.quantile(between, .01)), '99% lie farther apart than'
+    return float(np.quantile(between, .01)), '99% are farther apart than'
 
 def _distances_to(comparison, features, limit): # model -> its images' nearest photos
     near = {}
@@ -303,25 +303,25 @@ def _distances_to(comparison, features, limit): # model -> its images' nearest p
 # %% ../../nbs/6_evaluate/06_report.ipynb #nearest-section
 def nearest_section(
     ws,  # a `Workspace`
-    comparison: Comparison,  # what was measured
+    comparison: Comparison,  # the measurements
     with_photos: bool,  # show photographs
     most: int = 8,  # images
 ) -> Markup:
-    """How near each model's images lie to a photo, beside how near photos are to each other.
+    """Distances of each model's images to the nearest photo, compared with distances between photos.
 
-    And the nearest images of the model that has most of them.
+    Shows the nearest images of the model that has most of them.
     """
     images, extractor = ws.table('images'), comparison.feature_extractor
     photos = images[(images.domain == 'real') & ~images.image_id.isin(excluded_photos(ws))].reset_index(drop=True)
-    if extractor is None: return _not_measured('no feature extractor is at hand; give --extractor')
-    if len(photos) < 3: return _not_measured(f'{len(photos)} photos are too few; it takes 3 to compare distances')
+    if extractor is None: return _not_measured('no feature extractor is available; give --extractor')
+    if len(photos) < 3: return _not_measured(f'{len(photos)} photos are too few; comparing distances takes 3')
     if any('features' not in m for m in comparison.measurements.values()):
         return _not_measured('not every model has features')
     features = features_of(ws, photos, extractor)
     between = _distances_between(ws, photos, features)
     limit, limit_words = _limit_of(between)
     near = _distances_to(comparison, features, limit)
-    # of equals the last: it was trained longest
+    # on ties the last, which was trained longest
     model = max(reversed(near.values()), key=lambda m: m['close'])
     return _html(
         'nearest.html',
@@ -360,7 +360,7 @@ def _nearest_pictures(ws, rows, photos, model, with_photos, most):
     return out
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #provenance-section
-def _licences(ws, measured_by): # of a `Comparison` -> rows: what measured, model, version, licence, commercial use
+def _licences(ws, measured_by): # of a `Comparison` -> rows: role, model, version, licence, commercial use
     part_name = dict(
         scorers='scorer',
         detectors='detector',
@@ -375,17 +375,17 @@ def _licences(ws, measured_by): # of a `Comparison` -> rows: what measured, mode
         for part, m, terms in models
     ]
 
-def _files_used(ws, comparison): # -> (path in the workspace, SHA-256) of what was compared, nothing else
+def _files_used(ws, comparison): # -> (path in the workspace, SHA-256) of the compared files
     files = [f for f in map(Path, comparison.files) if f.exists()]
     return [(f.relative_to(ws.root) if f.is_relative_to(ws.root) else f, file_sha256(f)) for f in files]
 
 # %% ../../nbs/6_evaluate/06_report.ipynb #provenance-section-2
 def provenance_section(
     ws,  # a `Workspace`
-    comparison: Comparison,  # what was measured
+    comparison: Comparison,  # the measurements
     command: str,  # that made it
 ) -> Markup:
-    "The exact command, hashes, versions and licences that made the report."
+    "The exact command, hashes, versions and licences of the report."
     from hgdpo_curate import __version__
     models = [
         dict(
@@ -413,12 +413,12 @@ def provenance_section(
 # %% ../../nbs/6_evaluate/06_report.ipynb #write-report-2
 def write_report(
     ws,  # a `Workspace`
-    comparison: Comparison,  # what `compare_arms` measured
+    comparison: Comparison,  # the result of `compare_arms`
     file,  # where to
     with_photos: bool = False,  # embed photographs of real people
     command: str = '',  # that made it
 ) -> Path:  # the file
-    "Write the report as one HTML file; drawn people are not real ones, so their 'photos' are always shown."
+    "Write the report as one HTML file; drawn people are not real, so their 'photos' are always shown."
     c, shown = comparison, with_photos or is_drawn(ws)
     sections = {
         'The same prompts and seeds': grid_section(ws, c, shown),
@@ -452,13 +452,13 @@ def write_report(
 # %% ../../nbs/6_evaluate/06_report.ipynb #report-runs
 def report_runs(
     workspace,  # a `Workspace` or its folder
-    run: str = None,  # that stages belong to, and whose folder takes the results; None takes the newest
+    run: str = None,  # run of the stages, whose folder gets the results; None takes the newest
     arms=None,  # stages of the run, other runs, or RUN/STAGE; None takes all stages of the run
     with_photos: bool = False,  # embed photographs of real people
-    command: str = None,  # what to print as the command that made it; None takes this process's
+    command: str = None,  # shown as the command that made the report; None takes this process's
     **evaluate,  # further arguments of `evaluate_runs`
 ) -> Path:  # evaluation/report.html
-    "Evaluate models and write the report. Stop it and run it again. Raises `UserError`."
+    "Evaluate models and write the report. Can be stopped and run again. Raises `UserError`."
     ws = open_workspace(workspace)
     comparison, out = evaluate_named(
         ws,

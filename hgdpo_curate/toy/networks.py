@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOISE_SCHEDULE', 'caption_tokenizer', 'clip_text_encoder', 'stable_diffusion', 'tiny_pipeline', 'save_pipeline',
-           'TinyScorer', 'token_batch', 'TinyEvaluator', 'save_network', 'load_network']
+           'TinyScorer', 'scorer_tokenizer', 'token_batch', 'TinyEvaluator', 'save_network', 'load_network']
 
 # %% ../../nbs/1_toy/02_networks.ipynb #import-json
 import json
@@ -17,7 +17,7 @@ from ..files import atomic_path, command_line, UserError, write_json
 
 # %% ../../nbs/1_toy/02_networks.ipynb #merges-2
 def _merges(words, most): # Counter of words -> list of pairs to merge, most frequent first
-    "Byte-pair merges with ties broken by the alphabet; the library's trainer breaks them differently in every process."
+    "Byte-pair merges with ties broken alphabetically; the library's trainer breaks them differently in every process."
     split, out = {w: [*w[:-1], w[-1] + '</w>'] for w in words}, []
     while len(out) < most:
         pairs = Counter()
@@ -114,6 +114,7 @@ def tiny_pipeline(
     channels=(24, 48, 96),     # U-Net widths at 1/2, 1/4 and 1/8 of the resolution; attention in the last two
     latent_channels: int = 6,  # of the autoencoder
     width: int = 96,           # of the text encoder
+    prediction: str = 'epsilon', # what the U-Net predicts: 'epsilon' or 'v_prediction'
 ):  # a `StableDiffusionPipeline`
     "A `StableDiffusionPipeline` with random weights."
     from diffusers import DDPMScheduler
@@ -127,7 +128,7 @@ def tiny_pipeline(
         text_encoder=text,
         tokenizer=tok,
         unet=unet,
-        scheduler=DDPMScheduler(clip_sample=False, steps_offset=1, prediction_type='v_prediction', **NOISE_SCHEDULE),
+        scheduler=DDPMScheduler(clip_sample=False, steps_offset=1, prediction_type=prediction, **NOISE_SCHEDULE),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -135,10 +136,10 @@ def tiny_pipeline(
 # %% ../../nbs/1_toy/02_networks.ipynb #save-pipeline
 def save_pipeline(
     pipe,               # a diffusers pipeline
-    folder,             # where to; what is there is replaced
+    folder,             # where to write; existing files are replaced
     half: bool = True,  # in half precision
 ) -> Path:  # the folder
-    "Write a pipeline in diffusers' layout, whole or not at all."
+    "Write a pipeline atomically in diffusers' layout."
     import copy, shutil
     out = pipe
     if half:
@@ -164,7 +165,7 @@ def _halving(c_in, c_out, kernel):
 
 # %% ../../nbs/1_toy/02_networks.ipynb #block-2
 class _Block(nn.Module):
-    "Two 3x3 convolutions round a residual."
+    "A residual block of two 3x3 convolutions."
     def __init__(self, c):
         super().__init__()
         layers = [nn.GroupNorm(8, c), nn.SiLU(), nn.Conv2d(c, c, 3, padding=1)]
@@ -193,12 +194,12 @@ def _text_tower(width):
 
 # %% ../../nbs/1_toy/02_networks.ipynb #tinyscorer
 class TinyScorer(nn.Module):
-    "Picture and prompt in, score out: cosine of the two towers plus the probability that the person is sound."
+    "Scores an image against a prompt: cosine of the two towers plus the probability that the person has no fault."
     def __init__(
         self,
         vocab: int,          # words of the tokenizer
         tokens: int,         # longest prompt, in tokens
-        faults=('faulty',),  # names of the faults it tells apart
+        faults=('faulty',),  # names of the faults it distinguishes
         width: int = 96,     # of the space both towers share
         size=(40, 56),       # width, height of a picture in pixels
     ):
@@ -218,13 +219,13 @@ class TinyScorer(nn.Module):
         self.text, self.to_text = _text_tower(width), nn.Linear(width, width)
         self.logit_scale = nn.Parameter(torch.tensor(2.3))
 
-    def embed_images(self, x): # (n, 3, h, w) in 0..1 -> unit vectors (n, width), logits (n, 1 + faults), sound first
-        "Where pictures lie in the shared space, and which fault each seems to have."
+    def embed_images(self, x): # (n, 3, h, w) in 0..1 -> unit vectors (n, width), logits (n, 1 + faults), no fault first
+        "Embeddings of images in the shared space, and logits of their faults."
         h = self.flat(self.image(x*2 - 1))
         return F.normalize(self.to_image(h), dim=-1), self.to_sound(h)
 
     def embed_prompts(self, ids, mask): # (n, tokens) token ids and 1 where there is text -> unit vectors (n, width)
-        "Where prompts lie in the shared space: the mean over their tokens."
+        "Embeddings of prompts in the shared space: the mean over their tokens."
         h = self.text(self.words(ids) + self.place[:ids.shape[1]], src_key_padding_mask=mask == 0)
         return F.normalize(self.to_text((h*mask[..., None]).sum(1)/mask.sum(1, keepdim=True)), dim=-1)
 
@@ -234,6 +235,12 @@ class TinyScorer(nn.Module):
         return (v*self.embed_prompts(ids, mask)).sum(-1) + kind.softmax(-1)[:, 0]
 
 # %% ../../nbs/1_toy/02_networks.ipynb #token-batch
+def scorer_tokenizer(folder): # of a scorer -> CLIPTokenizer
+    "The scorer's own tokenizer where it has one, else that of the base it was trained beside."
+    from transformers import CLIPTokenizer
+    own = Path(folder)/'tokenizer'
+    return CLIPTokenizer.from_pretrained(own if own.is_dir() else Path(folder)/'base'/'tokenizer')
+
 def token_batch(tokenizer, prompts): # -> ids, mask: (n, tokens)
     "Prompts as token ids, with 1 where there is text and 0 on the padding."
     ids = tokenizer(list(prompts), padding='max_length', truncation=True, return_tensors='pt').input_ids
@@ -243,7 +250,7 @@ def token_batch(tokenizer, prompts): # -> ids, mask: (n, tokens)
 
 # %% ../../nbs/1_toy/02_networks.ipynb #wide-2
 class _Wide(nn.Module):
-    "A depthwise 7x7 convolution and two pointwise ones round a residual."
+    "A residual block of a depthwise 7x7 convolution and two pointwise ones."
     def __init__(self, c):
         super().__init__()
         self.mix = nn.Conv2d(
@@ -270,8 +277,8 @@ def _fault_head(width, faults):
     return nn.Sequential(nn.GELU(), nn.Linear(width, 96), nn.GELU(), nn.Linear(96, faults + 1))
 
 # %% ../../nbs/1_toy/02_networks.ipynb #soft-argmax
-def _soft_argmax(maps): # (n, k, h/2, w/2) -> (n, k, 2) x, y in pixels and (n, k) how peaked each map is
-    "Where each map is highest: the mean position under its softmax, so that a gradient passes."
+def _soft_argmax(maps): # (n, k, h/2, w/2) -> (n, k, 2) x, y in pixels and (n, k) the peakedness of each map
+    "The peak of each map: the mean position under its softmax, which is differentiable."
     n, k, h, w = maps.shape
     p = maps.flatten(2).softmax(-1).view(n, k, h, w)
     x = (p.sum(2)*(torch.arange(w, device=p.device)*2 + 1.)).sum(-1)
@@ -280,7 +287,7 @@ def _soft_argmax(maps): # (n, k, h/2, w/2) -> (n, k, 2) x, y in pixels and (n, k
 
 # %% ../../nbs/1_toy/02_networks.ipynb #tinyevaluator
 class TinyEvaluator(nn.Module):
-    """Measures a picture.
+    """Measures an image.
 
     `features`, and heads for keypoints, fault, detail and the attributes in `heads` (name -> values, in order; pairs,
     so that JSON keeps it).
@@ -292,7 +299,7 @@ class TinyEvaluator(nn.Module):
         faults: int = 0,         # how many; 0 for no fault head
         width: int = 64,         # of the features
         size=(40, 56),           # width, height of a picture in pixels
-        threshold: float = 0.5,  # of the probability of a fault; kept for those who read it
+        threshold: float = 0.5,  # of the probability of a fault; stored for callers
     ):
         super().__init__()
         heads = dict(heads)
@@ -329,7 +336,7 @@ def save_network(
     net,                 # a `TinyScorer` or `TinyEvaluator`
     folder,              # where to
     name: str,           # 'scorer' or 'evaluator'
-    about: dict = None,  # what else the JSON should state
+    about: dict = None,  # further content of the JSON file
 ) -> Path:  # the safetensors file
     "Write `<name>.safetensors` in half precision and `<name>.json` with the network's arguments and `about`."
     from safetensors.torch import save_file
@@ -341,14 +348,14 @@ def save_network(
 
 # %% ../../nbs/1_toy/02_networks.ipynb #load-network
 def load_network(folder, name: str):
-    "Read a network back as float32, frozen. Raises `UserError` where its files are missing or broken."
+    "Load a network as float32, frozen. Raises `UserError` if its files are missing or broken."
     from safetensors.torch import load_file
     folder = Path(folder)
     try:
         spec = json.loads((folder/f'{name}.json').read_text())
         net = dict(TinyScorer=TinyScorer, TinyEvaluator=TinyEvaluator)[spec['kind']](**spec['config'])
         net.load_state_dict({k: v.float() for k, v in load_file(folder/f'{name}.safetensors').items()})
-    except Exception as e:
+    except Exception as e:       # no file, no JSON, another configuration, other weights
         raise UserError(
             f'The network {folder/name} is missing or cannot be read ({type(e).__name__}); train it with: '
             f'{command_line("tiny", folder.parent if (folder.parent/"workspace.toml").exists() else None)}'

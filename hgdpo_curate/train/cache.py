@@ -25,13 +25,13 @@ class Shards:
         try: handle = safe_open(file, 'pt')
         except (OSError, SafetensorError) as e:
             raise UserError(
-                f'The cache file {file} cannot be read ({type(e).__name__}); delete it, it will be made again.'
+                f'The cache file {file} cannot be read ({type(e).__name__}); delete it, and it will be rebuilt.'
             ) from e
         self.files.append(handle)
         self.at.update({k: handle for k in handle.keys()})
 
     def add(self, tensors: dict):
-        "Write tensors as one more file, whole or not at all."
+        "Write tensors as one more file, atomically."
         from safetensors.torch import save_file
         if not tensors: return
         file = self.folder/f'{uuid.uuid4().hex[:12]}.safetensors'
@@ -46,11 +46,11 @@ class Shards:
         return torch.stack([self.at[k].get_tensor(k) for k in keys]).float()
 
 # %% ../../nbs/5_train/03_cache.ipynb #decodes-black
-def decodes_black(pipe,   # pipeline whose VAE is asked; in float32 it is not
+def decodes_black(pipe,   # pipeline whose VAE is tested, unless it is float32
                   pixels, # (1, 3, h, w) an image in -1..1
                   latents # (1, c, h', w') and its latents
                  ) -> bool:
-    "Whether the VAE turns an image's own latents into NaN, or into black that the image is not."
+    "Whether the VAE decodes an image's own latents to NaN, or to black for an image that is not black."
     import torch
     if pipe.vae.dtype == torch.float32: return False
     back = family_of(pipe).decode(pipe, latents)
@@ -63,7 +63,7 @@ def _open_images(ws, paths): # images at the size that the workspace trains at
         if (w, h) != ws.size:
             raise UserError(
                 f'{ws.root / path} has {w}x{h} pixels, but this '
-                f'workspace trains at {ws.size[0]}x{ws.size[1]}; make that image again, or use a '
+                f'workspace trains at {ws.size[0]}x{ws.size[1]}; generate that image again, or use a '
                 'workspace of one resolution.'
             )
     return images
@@ -72,9 +72,9 @@ def _open_images(ws, paths): # images at the size that the workspace trains at
 def encode_posteriors(ws,                      # workspace of the images
                       pipe,                    # pipeline whose VAE encodes
                       paths,                   # n images, relative to the workspace
-                      try_decoder: bool = False # whether the first one is decoded again, to see that it is not black
+                      try_decoder: bool = False # whether the first one is decoded again, to check that it is not black
                      ) -> list:                # n tensors (2, c, h, w): mean and deviation; (1, c, h, w) without one
-    "Encode images. Raises `UserError` for one of another size, and where the VAE gives NaN or black."
+    "Encode images. Raises `UserError` for one of another size, and if the VAE outputs NaN or black."
     import torch
     from hgdpo_curate.pipelines import encode_posterior, to_pixels
     pixels = to_pixels(_open_images(ws, paths), ws.size, pipe.device)
@@ -105,7 +105,7 @@ def _encode_new(pipe, texts, known): # the conditioning of prompts that are not 
 class TrainingCache:
     "Posteriors by the image's hash and prompt embeddings by the prompt's, for one base model."
     def __init__(self,
-                 ws,                          # the workspace; shards are kept in its folder cache/
+                 ws,                          # the workspace; shards are stored in its folder cache/
                  model: str,                  # hash of the base's weights
                  mixed_precision: str = 'no'  # the precision that it encodes in, see `Preset`
                 ):
@@ -121,7 +121,7 @@ class TrainingCache:
              batch: int = 32, # images per pass of the VAE
              progress=None    # as in `progress_bar`
             ):
-        "Encode what is not there yet. Raises `UserError`, see `encode_posteriors`."
+        "Encode what is missing. Raises `UserError`, see `encode_posteriors`."
         from hgdpo_curate.pipelines import count_truncated
         todo, texts = [(h, p) for h, p in files.items() if h not in self.latents], list(dict.fromkeys(prompts))
         if todo: self._fill_latents(pipe, todo, batch, progress)
@@ -129,7 +129,7 @@ class TrainingCache:
         if truncated:
             warnings.warn(
                 f'{truncated} of {len(texts)} prompts are longer than the {pipe.tokenizer.model_max_length} tokens '
-                'that the text encoder takes; it sees only their beginning.',
+                'that the text encoder takes; the rest of them is ignored.',
                 stacklevel=2,
             )
         self.prompts.add(_encode_new(pipe, texts, self.prompts))
@@ -150,7 +150,7 @@ class TrainingCache:
         )
 
     def sample_latents(self, hashes, noise): # noise (n, c, h, w) -> (n, c, h, w) float32
-        "A sample of each image's posterior; of a deterministic autoencoder, its latents."
+        "A sample of each image's posterior; for a deterministic autoencoder, its latents."
         x = self.latents.stack(hashes)
         return x[:, 0] if x.shape[1] == 1 else x[:, 0] + x[:, 1]*noise
 
@@ -159,6 +159,6 @@ class TrainingCache:
         return tuple(self.latents.stack([sha256]).shape[2:])
 
     def conditioning(self, prompts) -> dict: # as `pipelines.encode_prompts`
-        "The cached conditioning of prompts, in order; '' is what guidance steers away from."
+        "The cached conditioning of prompts, in order; '' is the unconditional one."
         kinds = [n for n in ('prompt_embeds', 'pooled_prompt_embeds') if f'{prompt_key("")}.{n}' in self.prompts]
         return {n: self.prompts.stack([f'{prompt_key(p)}.{n}' for p in prompts]) for n in kinds}

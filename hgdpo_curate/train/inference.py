@@ -15,20 +15,20 @@ from .recipes import InferenceConfig
 
 # %% ../../nbs/5_train/12_inference.ipynb #inference-rules
 def inference_rules(preset=None, # name, `Preset` or `InferenceConfig`
-                    saved=None,  # what `final/inference.json` holds
+                    saved=None,  # the content of `final/inference.json`
                     ) -> InferenceConfig:
-    "The rules given, else those saved with a run, else the paper's."
+    "The given rules, else those saved with a run, else the paper's."
     if isinstance(preset, InferenceConfig): return preset
     if preset: return load_preset(preset).inference
     return InferenceConfig(**saved) if saved else InferenceConfig()
 
 # %% ../../nbs/5_train/12_inference.ipynb #apply-lora
 def apply_lora(pipe,               # of `hgdpo_pipeline.with_rules`
-               folder,             # what `save_lora` wrote
-               text_encoder: bool, # whether the text-encoder LoRA takes part
-               base=''             # what the pipeline was loaded from, for the message
+               folder,             # written by `save_lora`
+               text_encoder: bool, # whether to use the text-encoder LoRA
+               base=''             # source of the pipeline, for the message
               ):
-    "Load a LoRA at the rules' weight. Raises `UserError` where it is missing or does not fit the base."
+    "Load a LoRA at the rules' weight. Raises `UserError` if it is missing or does not fit the base."
     state = read_lora(folder)
     if not text_encoder: state = {part: s for part, s in state.items() if part == 'unet'}
     flat = {f'{part}.{k}': v for part, s in state.items() for k, v in s.items()}
@@ -44,17 +44,19 @@ def load_for_inference(base,               # hub id or folder of the base pipeli
                        run=None,
                        # name, `Preset` or `InferenceConfig`; None takes the rules saved with the run, else the paper's
                        preset=None,
-                       text_encoder=True,    # whether the text-encoder LoRA takes part
-                       device=None,          # torch device; None takes a GPU where there is one
+                       text_encoder=True,    # whether to use the text-encoder LoRA
+                       device=None,          # torch device; None takes a GPU if available
                        mixed_precision='no', # 'no', 'fp16' or 'bf16': the dtype of the weights
-                       sampler='dpm'         # a key of `pipelines.SAMPLERS`
+                       sampler='dpm',        # a key of `pipelines.SAMPLERS`
+                       spacing='linspace'    # of its steps, see `pipelines.set_sampler`
                       ):                     # a diffusers pipeline
     """A pipeline that applies the paper's inference rules.
 
-    Raises `UserError` where the LoRA is missing or does not fit the base.
+    Raises `UserError` if the LoRA is missing or does not fit the base.
     """
     from hgdpo_curate.train.hgdpo_pipeline import with_rules      # imports diffusers
-    pipe = with_rules(load_pipeline(base, device, mixed_precision, sampler))
+    sampling = dict(sampler=sampler, spacing=spacing)
+    pipe = with_rules(load_pipeline(base, device, mixed_precision, **sampling))
     folder = Path(run)/'final' if run and (Path(run)/'final').is_dir() else run
     pipe.rules = inference_rules(preset, read_json(Path(folder)/'inference.json') if folder else None)
     if folder is not None: apply_lora(pipe, folder, text_encoder, base)

@@ -10,13 +10,14 @@ import contextlib, dataclasses, time
 import numpy as np
 import pandas as pd
 from ..adapters import adapter_state, add_lora, freeze_all_but, reference, remove_lora, set_adapter_state
-from ..families import family_of
+from ..families import family_of, process_of
 from ..pipelines import embed_prompts, noise_scheduler
 from .batches import Batch, BatchReader, Distributed, ReferenceCache
 
 # %% ../../nbs/5_train/06_passes.ipynb #imports-2
 from hgdpo_curate.train.losses import (
-    denoising_error, OBJECTIVES, preference_figures, statistics_matching_loss, winner_preserving_scale,
+    denoising_error, errors_by_timestep, OBJECTIVES, preference_figures, statistics_matching_loss,
+    winner_preserving_scale,
 )
 from .recipes import Preset, Stage
 from ..files import short_id
@@ -34,7 +35,7 @@ class AdaptedModel:
         self.family = family_of(pipe)
         self.denoiser, self.parts = self.family.denoiser(pipe), self.family.trained_parts(stage.part)
         self.models = {p: getattr(pipe, p) for p in self.parts}
-        self.frozen = 'reference' if start else ''
+        self.frozen = 'reference' if start and stage.reference == 'start' else ''     # '': base, without the LoRA
         self.params = [p for part in self.parts for p in self._adapt(part, (start or {}).get(part))]
         if preset.gradient_checkpointing: self.denoiser.enable_gradient_checkpointing()
         # the transformer blocks: most of the speed-up, little of the compile time
@@ -50,18 +51,17 @@ class AdaptedModel:
             seed=seed,
             family=self.family,
         )
-        if state is not None:
-            add_lora(
-                model,
-                part,
-                rank,
-                'reference',
-                family=self.family,
-            )
-            for name in ('default', 'reference'): set_adapter_state(model, state, name)
-            model.set_adapter('default')
-            freeze_all_but(model)
+        if state is None: return params
+        set_adapter_state(model, state)
+        if self.frozen: self._add_reference(model, part, state)
         return params
+
+    def _add_reference(self, model, part, state): # the adapter that the stage starts from, frozen
+        given = model, part, self.stage.rank, 'reference'
+        add_lora(*given, family=self.family)
+        set_adapter_state(model, state, 'reference')
+        model.set_adapter('default')
+        freeze_all_but(model)
 
     def reference(self):
         "The U-Net is the reference inside the block."
@@ -92,7 +92,7 @@ class StageModel(AdaptedModel):
                  start: dict = None # as in `AdaptedModel`
                 ):
         super().__init__(pipe, stage, preset, start)
-        self.cache = cache
+        self.cache, self.process = cache, process_of(noise_scheduler(pipe))
 
     def mixed(self):
         "Half precision if the base is in half precision; the LoRA's weights stay float32."
@@ -109,6 +109,15 @@ class StageModel(AdaptedModel):
         "The U-Net's prediction."
         given = (noisy, timesteps, conditioning, self.cache.ws.size)
         with self.mixed(): return self.family.predict(self.pipe, *given)
+
+    def errors(self,
+               pred,     # (n, c, h, w) predictions of the U-Net
+               target,   # (n, c, h, w) what they should be
+               timesteps # (n,)
+              ):         # (n,) float32
+        "The denoising errors, weighted as the stage's `error_weight` says."
+        err, kind = denoising_error(pred, target), self.stage.error_weight
+        return err if kind == 'none' else err*self.process.error_weight(kind, timesteps)
 
     def conditioning(self, prompts, trained: bool) -> dict: # trained: by the text encoder in training, if any
         "The embeddings of prompts: from the text encoder in training, else base's from the cache."
@@ -153,7 +162,8 @@ class ReferenceErrors:
         prompts = self.model.conditioning([batch.prompts[i] for i in which]*2, trained=False)
         with torch.no_grad(), self.model.reference():
             pred = self.model.predict(batch.noisy[rows], batch.timesteps[rows], prompts)
-        err, means = denoising_error(pred, batch.target[rows]), pred[:len(which)].float().mean((2, 3))
+        err = self.model.errors(pred, batch.target[rows], batch.timesteps[rows])
+        means = pred[:len(which)].float().mean((2, 3))
         return torch.cat([torch.stack(err.chunk(2), 1), means], 1).float()
 
     def _share(self, batch, rows): # cache the rows of all processes
@@ -181,12 +191,13 @@ class PassLoss:
         batch = self.read_batch(indices)
         data_seconds = time.perf_counter() - began
         pred = self._predict(batch)
-        err = denoising_error(pred, batch.target)
+        err = self.model.errors(pred, batch.target, batch.timesteps)
         w, l = err.chunk(2) if self.objective.needs_loser else (err, None)
         reference = self.reference_errors(batch) if self.objective.needs_reference else None
         rw, rl = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
         errors = [w, l, rw, rl]
         figures = preference_figures(*errors, self.stage.beta_dpo)
+        if reference is not None: figures |= self._by_timestep(batch, w, l, reference)
         if self.objective.preserves_winner:
             errors[1], figures['loser_gradient'] = self._preserve_winner(pred, batch, l)
         pair_losses = self.objective.loss(*errors, self.stage.beta_dpo)
@@ -209,14 +220,20 @@ class PassLoss:
         if self.objective.needs_loser: prompts = {k: torch.cat([v, v]) for k, v in prompts.items()}
         return self.model.predict(batch.noisy, batch.timesteps, prompts)
 
+    def _by_timestep(self, batch, w, l, reference): # errors against the reference's, in bins of timesteps
+        t, sides = batch.timesteps[:len(batch.pair)], dict(winner=(w, reference[:, 0]), loser=(l, reference[:, 1]))
+        return {k: v for side, errors in sides.items() for k, v in errors_by_timestep(side, *errors, t).items()}
+
     def _preserve_winner(self, pred, batch, err_l): # the loser's error with its gradient scaled, and by how much
-        n, miss = len(batch.pair), (pred - batch.target).detach()
-        scale = winner_preserving_scale(miss[:n], miss[n:])
+        n, miss, s = len(batch.pair), (pred - batch.target).detach(), self.stage
+        if s.error_weight != 'none': # the gradients are of weighted errors
+            miss = miss*self.model.process.error_weight(s.error_weight, batch.timesteps).view(-1, 1, 1, 1)
+        scale = winner_preserving_scale(miss[:n], miss[n:], s.winner_preserving_mu, s.winner_preserving_by_pair)
         return scale*err_l + (1 - scale)*err_l.detach(), scale.mean()
 
     def _statistics(self, pred, batch, base_means):
         n = len(batch.pair)
-        given = (batch.noisy[:n], batch.timesteps[:n], self.read_batch.scheduler)
+        given = (batch.noisy[:n], batch.timesteps[:n], self.read_batch.scheduler, self.stage.stat_step)
         return statistics_matching_loss(pred[:n], base_means, *given).mean()
 
 # %% ../../nbs/5_train/06_passes.ipynb #make-reader

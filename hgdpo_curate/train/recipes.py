@@ -36,19 +36,23 @@ def _check_values(s): # each field of a stage by itself
     _must(f'{where}pairs', s.pairs, known, f'of {", ".join(PAIR_SETS)}, several joined by +')
     _one_of(s, where, objective=OBJECTIVES, part=('unet', 'text_encoder'))
     _one_of(s, where, order=('shuffled', 'by_gap'), lr_scheduler=('constant', 'linear', 'cosine'))
+    _one_of(s, where, reference=('start', 'base'), error_weight=('none', 'epsilon', 'velocity'))
     _positive(s, where, ('max_train_steps', 'train_batch_size', 'learning_rate'))
-    _positive(s, where, ('beta_dpo', 'rank', 'max_grad_norm'))
-    _at_least(s, where, 0, ('lambda_stat', 'lr_warmup_steps'))
+    _positive(s, where, ('beta_dpo', 'rank', 'max_grad_norm', 'stat_step'))
+    _at_least(s, where, 0, ('lambda_stat', 'lr_warmup_steps', 'min_gap'))
     _must(f'{where}caption_dropout', s.caption_dropout, 0 <= s.caption_dropout < 1, 'at least 0 and below 1')
+    mu, first, end = s.winner_preserving_mu, s.timestep_from, s.timestep_to
+    _must(f'{where}winner_preserving_mu', mu, 0 <= mu < 1, 'at least 0 and below 1')
+    _must(f'{where}timestep_from', first, 0 <= first < end <= 1000, 'below timestep_to, both within 0 to 1000')
 
 # %% ../../nbs/5_train/01_recipes.ipynb #check-together
 def _check_together(s): # constraints between a stage's fields
     if s.part == 'text_encoder' and s.start:
         raise UsageError(f'{s.name}: a text-encoder stage starts from base.')
-    if s.lambda_stat and s.start:
+    if s.lambda_stat and s.start and s.reference == 'start':
         raise UsageError(
             f'{s.name}: the statistics-matching loss compares with base, so it belongs to a stage that '
-            'starts from base.'
+            'starts from base, or has base as its reference.'
         )
     if s.lambda_stat and not OBJECTIVES[s.objective].needs_reference:
         raise UsageError(
@@ -65,10 +69,14 @@ class Stage:
     pairs: str = 'easy'
     objective: str = 'dpo'           # objective: dpo, ipo, mapo, sdpo, or sft, which trains on winners only
     part: str = 'unet'               # part that gets the LoRA: unet or text_encoder (both text encoders of SDXL)
-    # earlier stage whose adapter is continued and is the reference; empty: a fresh LoRA with base as reference
+    # earlier stage whose adapter is continued; empty: a fresh LoRA
     start: str = ''
-    # shuffled: a new order every epoch; by_gap: wide score gaps first (Curriculum-DPO, arXiv 2405.13637)
+    # start, base: what the model is compared with, the model that the stage starts from or the base model
+    reference: str = 'start'
+    # shuffled: a new order every epoch; by_gap: all pairs of images whose scores differ by more than min_gap, wide
+    # gaps first (Curriculum-DPO, arXiv 2405.13637)
     order: str = 'shuffled'
+    min_gap: float = 0.              # smallest score gap of a pair with order by_gap, 0..
     max_train_steps: int = 1000      # optimiser steps, 1..
     # pairs (or photos) per process and pass; a step takes this x passes x processes, 1..
     train_batch_size: int = 16
@@ -77,7 +85,17 @@ class Stage:
     lr_warmup_steps: int = 0         # steps until the full learning rate, 0..
     # DPO strength, with the factor 1/2 of Diffusion-DPO's code (x2 to match diffusers' SD1.5 script); MaPO's own is .1
     beta_dpo: float = 2500.
-    lambda_stat: float = 0.          # weight of statistics matching, in stages that start from base; 0 leaves it out
+    # none, epsilon, velocity: whose errors are compared; none takes those of what the model predicts, the others
+    # weight them by the noise level, so that a velocity model trains as a noise model does, or the other way round
+    error_weight: str = 'none'
+    timestep_from: int = 0           # lowest timestep trained at, 0 to 999
+    timestep_to: int = 1000          # timesteps trained at are below this one, 1 to 1000
+    # sdpo: share of the winner's progress that is kept for sure, 0 to below 1; its authors have .9 for SD1.5, .6 for XL
+    winner_preserving_mu: float = .9
+    # sdpo: a scale of the loser's gradient for each pair, in place of one for the batch as its authors have it
+    winner_preserving_by_pair: bool = False
+    lambda_stat: float = 0.          # weight of statistics matching, where base is the reference; 0 leaves it out
+    stat_step: int = 1               # length of statistics matching's reverse step in timesteps, 1..
     rank: int = 8                    # rank of the LoRA, 1..
     caption_dropout: float = 0.      # share of pairs trained with the empty prompt, drawn once per pair, 0 to below 1
     max_grad_norm: float = 1.        # gradients are clipped to this norm, above 0
@@ -90,8 +108,8 @@ class Stage:
 @dataclass(frozen=True)
 class InferenceConfig:
     "The paper's inference rules (docs/paper.md section 5)."
-    steps: int = 50                  # solver steps per image, 1 or more
-    guidance: float = 5.             # classifier-free guidance scale, above 0
+    steps: int = 50                  # solver steps per image, 1..; 0 takes the pool's
+    guidance: float = 5.             # classifier-free guidance scale, above 0; 0 takes the pool's
     lora_weight: float = .5          # weight of the LoRA on U-Net and text encoder; 1 is the trained strength
     text_encoder_from: int = 900     # lowest noise level at which the text-encoder LoRA acts, 0 to 1000
     text_encoder_to: int = 1000      # highest noise level at which the text-encoder LoRA acts, 0 to 1000
@@ -101,13 +119,17 @@ class InferenceConfig:
     lan: bool = False
 
     def __post_init__(self):
-        _positive(self, 'inference.', ('steps', 'guidance'))
+        _at_least(self, 'inference.', 0, ('steps', 'guidance'))
         _must(
             'inference.text_encoder_from',
             self.text_encoder_from,
             0 <= self.text_encoder_from <= self.text_encoder_to <= 1000,
             'at least 0 and at most text_encoder_to, which is at most 1000',
         )
+
+    def as_pool(self, pool): # a `GenerationConfig`
+        "The same rules, with steps and guidance of the pool where none are given."
+        return replace(self, steps=self.steps or pool.steps, guidance=self.guidance or pool.guidance)
 
 # %% ../../nbs/5_train/01_recipes.ipynb #pool
 @dataclass(frozen=True)
@@ -135,6 +157,8 @@ def _check_shared(p): # what the stages share
     _one_of(p, '', optimizer=('adamw', 'adamw8bit'), mixed_precision=('no', 'fp16', 'bf16'))
     _at_least(p, '', 1, ('gradient_accumulation_steps', 'checkpointing_steps', 'checkpoints_total_limit'))
     _at_least(p, '', 0, ('fixed_draws', 'validation_steps', 'seed'))
+    if p.fixed_draws and any(s.order == 'by_gap' for s in p.stages):
+        raise UsageError('--fixed_draws needs a fixed list of pairs, and the order by_gap draws its own; give one.')
     trackers = {*p.report_to.split(',')} <= {'tensorboard', 'wandb', 'none', ''}
     _must('report_to', p.report_to, trackers, 'tensorboard, wandb, none, or several joined by a comma')
     if p.keep_best and not p.validation_steps:
@@ -168,6 +192,8 @@ class Preset:
     validation_steps: int = 0                      # steps between image grids of fixed prompts and seeds, 0..; 0: none
     # scorer whose scores on held-out prompts choose the adapter that a stage keeps; empty: keep the last
     keep_best: str = ''
+    # stop a stage at its last good checkpoint when its errors say that the model collapses
+    stop_on_collapse: bool = False
     report_to: str = 'tensorboard'                 # trackers: tensorboard, wandb or none; several joined by a comma
 
     def __post_init__(self):

@@ -10,6 +10,7 @@ import json, re, textwrap, unicodedata
 from pathlib import Path
 from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError
 from ..images.jobs import announce
+from ..images.pool import check_run_base
 from ..show import contact_sheet, progress_bar
 from .inference import inference_rules, load_for_inference
 from .personalise import face_embedding, face_mark, load_personalised
@@ -34,6 +35,7 @@ def _run_config(ws, run): # a run's name, or None -> its config
         raise UserError(
             f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
         )
+    if run: check_run_base(ws, run, config)
     return config
 
 def _weights_id(ws, run, config, final, files): # files: the face's and the adapter's, or none
@@ -141,7 +143,7 @@ def sample_images(workspace,            # a `Workspace` or its folder
         )
     final = ws.root/'runs'/run/'final' if run else None
     rules = None if run else InferenceConfig(ws.config['steps'], ws.config['guidance'])
-    options = dict(preset=rules, device=device, sampler=ws.config['sampler'])
+    options = dict(preset=rules, device=device, **ws.sampling)
     if face:
         options['identity'] = face_embedding(face, detector_path, accept_noncommercial)
         pipe = load_personalised(ws.base_at(config['base']), final, ip_adapter, **options)

@@ -18,7 +18,7 @@ from .small_base import fit_network
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #smear-2
 def smear(x, g): # (n, 3, h, w) in 0..1 and a generator -> the same, each blurred by its own amount (n,) in 0..1
-    "Blur and noise as a generated picture has them; half of the pictures stay as they are."
+    "Blur and noise like those of generated pictures; half of the pictures stay unchanged."
     import torch, torch.nn.functional as F
     n = len(x)
     amount = (torch.rand(n, generator=g) - .5).clamp(min=0)*2
@@ -41,7 +41,7 @@ def smear(x, g): # (n, 3, h, w) in 0..1 and a generator -> the same, each blurre
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #batch-loss
 def _batch_loss(v, t, i, prompts, scale): # unit vectors (n, width) of pictures i and their captions; all prompts
-    "InfoNCE over the batch, both ways (CLIP); a caption that another picture shares is no wrong answer."
+    "InfoNCE over the batch, in both directions (CLIP); identical captions are not negatives."
     import torch, torch.nn.functional as F
     sims = scale*v @ t.T
     same = torch.tensor([[prompts[a] == prompts[b] and a != b for b in i] for a in i])
@@ -50,7 +50,7 @@ def _batch_loss(v, t, i, prompts, scale): # unit vectors (n, width) of pictures 
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #changed-word-loss
 def _changed_word_loss(v, t, wrong, changed, scale): # changed: (n,) 1 where `wrong` differs from `t`
-    "The right caption above the one with a word changed."
+    "Ranks the right caption above one with a word changed."
     import torch.nn.functional as F
     worse = F.softplus(-scale*((v*t).sum(-1) - (v*wrong).sum(-1)))
     return (worse*changed).sum()/changed.sum().clamp(min=1)
@@ -58,14 +58,14 @@ def _changed_word_loss(v, t, wrong, changed, scale): # changed: (n,) 1 where `wr
 # %% ../../nbs/5_train/17_small_judges.ipynb #fit-scorer
 def fit_scorer(net,            # `TinyScorer`, trained in place
                tokenizer,      # of the base
-               data,           # `Pictures`, faulty ones among them
+               data,           # `Pictures`, including faulty ones
                folder,         # as in `small_base.fit_network`
                steps: int,     # as in `small_base.fit_network`
                seed: int,      # as in `small_base.fit_network`
                progress,       # as in `small_base.fit_network`
                batch: int = 64 # pictures a step
               ) -> Path:       # as `small_base.fit_network`
-    "Train the preference scorer: InfoNCE over the batch, hard negatives, soundness."
+    "Train the preference scorer: InfoNCE over the batch, hard negatives, faults."
     import torch, torch.nn.functional as F
     kind = torch.from_numpy(data.fault)
     ids, mask = token_batch(tokenizer, data.prompts)
@@ -110,7 +110,7 @@ def score_pictures(net,             # `TinyScorer`
                    prompts: list,   # n texts
                    batch: int = 128 # pictures at a time
                   ) -> np.ndarray:  # (n,)
-    "The scorer's number for each picture and prompt."
+    "The score of each picture and prompt."
     import torch
     out = []
     with torch.no_grad():
@@ -123,20 +123,20 @@ def score_pictures(net,             # `TinyScorer`
 def scorer_accuracy(net,         # `TinyScorer`
                     tokenizer,   # of the base
                     data,        # `Pictures`
-                    seed: int = 0 # of the captions that are mistaken on purpose
+                    seed: int = 0 # of the wrong captions
                    ) -> dict:    # name -> wins as booleans; an accuracy is their mean
-    "How often the scorer prefers the sound picture to the faulty one, and the right caption to another picture's."
+    "How often the scorer prefers the picture without a fault, and the right caption to another picture's."
     rng = np.random.default_rng(seed)
     sound, faulty = np.flatnonzero(data.fault == 0), np.flatnonzero(data.fault > 0)
     def score(i, captions): return score_pictures(net, tokenizer, data.images[i], captions)
     def own(i): return [data.prompts[j] for j in i]
     right = score(sound, own(sound))
     others = {i: [j for j in rng.permutation(sound)[:20] if data.prompts[j] != data.prompts[i]] for i in sound}
-    # a caption that all share cannot be mistaken
-    told = np.array([bool(others[i]) for i in sound], bool)
-    mistaken = [data.prompts[rng.choice(others[i])] for i in sound[told]]
-    wrong = score(sound[told], mistaken) if told.any() else np.zeros(0)
-    out = dict(right_over_wrong=right[told] > wrong)
+    # without a different caption there is no wrong one
+    paired = np.array([bool(others[i]) for i in sound], bool)
+    mistaken = [data.prompts[rng.choice(others[i])] for i in sound[paired]]
+    wrong = score(sound[paired], mistaken) if paired.any() else np.zeros(0)
+    out = dict(right_over_wrong=right[paired] > wrong)
     if len(faulty):
         n = min(len(faulty), len(sound))
         out['sound_over_faulty'] = right[:n] > score(faulty[:n], own(faulty[:n]))
@@ -146,17 +146,17 @@ def scorer_accuracy(net,         # `TinyScorer`
 def _words(prompt): return {*prompt.lower().replace(',', ' ').split()}
 
 def heads_of(prompts) -> dict: # name -> values
-    "What the evaluator can tell of a picture: the mannequins' attributes, or whether a frequent caption word applies."
+    "The evaluator's attribute heads: the mannequins' attributes, or whether a frequent caption word applies."
     if parse_prompt(prompts[0]): return {k: list(v) for k, v in ATTRIBUTES.items()}
     counts = Counter(w for p in prompts for w in _words(p) if len(w) > 2)
-    # ties by the alphabet: sets of words come in another order in every process
+    # ties are broken alphabetically: the order of sets differs between processes
     by_count = sorted(counts.items(), key=lambda word: (-word[1], word[0]))
     often = [w for w, c in by_count if .03*len(prompts) <= c <= .8*len(prompts)][:40]
     return {f'word:{w}': ['absent', 'present'] for w in often}
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #head-targets
-def head_targets(prompts, heads: dict) -> np.ndarray: # (n, heads) index of the value that the prompt names
-    "The value each head should give for a picture that shows its prompt."
+def head_targets(prompts, heads: dict) -> np.ndarray: # (n, heads) index of the value in the prompt
+    "The target of each head for a picture that matches its prompt."
     out = np.zeros((len(prompts), len(heads)), int)
     for i, p in enumerate(prompts):
         attributes, words = parse_prompt(p), _words(p)
@@ -170,7 +170,7 @@ def _heads_loss(out, targets, amount): # targets: (n, heads); amount: (n,) of bl
     errors = [F.cross_entropy(logits, targets[:, j]) for j, logits in enumerate(out['attributes'])]
     return sum(errors)/max(1, len(errors)) + F.mse_loss(out['detail'], 1 - amount)
 
-def _truth_loss(out, data, i, fault): # of what only drawings know
+def _truth_loss(out, data, i, fault): # of labels that only drawings have
     import torch, torch.nn.functional as F
     loss = 2*F.cross_entropy(out['fault'], fault[i]) if 'fault' in out else 0
     if 'keypoints' not in out: return loss
@@ -188,7 +188,7 @@ def fit_evaluator(net,            # `TinyEvaluator`, trained in place
                  ) -> Path:       # as `small_base.fit_network`
     """Train the evaluator's heads together.
 
-    Keypoints and fault where they are known, attributes on all, and how much detail is left.
+    Keypoints and fault if they are known, attributes for all, and the amount of detail.
     """
     import torch
     targets = torch.from_numpy(head_targets(data.prompts, dict(net.config['heads'])))
@@ -216,7 +216,7 @@ def _evaluate_batch(net, images): # (n, h, w, 3) uint8
     row = {k: out[k] for k in ('features', 'detail', 'keypoints', 'confidence') if k in out}
     if out['attributes']: row['attributes'] = torch.stack([a.argmax(-1) for a in out['attributes']], -1)
     if 'fault' in out:
-        # class 0 is sound; the likeliest fault is the one it would be if there is one
+        # class 0 is no fault; the likeliest fault is the most probable of the others
         chances = out['fault'].softmax(-1)
         row.update(faulty=1 - chances[:, 0], fault=chances.argmax(-1), likeliest_fault=chances[:, 1:].argmax(-1))
     return {k: v.numpy() for k, v in row.items()}
@@ -225,7 +225,7 @@ def run_evaluator(net,             # `TinyEvaluator`
                   images,          # (n, h, w, 3) uint8
                   batch: int = 128 # pictures at a time
                  ) -> dict:        # name -> array of n rows
-    """What the evaluator measures on pictures.
+    """The evaluator's measurements of pictures.
 
     Features, detail, keypoints, `faulty` = probability of any fault, `likeliest_fault` = its kind if there is one
     (index into the kinds it was trained on), `attributes` = chosen values.
@@ -236,10 +236,10 @@ def run_evaluator(net,             # `TinyEvaluator`
 
 # %% ../../nbs/5_train/17_small_judges.ipynb #calibrate
 def calibrate(net,                        # `TinyEvaluator`; its `threshold` is set
-              data,                       # `Pictures`, sound ones among them
-              false_alarms: float = .03   # share of sound pictures that may be called faulty
+              data,                       # `Pictures`, including ones without faults
+              false_alarms: float = .03   # accepted share of false positives
              ):
-    "Set the evaluator's fault threshold on pictures that it was not trained on and is not tested on."
+    "Set the evaluator's fault threshold on pictures used neither for training nor for testing."
     p = run_evaluator(net, data.images)['faulty']
     net.config['threshold'] = float(np.quantile(p[data.fault == 0], 1 - false_alarms))
 
@@ -252,8 +252,8 @@ def train_scorer(folder: Path,  # `scorer.json` and its weights are written
                  seed: int,     # of weights and data order
                  steps: int,    # optimiser steps
                  progress       # as `small_base.step_bar`
-                ):              # the network as it lies on the disk
-    "Train the scorer, or load it where it is done."
+                ):              # the network as saved on disk
+    "Train the scorer, or load it if it is finished."
     import torch
     from hgdpo_curate.toy.networks import load_network, save_network, TinyScorer
     if not (folder/'scorer.json').exists():
@@ -275,14 +275,14 @@ def train_scorer(folder: Path,  # `scorer.json` and its weights are written
 # %% ../../nbs/5_train/17_small_judges.ipynb #train-evaluator
 def train_evaluator(folder: Path,  # `evaluator.json` and its weights are written
                     pictures,      # function without arguments -> `Pictures`
-                    for_threshold, # the same for `calibrate`; not called where no truth is known
+                    for_threshold, # the same for `calibrate`; not called without ground truth
                     faults: list,  # names of the kinds of fault
                     size,          # (width, height) in pixels
                     seed: int,     # of weights and data order
                     steps: int,    # optimiser steps
                     progress       # as `small_base.step_bar`
-                   ):              # the network as it lies on the disk
-    "Train the evaluator, or load it where it is done. Keypoints and faults only where the pictures know them."
+                   ):              # the network as saved on disk
+    "Train the evaluator, or load it if it is finished. Keypoints and faults only if the pictures have them."
     import torch
     from hgdpo_curate.toy.networks import load_network, save_network, TinyEvaluator
     if not (folder/'evaluator.json').exists():

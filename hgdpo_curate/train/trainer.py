@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMER_KEYS', 'check_optimizer', 'make_optimizer', 'make_schedule', 'StageOptimizer', 'Checkpoints', 'RandomStates',
-           'StageParts', 'ResumableStage', 'step_means', 'write_result', 'SteppedStage', 'StageTrainer']
+           'StageParts', 'ResumableStage', 'back_to_good', 'step_means', 'write_result', 'SteppedStage', 'StageTrainer']
 
 # %% ../../nbs/5_train/08_trainer.ipynb #imports
 import dataclasses, importlib.util, random, time, warnings
@@ -14,13 +14,14 @@ import pandas as pd
 from ..adapters import save_lora
 from .batches import check_pairs, Distributed, step_indices
 from .log import hyperparameters, MetricLogger, StepFigures, Validation
+from .losses import BY_TIMESTEP
 from .passes import make_reader, PassLoss, StageModel
 from .recipes import Preset, Stage
 from ..files import atomic_path, file_sha256, UserError, write_json
 
 # %% ../../nbs/5_train/08_trainer.ipynb #make-optimizer
 def check_optimizer(name): # adamw or adamw8bit
-    "Raises `UserError` where the optimiser's package is not installed."
+    "Raises `UserError` if the optimiser's package is not installed."
     if name != 'adamw8bit' or importlib.util.find_spec('bitsandbytes'): return
     raise UserError(
         'The optimizer adamw8bit needs bitsandbytes; install it (pip install bitsandbytes), or train with '
@@ -32,7 +33,7 @@ def make_optimizer(name,           # adamw, or adamw8bit: bitsandbytes', as in t
                    lr,             # learning rate
                    betas=(.9, .999) # decay rates of the two running means
                   ):
-    "AdamW, fused. Raises `UserError` where bitsandbytes is asked for and not installed."
+    "AdamW, fused. Raises `UserError` if bitsandbytes is requested and not installed."
     import torch
     settings = dict(lr=lr, betas=betas, weight_decay=1e-2)
     if name != 'adamw8bit': return torch.optim.AdamW(params, fused=True, **settings)
@@ -52,12 +53,12 @@ def make_schedule(optimizer, stage):
 
 # %% ../../nbs/5_train/08_trainer.ipynb #stageoptimizer
 class StageOptimizer:
-    "Optimiser, learning-rate schedule and, in fp16, the scale of the loss, moved together."
+    "Optimiser, learning-rate schedule and, in fp16, the loss scale, stepped together."
     def __init__(self,
                  params,         # trainable parameters
                  stage: Stage,
                  preset: Preset,
-                 unet            # whose device and dtype decide about the scale
+                 unet            # its device and dtype determine the loss scale
                 ):
         import torch
         self.params, self.max_grad_norm = params, stage.max_grad_norm
@@ -65,25 +66,25 @@ class StageOptimizer:
         self.schedule = make_schedule(self.optimizer, stage)
         half = unet.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(unet.device.type, init_scale=2.**14, enabled=half)
-        # gradients in a row that may overflow; in fp16 that is how the scale is found
+        # consecutive gradients that may overflow; in fp16 that is how the loss scale is found
         self.patience = 20 if self.scaler.is_enabled() else 0
 
     def zero_grad(self):
-        "Forget the gradients."
+        "Zero the gradients."
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss):
-        "Add the gradients of a loss."
+        "Accumulate the gradients of a loss."
         self.scaler.scale(loss).backward()
 
     def clip(self): # scalar tensor
-        "Clip the gradients; their norm before that."
+        "Clip the gradients; returns their norm before clipping."
         import torch
         self.scaler.unscale_(self.optimizer)
         return torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
 
     def move(self) -> float:
-        "Move the parameters, unless the gradient overflowed; the learning rate of the move."
+        "Update the parameters, unless the gradient overflowed; returns the learning rate."
         self.scaler.step(self.optimizer)
         self.scaler.update()
         lr = self.optimizer.param_groups[0]['lr']
@@ -110,13 +111,13 @@ class Checkpoints:
         for old in self.files()[:-self.limit]: old.unlink()
 
     def load(self) -> dict:
-        "The newest. Raises `UserError` where it cannot be read."
+        "The newest. Raises `UserError` if it cannot be read."
         import torch
         newest = self.files()[-1]
         try: return torch.load(newest, weights_only=True, map_location='cpu')
         except Exception as e:      # of bytes that are no checkpoint unpickling may raise anything
             raise UserError(
-                f'{newest} cannot be read ({type(e).__name__}); delete it, and training goes on from the '
+                f'{newest} cannot be read ({type(e).__name__}); delete it, and training resumes from the '
                 'checkpoint before.'
             ) from e
 
@@ -126,7 +127,7 @@ class Checkpoints:
 
     @property
     def good(self) -> str:
-        "What one can go back to, for an error's sentence."
+        "The last good state, for an error message."
         if self.files(): return f'the last checkpoint in {self.folder}'
         return 'there is no checkpoint yet; what the stage began with'
 
@@ -134,7 +135,7 @@ class Checkpoints:
 class RandomStates:
     "Python's, NumPy's and torch's global random states. Steps do not use them; a scorer or a plug-in might."
     def state_dict(self) -> dict:
-        "The states now."
+        "The current states."
         import torch
         name, numbers, *rest = np.random.get_state()
         return dict(
@@ -145,7 +146,7 @@ class RandomStates:
         )
 
     def load_state_dict(self, state: dict):
-        "Put back what `state_dict` gave."
+        "Restore the result of `state_dict`."
         import torch
         name, numbers, *rest = state['numpy']
         random.setstate(state['python'])
@@ -156,18 +157,18 @@ class RandomStates:
 
 # %% ../../nbs/5_train/08_trainer.ipynb #stageparts
 class StageParts:
-    "What a stage in training consists of."
+    "The components of a stage in training."
     def __init__(self,
                  pipe,                           # the base
                  cache,                          # `TrainingCache` of the base, filled
                  stage: Stage,
-                 pairs: pd.DataFrame,            # what it trains on, see `check_pairs`
+                 pairs: pd.DataFrame,            # its training pairs, see `check_pairs`
                  folder,                         # of the stage in the run
                  preset: Preset,
                  start: dict = None,             # {part: adapter state} to continue, which is also the reference
-                 fingerprint: str = '',          # what the result depends on; a checkpoint of another one is refused
+                 fingerprint: str = '',          # of the recipe and inputs; a checkpoint with another one is refused
                  distributed: Distributed = None, # None takes this process alone
-                 progress=None                   # as elsewhere; with one, no curves are drawn live
+                 progress=None                   # as elsewhere; if given, no curves are drawn live
                 ):
         self.pipe, self.stage, self.preset, self.fingerprint = pipe, stage, preset, fingerprint
         self.folder, self.pairs = Path(folder), check_pairs(pairs, stage)
@@ -176,8 +177,8 @@ class StageParts:
         main, settings = self.distributed.main, (pipe, cache, stage, preset)
         if self.batch > len(self.pairs) and main:
             warnings.warn(
-                f'A step of {stage.name} takes {self.batch} pairs, but there are {len(self.pairs)}: pairs come '
-                'up more than once in a step. Lower --train_batch_size.',
+                f'A step of {stage.name} takes {self.batch} pairs, but there are {len(self.pairs)}: some pairs '
+                'occur more than once in a step. Lower --train_batch_size.',
                 stacklevel=2,
             )
         self.model = StageModel(*settings, start)
@@ -193,25 +194,25 @@ class StageParts:
             *reporting,
             settings,
         )
-        self.step, self.skipped = 0, 0            # optimiser steps done; gradients in a row that overflowed
+        self.step, self.skipped = 0, 0            # optimiser steps done; consecutive gradients that overflowed
         self.best, self.validated = None, 0       # best adapter so far, with step and score; step last validated
         self.consistent = True                    # whether weights and step belong together
 
     def close(self):
-        "Leave the pipeline as it was, and end the trackers."
+        "Restore the pipeline, and end the trackers."
         self.model.close()
         self.logger.close()
 
 # %% ../../nbs/5_train/08_trainer.ipynb #resumablestage
-# how checkpoints of the first version call what has another name now
+# names in checkpoints of the first version that have changed
 FORMER_KEYS = dict(fixed='reference_cache', looked='validated', watch='winner')
 
 class ResumableStage(StageParts):
-    "A stage whose state can be written down and taken up again."
+    "A stage whose state can be saved and resumed."
     COUNTERS = ('step', 'skipped', 'best', 'validated')
 
     def components(self) -> dict:
-        "The parts that keep their own state, by their name in a checkpoint; None has none."
+        "The stateful components, by their name in a checkpoint; None for none."
         return dict(
             adapters=self.model,
             optimizer=self.optimizer.optimizer,
@@ -220,6 +221,7 @@ class ResumableStage(StageParts):
             reference_cache=self.pass_loss.read_batch.reference_cache,
             rng=RandomStates(),
             winner=self.logger.winner,
+            collapse=self.logger.collapse,
         )
 
     def state_dict(self) -> dict:
@@ -228,7 +230,7 @@ class ResumableStage(StageParts):
         return dict(fingerprint=self.fingerprint) | {k: getattr(self, k) for k in self.COUNTERS} | parts
 
     def load_state_dict(self, state: dict):
-        "Put back what `state_dict` gave. Raises `UserError` where it belongs to another split, base or recipe."
+        "Put back what `state_dict` gave. Raises `UserError` if it belongs to another split, base or recipe."
         state = {FORMER_KEYS.get(k, k): v for k, v in state.items()}
         if state['fingerprint'] != self.fingerprint:
             raise UserError(
@@ -236,17 +238,17 @@ class ResumableStage(StageParts):
                 f'name, or delete {self.folder}.'
             )
         for k, part in self.components().items():
-            if part is not None: part.load_state_dict(state[k])
+            if part is not None and k in state: part.load_state_dict(state[k])    # older checkpoints have no `collapse`
         for k in self.COUNTERS: setattr(self, k, state[k])
 
     def save_checkpoint(self):
-        "Write the log's rows and a checkpoint; older ones beyond the limit go."
+        "Write the log's rows and a checkpoint; delete older ones beyond the limit."
         if not self.distributed.main: return
         self.logger.flush()
         self.checkpoints.save(self.state_dict(), self.step)
 
-    def resume(self, which='latest') -> int: # the step it goes on from
-        "Load the newest checkpoint, if there is one; anything but 'latest' starts anew. Raises `UserError`."
+    def resume(self, which='latest') -> int: # the step it resumes from
+        "Load the newest checkpoint, if there is one; anything but 'latest' starts over. Raises `UserError`."
         if which == 'latest' and self.checkpoints.files(): self.load_state_dict(self.checkpoints.load())
         elif self.distributed.main: self.checkpoints.clear()
         if self.distributed.main: self.logger.rewind(self.step)
@@ -258,21 +260,42 @@ class ResumableStage(StageParts):
             f'{self.checkpoints.good} is good, lower --learning_rate and run again.'
         )
 
+# %% ../../nbs/5_train/08_trainer.ipynb #back-to-good
+def back_to_good(trainer: ResumableStage) -> UserError: # that says where the stage can be taken up
+    "Delete the checkpoints since the model began to collapse."
+    found, name = trainer.logger.collapse.collapsed, trainer.stage.name
+    for f in trainer.checkpoints.files():
+        if int(f.stem.partition('-')[2]) > found['good']: f.unlink()
+    low, high = found['timesteps']
+    return UserError(
+        f'The stage {name} collapsed and was stopped at step {found["step"]}: at timesteps {low} to {high} its error '
+        f'on winners is {found["winner_excess"]:.0%} above the reference\'s; {trainer.checkpoints.good} is good. '
+        f'Lower --learning_rate or raise --beta_dpo, or keep what it was with --set {name}.max_train_steps='
+        f'{max(1, found["good"])}, each under another --run name.'
+    )
+
 # %% ../../nbs/5_train/08_trainer.ipynb #step-means
 def step_means(passes,     # the passes of a step, of this process
                norm,       # norm of its gradient, the same in all processes
                distributed # the processes of the step
               ):           # ({column: float}, norm as a float)
-    "The figures of a step: means over passes and processes. Here a step waits for the device, once."
+    """The figures of a step: means over passes and processes, of a bin of timesteps over those that have one.
+
+    This is the step's only synchronisation with the device.
+    """
     import torch
-    names = list(passes[0].figures)
-    means = [torch.stack([p.figures[k].float() for p in passes]).mean() for k in names]
-    *values, norm = torch.cat([distributed.mean(torch.stack(means)), norm.float().reshape(1)]).tolist()
+    names = sorted(passes[0].figures, key=BY_TIMESTEP.__contains__)      # those by timestep come last
+    table = torch.stack([torch.stack([p.figures[k].float() for p in passes]) for k in names])
+    plain = len(names) - sum(n in BY_TIMESTEP for n in names)
+    there = (~table[plain:].isnan()).float().mean(1)
+    parts = distributed.mean(torch.cat([table[:plain].mean(1), table[plain:].nan_to_num().mean(1), there]))
+    means, binned, there = parts.split([plain, len(there), len(there)])
+    *values, norm = torch.cat([means, binned/there, norm.float().reshape(1)]).tolist()
     return dict(zip(names, values)), norm
 
 # %% ../../nbs/5_train/08_trainer.ipynb #write-result
 def write_result(trainer: ResumableStage) -> Path: # the LoRA's file
-    "Write the log, the best adapter or else the last, and `done.json`, which says how it came about."
+    "Write the log, the best or else the last adapter, and `done.json` with its provenance."
     trainer.logger.finish()
     best = trainer.best or {}
     about = trainer.model.family.describe(trainer.model.pipe)
@@ -285,6 +308,7 @@ def write_result(trainer: ResumableStage) -> Path: # the LoRA's file
         steps=trainer.step,
         best={k: best[k] for k in ('step', 'score')} if best else None,
         lost_winner=trainer.logger.winner.lost,
+        collapsed=trainer.logger.collapse.collapsed,
         sha256=file_sha256(file),
     )
     write_json(trainer.folder/'done.json', record)
@@ -294,15 +318,15 @@ def write_result(trainer: ResumableStage) -> Path: # the LoRA's file
 class SteppedStage(ResumableStage):
     "A stage that takes optimiser steps."
     def train_step(self) -> StepFigures:
-        """One optimiser step; its figures.
+        """One optimiser step; returns its figures.
 
-        Raises `UserError` where loss or gradient are not finite, before anything has moved.
+        Raises `UserError` if loss or gradient are not finite, before any weight changes.
         """
         began, passes = time.perf_counter(), self._passes()
         self.distributed.mean_gradients(self.model.params)
         means, norm = step_means(passes, self.optimizer.clip(), self.distributed)
         self._check_finite(means['loss'], norm, passes)
-        self.consistent = False                   # a stop before the next line but one must write no checkpoint
+        self.consistent = False                   # no checkpoint until the update is complete
         lr = self.optimizer.move()
         self.step, self.consistent = self.step + 1, True
         took = time.perf_counter() - began
@@ -319,17 +343,17 @@ class SteppedStage(ResumableStage):
         self.logger.add(figures)
         return figures
 
-    def _passes(self) -> list: # the passes of the step, whose gradients are added up
+    def _passes(self) -> list: # the passes of the step, whose gradients are accumulated
         n, passes = self.preset.gradient_accumulation_steps, []
         indices = step_indices(self.step, self.batch, self.distributed.rank, self.distributed.size)
         self.optimizer.zero_grad()
         for part in np.split(indices, n):
             p = self.pass_loss(part)
             self.optimizer.backward(p.loss/n)
-            passes.append(dataclasses.replace(p, loss=None))                    # its graph goes
+            passes.append(dataclasses.replace(p, loss=None))                    # frees its graph
         return passes
 
-    def _check_finite(self, loss, norm, passes): # stop before a move that would spoil the weights
+    def _check_finite(self, loss, norm, passes): # stop before an update that would corrupt the weights
         if not np.isfinite(loss):
             ids = [i for p in passes for i, ok in zip(p.pair_ids, p.pair_losses.isfinite().tolist()) if not ok]
             raise self._not_finite('loss', f' (first bad pair {ids[0]})' if ids else '')
@@ -338,15 +362,15 @@ class SteppedStage(ResumableStage):
 
 # %% ../../nbs/5_train/08_trainer.ipynb #stage-trainer
 class StageTrainer(SteppedStage):
-    "A stage in training: its steps, its pictures, its result."
-    def begin(self, validation: Validation = None): # None draws nothing
-        "Make the stage's folder, and keep a row of pictures of what the stage starts from."
+    "A stage in training: its steps, validation images and result."
+    def begin(self, validation: Validation = None): # None generates no images
+        "Create the stage's folder, and save a row of images from its start."
         if not self.distributed.main: return
         self.folder.mkdir(parents=True, exist_ok=True)
         if validation and self.preset.validation_steps and not self.step: validation.draw_start(self)
 
     def validate(self, validation: Validation): # None validates nothing
-        "Draw the fixed prompts when it is time, and keep the best adapter where a scorer decides."
+        "Generate the fixed prompts at each interval, and keep the best adapter if a scorer decides."
         every, ended = self.preset.validation_steps, self.step >= self.stage.max_train_steps
         if not (validation and every and self.distributed.main): return
         if self.validated == self.step or (self.step % every and not ended): return
@@ -356,5 +380,5 @@ class StageTrainer(SteppedStage):
         self.validated = self.step
 
     def finish(self) -> Path: # the LoRA's file
-        "Write the LoRA (the best one where a scorer was asked, else the last), the log and its curves."
+        "Write the LoRA (the best one if there is a scorer, else the last), the log and its curves."
         return write_result(self)
