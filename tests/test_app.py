@@ -152,7 +152,7 @@ def test_the_limit_of_near_duplicates_is_set_in_the_app_and_no_decision_is_lost(
     from hgdpo_curate import import_photos
     from hgdpo_curate.curate.dataset import build_dataset
     from hgdpo_curate.curate.operators import Alike, decide_samples, likeness_text
-    from hgdpo_curate.images.photos import set_near
+    from hgdpo_curate.images.likeness import set_near
     def alike(distance): # as the App calls it
         said = []
         ops = SimpleNamespace(notify=lambda text, variant: said.append(text), reload_samples=lambda: None)
