@@ -116,8 +116,14 @@ class StageModel(AdaptedModel):
                timesteps # (n,)
               ):         # (n,) float32
         "The denoising errors, weighted as the stage's `error_weight` says."
-        err, kind = denoising_error(pred, target), self.stage.error_weight
-        return err if kind == 'none' else err*self.process.error_weight(kind, timesteps)
+        err = denoising_error(pred, target)
+        return err if self.stage.error_weight == 'none' else err*self.weights(timesteps)
+
+    def weights(self, timesteps): # (n,) -> (n,) float32
+        "What the stage's `error_weight` multiplies errors with; ones for none."
+        own = 'velocity' if self.process.velocity else 'epsilon'
+        kind = self.stage.error_weight
+        return self.process.error_weight(own if kind == 'none' else kind, timesteps)
 
     def conditioning(self, prompts, trained: bool) -> dict: # trained: by the text encoder in training, if any
         "The embeddings of prompts: from the text encoder in training, else base's from the cache."
@@ -225,9 +231,8 @@ class PassLoss:
         return {k: v for side, errors in sides.items() for k, v in errors_by_timestep(side, *errors, t).items()}
 
     def _preserve_winner(self, pred, batch, err_l): # the loser's error with its gradient scaled, and by how much
-        n, miss, s = len(batch.pair), (pred - batch.target).detach(), self.stage
-        if s.error_weight != 'none': # the gradients are of weighted errors
-            miss = miss*self.model.process.error_weight(s.error_weight, batch.timesteps).view(-1, 1, 1, 1)
+        n, s = len(batch.pair), self.stage
+        miss = (pred - batch.target).detach()*self.model.weights(batch.timesteps).view(-1, 1, 1, 1)
         scale = winner_preserving_scale(miss[:n], miss[n:], s.winner_preserving_mu, s.winner_preserving_by_pair)
         return scale*err_l + (1 - scale)*err_l.detach(), scale.mean()
 
