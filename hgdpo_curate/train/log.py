@@ -176,8 +176,8 @@ class CollapseWarning:
         self.collapsed['good'] = self.good
         warnings.warn(
             f'The stage {self.name} is collapsing at step {step}: at timesteps {low} to {high - 1} its error on '
-            f'winners is {share:.0%} above the reference\'s, at a margin of {self.margin:.1f} that needs no more; up to '
-            f'step {self.good} all was well. Stop it and lower '
+            f'winners is {share:.0%} above the reference\'s, at a margin of {self.margin:.1f} that needs no more; up '
+            f'to step {self.good} all was well. Stop it and lower '
             '--learning_rate or raise --beta_dpo, or take winners that are nearer to what the model draws (the easy '
             'stage first); --stop_on_collapse stops by itself.',
             stacklevel=5,
