@@ -81,7 +81,7 @@ def headline(comparison: Comparison) -> list: # of sentences, the first says the
     if len(models) < 2: return [f'Only {first} was measured: there is no second model to compare it with.']
     if n < FEW:
         why = f'{n} prompt{"s" if n != 1 else ""} measured, and a verdict needs {FEW}'
-        return [f'Nothing can be told of {arm} against {first}: {why}.', MORE_PROMPTS]
+        return [f'Nothing can be told of {arm} against {first}: {why}.', MORE_PROMPTS, *_about_controls(c)]
     verdicts, sentences = compared_with(c, arm, first), []
     words = {k: _listed([_before_and_after(c, m, arm, first) for m, *_ in v]) for k, v in verdicts.items()}
     if words['better']: sentences.append(f'{arm} is better than {first} in {words["better"]}.')
