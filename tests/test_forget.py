@@ -181,7 +181,7 @@ def test_the_names_of_exact_duplicates_go_with_the_photo_and_their_files_are_nam
     gone = forget(ws, one['photo'], app=False, progress=quiet)
     assert (
         grep(ws.root / 'tables', 'anna.png', one['photo']) == []
-        and all(f'Your own file {f} was not touched' in str(gone) for f in files)
+        and all(f'Your own file {f} was not changed' in str(gone) for f in files)
         and all(map(os.path.exists, files))
     )
     assert ws.table('photo_facts').set_index('image_id').copies[other.image_id] == sorted(

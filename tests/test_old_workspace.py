@@ -66,7 +66,7 @@ def test_a_relative_path_leads_to_the_users_own_file_wherever_one_stands(renamed
     photo = ws.table('photo_facts').set_index('original_path').image_id['people/photos/00000.png']
     own = {p: p.read_bytes() for p in (folder/'photos').iterdir()}
     said = str(forget(ws, photo, app=False, progress=quiet))
-    assert f'Your own file {folder}/photos/00000.png was not touched' in said and 'nothing of it is left' in said
+    assert f'Your own file {folder}/photos/00000.png was not changed' in said and 'nothing of it is left' in said
     assert str(elsewhere) not in said and 'Version 0.1' not in said
     assert {p: p.read_bytes() for p in (folder/'photos').iterdir()} == own
 
