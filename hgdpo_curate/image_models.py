@@ -24,6 +24,7 @@ class Detector(Protocol):
     name: str      # the `detector` column of the table `detections`
     version: str   # of the weights: an image is not looked at twice by the same version
     joints: list   # optional, of a detector of people: the names of the keypoints in their order; the rules read them
+    rules: list    # optional: further rules for what it sees, beside `judge.rules.RULES`
 
     def detect(self, images: list) -> list: # PIL images -> per image a list of `judge.detections.seen(...)`
         "What is seen in each picture, with confidence, box and keypoints where there are any; else an empty list."
@@ -311,6 +312,14 @@ _add(
             stated='by memory of its model cards; not read again here',
         ),
         recorded=('mediapipe_hands', 'mediapipe_pose'),
+    ),
+    ImageModel(
+        kind='detector',
+        name='hands',
+        make='hgdpo_curate.judge.hands:HandsAndFeet',
+        measures='people, their hands and feet',
+        what='mediapipe pose, and mediapipe hands at the wrists',
+        weights='mediapipe',
     ),
 )
 

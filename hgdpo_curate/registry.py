@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORERS', 'DETECTORS', 'EXTRACTORS', 'RECOGNISERS', 'REGISTERS', 'Registered', 'register_scorer', 'register_detector',
            'register_extractor', 'open_model', 'model_source', 'allowed', 'recorded_as', 'remembered', 'stated_of',
-           'joint_names', 'licence_of', 'listing', 'spelled_out']
+           'joint_names', 'rules_of', 'licence_of', 'listing', 'spelled_out']
 
 # %% ../nbs/0_base/08_registry.ipynb #imports
 import importlib, inspect, re, sys, warnings
@@ -249,6 +249,12 @@ def joint_names(
     try: joints = getattr(model_source(row), 'joints', None) if row and row.make else None
     except UserError: joints = None
     return joints or (remembered(ws, 'detector', name) or {}).get('joints')
+
+def rules_of(name: str) -> tuple: # of a detector, as the table `detections` has it
+    "The rules that a detector brings for what it sees, by its class; of a model that was registered, its own."
+    row = recorded_as(name, 'detector')
+    try: return tuple(getattr(model_source(row), 'rules', ())) if row and row.make else ()
+    except UserError: return ()
 
 # %% ../nbs/0_base/08_registry.ipynb #licence-of
 def licence_of(

@@ -30,7 +30,16 @@ from ..workspace import open_workspace
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #judged
 # no gain over base, or no better way
-UNJUDGED = ('hue_distance', 'rgb_distance', 'sharpness', 'kid', 'diversity', 'diversity_prompt')
+UNJUDGED = (
+    'hue_distance',
+    'rgb_distance',
+    'sharpness',
+    'kid',
+    'diversity',
+    'diversity_prompt',
+    'hand_confidence',
+    'hand_ratios',
+)
 
 def compared_with(
     comparison: Comparison,  # what was measured

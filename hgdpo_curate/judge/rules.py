@@ -301,10 +301,13 @@ RULES = [
     rule_triage,
 ]
 
-def apply_rules(detections) -> list: # proposals, each with its rule_version
+def apply_rules(
+    detections,  # of one image by one detector
+    more=(),     # further rules, that the detector brings
+) -> list:  # proposals, each with its rule_version
     "Every rule on what one detector saw; a second proposal of the same flag, part and side is dropped."
     out = {}
-    for rule in RULES:
+    for rule in [*RULES, *more]:
         for p in rule(detections):
             out.setdefault((p['flag'], p['part'], p['side']), p | dict(rule_version=f'{rule.__name__}/{RULE_VERSION}'))
     return list(out.values())
