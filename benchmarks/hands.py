@@ -195,7 +195,7 @@ def tables(seen, faults) -> str:
     rows = alarms(seen)
     first = set(list(seen)[:SET_ON])
     parts = {'all': rows, 'street': rows[rows.of == 'street'], 'scenes': rows[rows.of == 'scenes'],
-             f'without the first {SET_ON}, on which thresholds were set': rows[~rows.photo.isin(first)]}
+             f'all but the first {SET_ON}, on which thresholds were set': rows[~rows.photo.isin(first)]}
     rules = sorted({*rows.rule} - {''})
     head = ['photographs', 'hands', 'false alarms per hand', *rules]
     body = [[name, str(int(r.hands.sum())), share(int((r.hands == 0).sum()), int(r.hands.sum())),
