@@ -8,7 +8,7 @@ __all__ = ['OPPOSITES', 'bgr', 'YuNetFaces', 'InsightFaces', 'VitPosePeople', 'o
            'licence_accepted_for', 'load_detector']
 
 # %% ../../nbs/3_judge/04_detectors.ipynb #from-pathlib-import-path
-import atexit
+import threading
 from pathlib import Path
 import numpy as np
 from ..toy.bodies import FAULTS
@@ -202,7 +202,8 @@ def open_landmarker(
         options = getattr(vision, f'{kind}LandmarkerOptions')(base_options=base, **options)
         net = getattr(vision, f'{kind}Landmarker').create_from_options(options)
     except (RuntimeError, ValueError, OSError) as e: raise _unopened(path, str(e), kind.lower()) from e
-    atexit.register(net.close)                # one that is still open makes the interpreter end with a traceback
+    # one that is still open makes the interpreter end with a traceback; `atexit` comes after the end of its threads
+    threading._register_atexit(net.close)
     return mp, net
 
 def read_landmarks(mp, net, pixels): # the package; an opened landmarker; (h, w, 3) uint8
