@@ -4,7 +4,6 @@ And how often rules suspect real people.
 """
 import json
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -204,38 +203,11 @@ def test_insightface_loads_a_pack_from_its_folder_and_asks_for_its_licence(tmp_p
         load_detector('insightface', folder, accept_noncommercial=True)
 
 
-def test_mediapipe_results_become_hands(tmp_path, monkeypatch):
-    """mediapipe has no small models to test with.
-
-    Its library is stood in for, only our reading of its results is tested.
-    """
-    mark, side = types.SimpleNamespace(x=.5, y=.25, visibility=.9), types.SimpleNamespace(score=.4)
-    landmarker = types.SimpleNamespace(
-        detect=lambda image: types.SimpleNamespace(hand_landmarks=[[mark] * 21], handedness=[[side]])
-    )
-    vision = types.SimpleNamespace(
-        HandLandmarker=types.SimpleNamespace(create_from_options=lambda o: landmarker),
-        HandLandmarkerOptions=lambda **k: k,
-    )
-    modules = {
-        'mediapipe': types.SimpleNamespace(Image=lambda **k: k, ImageFormat=types.SimpleNamespace(SRGB=1)),
-        'mediapipe.tasks': types.ModuleType('tasks'),
-        'mediapipe.tasks.python': types.SimpleNamespace(BaseOptions=lambda **k: k, vision=vision),
-    }
-    for name, module in modules.items(): monkeypatch.setitem(sys.modules, name, module)
+def test_mediapipe_is_optional(tmp_path, monkeypatch):
+    "Its networks are tested in test_hands.py, where they are at hand."
     (tmp_path/'hand_landmarker.task').write_bytes(b'x')
-    detector = load_detector('mediapipe', tmp_path/'hand_landmarker.task')
-    (hand,), = detector.detect([picture()])
-    assert (
-        detector.name == 'mediapipe_hands'
-        and hand['kind'] == 'hand'
-        and hand['keypoints'][0] == [48.0, 32.0]
-        and len(hand['keypoints']) == 21
-    )
-    # it draws 21 points into whatever it takes for a hand: nothing to judge by
-    assert apply_rules(Detections('mediapipe_hands', (96, 128), [hand])) == []
     monkeypatch.setitem(sys.modules, 'mediapipe', None)
-    with pytest.raises(UserError, match='pip install mediapipe'):
+    with pytest.raises(UserError, match=r'pip install "hgdpo_curate\[hands\]"'):
         load_detector('mediapipe', tmp_path/'hand_landmarker.task')
 
 

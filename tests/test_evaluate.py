@@ -626,3 +626,40 @@ def test_a_picture_is_enlarged_by_a_click_and_nothing_sticks_out_of_a_telephone(
         aligned = "[...document.querySelectorAll('td.num')].every(c => getComputedStyle(c).textAlign == 'right')"
         assert tab.evaluate(aligned) and tab.locator('td.num').count() > 10
         browser.close()
+
+
+def test_hands_of_generated_people_are_figures_beside_the_photos(finished, copy_of):
+    "As in arXiv 2401.15075: how sure the hand network is, and how long fingers are, beside real hands."
+    from hgdpo_curate.evaluate.results import to_markdown
+    from hgdpo_curate.evaluate.measures import BESIDE
+    from hgdpo_curate.judge.detections import detect, seen
+    fingers = [[x, -15. - 5*k] for x in (-4, 0, 4, 8) for k in range(4)]
+    points = np.array([[0, 0], [-5, -3], [-8, -7], [-10, -10], [-12, -12], *fingers])
+    class Hands:
+        name, version = 'some_hands', '1'
+        def detect(self, images):
+            return [[self.hand(np.asarray(im).mean((0, 1))[1] > 150)] for im in images]
+        def hand(self, green): # in green pictures a sure one with long fingers, else none is found
+            long = points*[1, 1.5] + 40 if green else None
+            return seen('hand', .9*green, [20, 10, 9, 9], long, side='left', handed='left', joint=.9)
+    ws = copy_of(finished)
+    found = painted(ws, base=(60, 60, 60), easy=(30, 200, 30))
+    assert not {'hand_confidence', 'hand_ratios'} & set(found.table.metric)          # nobody looked at hands
+    detect(ws, Hands(), ('evaluation',), progress=quiet)
+    def again():
+        prompts = ws.table('prompts').query("real_image_id == ''")
+        arms = {n: Candidate(painter(c), n) for n, c in dict(base=(60, 60, 60), easy=(30, 200, 30)).items()}
+        return compare_arms(ws, arms, prompts, scorers=[Green()], progress=quiet)
+    found = again()
+    value = found.table.set_index(['arm', 'metric']).value
+    assert value['base', 'hand_confidence'] == 0 and np.isclose(value['easy', 'hand_confidence'], .9)
+    assert np.isnan(value['easy', 'hand_ratios']) and any('hgdpo flag --detector hands' in n for n in found.notes)
+    class Real(Hands):
+        def hand(self, green): return seen('hand', .8, [9]*4, points + 40, side='left', handed='left', joint=.9)
+    detect(ws, Real(), ('real',), progress=quiet)
+    found = again()
+    value = found.table.set_index(['arm', 'metric']).value
+    assert value['easy', 'hand_ratios'] > .05 and np.isnan(value['base', 'hand_ratios'])
+    assert any('Hand confidence of the photos: 0.80' in n for n in found.notes)
+    assert 'hand confidence' in to_markdown(found.table, 1., BESIDE)
+    assert found.gain('hand_confidence', 'easy', 'base')[0] > .8
