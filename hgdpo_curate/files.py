@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPORARY', 'UserError', 'UsageError', 'refuses', 'command_line', 'short_id', 'prompt_id_of', 'pair_id_of',
-           'temporary_path', 'atomic_path', 'sweep_temporary', 'write_text', 'write_json', 'read_json', 'checked_name',
-           'file_sha256', 'counted', 'first_few']
+           'pair_ids_of', 'temporary_path', 'atomic_path', 'sweep_temporary', 'write_text', 'write_json', 'read_json',
+           'checked_name', 'file_sha256', 'counted', 'first_few']
 
 # %% ../nbs/0_base/00_files.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, errno, hashlib, json, os, platform, re, shlex, shutil, time, uuid
@@ -79,6 +79,17 @@ def pair_id_of(
         winner_id,
         loser_id,
     )
+
+def pair_ids_of(stage: str, prompts, winners, losers) -> list: # texts of equal number
+    "The ids of many pairs, as `pair_id_of` makes each."
+    start = hashlib.sha256(b''.join(map(_counted_bytes, ('pair', stage))))
+    def one(row):
+        h = start.copy()
+        h.update(b''.join(map(_counted_bytes, row)))
+        return h.hexdigest()[:16]
+    return [one(row) for row in zip(*map(list, (prompts, winners, losers)))]
+
+def _counted_bytes(text): return len(b := text.encode()).to_bytes(8, 'little') + b
 
 # %% ../nbs/0_base/00_files.ipynb #temporary-path
 def _machine(): # 4 hex digits of this machine's name: process numbers mean nothing on another one

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, quiet
 
 from hgdpo_curate import forget, load_split, open_workspace, sample_images, workspace_status
-from hgdpo_curate.tables import _arrow_schema, SCHEMAS
+from hgdpo_curate.tables import arrow_schema, SCHEMAS
 
 
 def unpack(folder):
@@ -62,7 +62,7 @@ def test_it_is_rewritten_once_and_the_last_decision_still_wins(tmp_path):
     assert ws.config['format'] == 2 and len(ws.id) == 16 and (folder/'README.md').exists()
     assert [*ws.table('reviews').decision] == ['approve']
     for table, schema in SCHEMAS.items():
-        for part in ws.parts(table): assert pq.read_schema(part).equals(_arrow_schema(schema)), part
+        for part in ws.parts(table): assert pq.read_schema(part).equals(arrow_schema(schema)), part
     written = {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
     assert open_workspace(folder).id == ws.id
     assert {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()} == written
