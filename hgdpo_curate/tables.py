@@ -323,25 +323,26 @@ def standing_flags(flags): # rows of `flags` in the order of time; those that st
 
 def _unanswered(proposed, by_people):
     "Proposals on which no person has spoken: neither on the flag, nor `ok` on the image."
-    spoken = set(zip(by_people.image_id, by_people.flag))
-    fine = set(by_people.image_id[(by_people.status == 'confirmed') & (by_people.flag == 'ok')])
-    return _where(proposed, [(i, f) not in spoken and i not in fine for i, f in zip(proposed.image_id, proposed.flag)])
+    fine = by_people.image_id[(by_people.status == 'confirmed') & (by_people.flag == 'ok')]
+    spoken = _both(proposed).isin(_both(by_people))
+    return proposed[~(spoken | proposed.image_id.isin(fine)).to_numpy(bool)]
+
+def _both(rows): return rows.image_id.str.cat(rows.flag, '/') if len(rows) else rows.image_id
 
 # %% ../nbs/0_base/02_tables.ipynb #upheld
 def _upheld(by_people):
     "Confirmed flags that nobody took back since: by clearing the flag, by `ok`, or, of `ok` itself, by a fault."
     confirmed = by_people[by_people.status == 'confirmed']
     whole_flag = (by_people.part.fillna('') == '') & (by_people.side.fillna('') == '')
-    cleared = _latest(by_people[(by_people.status == 'cleared') & whole_flag], ['image_id', 'flag'])
-    fine, fault = (_latest(confirmed[rows], 'image_id') for rows in (confirmed.flag == 'ok', confirmed.flag != 'ok'))
-    def stands(image, flag, at):
-        "Whether nobody spoke against this flag later."
-        if not at > cleared.get((image, flag), LONG_AGO): return False
-        return at >= fault.get(image, LONG_AGO) if flag == 'ok' else at > fine.get(image, LONG_AGO)
-    return _where(confirmed, [stands(*row) for row in zip(confirmed.image_id, confirmed.flag, confirmed.written_at)])
+    cleared = by_people[(by_people.status == 'cleared') & whole_flag]
+    if not len(confirmed): return confirmed
+    ok, at = confirmed.flag == 'ok', confirmed.written_at
+    fine, fault = (_latest(rows, confirmed.image_id, rows.image_id) for rows in (confirmed[ok], confirmed[~ok]))
+    stands = (at > _latest(cleared, _both(confirmed), _both(cleared))) & (ok & (at >= fault) | ~ok & (at > fine))
+    return confirmed[stands.to_numpy(bool)]
 
-def _latest(rows, by): return rows.groupby(by).written_at.max().to_dict() if len(rows) else {}
-
-def _where(rows, chosen): # a list of booleans, for an empty list would choose columns
-    import numpy as np
-    return rows[np.array(chosen, bool)]
+def _latest(rows, of, by): # by: what `of` names, of each row
+    "When each of `of` was last spoken of in these rows."
+    if not len(rows): return LONG_AGO
+    last = rows.written_at.groupby(by.to_numpy()).max()
+    return of.map(last).where(of.isin(last.index), LONG_AGO)

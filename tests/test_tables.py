@@ -185,3 +185,44 @@ def test_killed_while_appending_all_that_was_appended_before_is_there(tmp_path, 
     writer.wait()
     notes = ws.table('reviews', history=True).note.astype(int).tolist()
     assert notes == [*range(len(notes))] and len(notes) >= (said[-1] + 1 if said else 1)
+
+
+# --- which flags stand: by columns, held against the rules said row by row
+
+def stand(flags):
+    "The rules of `standing_flags`, one row after another."
+    long_ago = datetime(1970, 1, 1, tzinfo=timezone.utc)
+    people = flags[flags.source == 'human'].drop_duplicates(['image_id', 'flag', 'part', 'side'], keep='last')
+    spoken = {(r.image_id, r.flag) for r in people.itertuples()}
+    fine = {r.image_id for r in people.itertuples() if r.status == 'confirmed' and r.flag == 'ok'}
+    def last(chosen): return max([r.written_at for r in people.itertuples() if chosen(r)], default=long_ago)
+    def stands(f):
+        if f.source != 'human':
+            return f.status == 'proposed' and (f.image_id, f.flag) not in spoken and f.image_id not in fine
+        if f.status != 'confirmed' or f.Index not in people.index: return False
+        same = lambda r: r.image_id == f.image_id
+        if f.written_at <= last(
+            lambda r: same(r) and r.flag == f.flag and r.status == 'cleared' and not (r.part or r.side)
+        ): return False
+        if f.flag == 'ok': return f.written_at >= last(lambda r: same(r) and r.status == 'confirmed' and r.flag != 'ok')
+        return f.written_at > last(lambda r: same(r) and r.status == 'confirmed' and r.flag == 'ok')
+    return {f.Index for f in flags.itertuples() if stands(f)}
+
+
+flag_row = st.tuples(
+    st.sampled_from('abc'),
+    st.sampled_from(['bad_hand', 'extra_limb', 'ok']),
+    st.sampled_from(['proposed', 'confirmed', 'cleared']),
+    st.sampled_from(['rule', 'human', 'human']),
+    st.sampled_from(['', '', 'arm']),
+    st.integers(0, 5).map(lambda n: BEGUN + timedelta(seconds=n)),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(flag_row, max_size=9).map(lambda rows: sorted(rows, key=lambda r: r[-1])))
+def test_the_flags_that_stand_are_those_of_the_rules(rows):
+    from hgdpo_curate.tables import standing_flags
+    flags = pd.DataFrame(rows, columns=['image_id', 'flag', 'status', 'source', 'part', 'written_at']).assign(side='')
+    flags['written_at'] = pd.to_datetime(flags.written_at, utc=True)
+    assert set(standing_flags(flags).index) == stand(flags)

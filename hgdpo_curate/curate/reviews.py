@@ -282,7 +282,7 @@ def review_progress(workspace) -> dict: # the keys below; no_pairs says why ther
     try: pairs, why = pairs_of(ws, **newest_choices(ws)), ''
     except UserError as e: pairs, why = {}, str(e)
     dropped = {s: df.attrs['dropped'] for s, df in pairs.items()}
-    def reasons(records): return pd.Series([d['reason'] for d in records], dtype=object).value_counts().to_dict()
+    def reasons(records): return records.table.reason.value_counts().to_dict()
     return dict(
         no_pairs=why,
         photos=len(photos),

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..curate.pairs import PAIR_STAGES
-from ..curate.splits import load_split, read_stages, Split
+from ..curate.splits import load_split, read_stages, Split, SplitInfo
 from .pages import value_shares
 from ..files import read_json
 from ..tables import stated_columns
@@ -32,8 +32,8 @@ def read_split(workspace, name: str = 'v1') -> Split: # as `curate.pairs.load_sp
     """
     ws = open_workspace(workspace)
     folder = ws.folder('splits', name)
-    info = read_json(folder/'split.json')
-    if not (info or {}).get('broken'): return load_split(ws, name, usable=False)
+    info = SplitInfo.read(folder)
+    if not (info and info.broken): return load_split(ws, name, usable=False)
     return Split(read_stages(folder), test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)
 
 def prompts_of(data) -> dict: # 'train' and 'test' -> prompt ids
