@@ -161,7 +161,7 @@ LABELS = {
 
 def table(found):
     "The figures as Markdown: wall seconds, CPU seconds in brackets."
-    print('| | ' + ' | '.join(f'{o["prompts"]:,} prompts, {o["images"]:,} images' for o in found))
+    print('| | ' + ' | '.join(f'{o["prompts"]:,} prompts, {o["images"]:,} images' for o in found) + ' |')
     print('|---'*(len(found) + 1) + '|')
     for key, label in LABELS.items():
         print(f'| {label} | ' + ' | '.join(f'{o[key]["wall"]:.2f} s ({o[key]["cpu"]:.2f})' for o in found) + ' |')
@@ -190,7 +190,7 @@ def figure(found, file):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('prompts', nargs='*', type=int, default=[40, 400, 4000], help='how many prompts, 26 images each')
+    p.add_argument('prompts', nargs='*', type=int, help='how many prompts, 26 images each')
     p.add_argument('--figure', help='a PNG file to write the figure to')
     p.add_argument('--json', help='a file to add what was measured to; what it has is shown too')
     p.add_argument('--folder', help='where to write workspaces; a temporary folder if none is given')

@@ -20,6 +20,7 @@ from ..files import command_line
 # %% ../../nbs/4_curate/05_dataset.ipynb #imports-2
 from ..files import UserError
 from ..judge.anatomy import open_flags
+from ..parts import is_compacted, replaced_by
 from ..tables import DECISIONS, FLAGS, SCHEMAS
 from ..workspace import open_workspace
 
@@ -164,10 +165,19 @@ def _parts(ws): return {t: ws.parts(t) for t in SCHEMAS if t not in ('pairs', 't
 
 def _names(parts): return {t: [p.name for p in files] for t, files in parts.items()}
 
+def _shown(ds, parts) -> dict: # table -> names of parts
+    "What of the tables the dataset shows; parts that were put together since are shown by the one that replaced them."
+    seen = {t: set(names) for t, names in (ds.info or {}).get('parts', {}).items()}
+    for t, part in ((t, p) for t, files in parts.items() for p in files if is_compacted(p)):
+        old = set(replaced_by(part))
+        if old and old <= seen.get(t, set()): seen[t] = seen[t] - old | {part.name}
+    return seen
+
 def _is_consistent(ds, ws):
     "Whether the dataset was written to its end, nobody changed its shape, and every part that it shows is still there."
-    info, schema = ds.info or {}, ds.get_field_schema()
-    gone = any(set(info.get('parts', {}).get(t, [])) - set(names) for t, names in _names(_parts(ws)).items())
+    info, schema, parts = ds.info or {}, ds.get_field_schema(), _parts(ws)
+    shown = _shown(ds, parts)
+    gone = any(shown.get(t, set()) - set(names) for t, names in _names(parts).items())
     return (
         not gone
         and not info.get('writing', True)
@@ -262,11 +272,16 @@ def _bring_up_to_date(ds, ws, choices):
 
     All of them where other scores or rules choose now, or where the first flag makes every unflagged loser a clean one.
     """
-    fo, seen, parts = import_fiftyone(), ds.info['parts'], _parts(ws)
-    new = {t: [p for p in files if p.name not in set(seen.get(t, []))] for t, files in parts.items()}
+    fo, parts = import_fiftyone(), _parts(ws)
+    seen = _shown(ds, parts)
+    new = {t: [p for p in files if p.name not in seen.get(t, ())] for t, files in parts.items()}
     is_moved = ds.info.get('workspace') != str(ws.root.resolve())
     everything = is_moved or ds.info.get('choices') != choices or (new['flags'] and not seen.get('flags'))
-    if not everything and not any(new.values()): return ds
+    if not everything and not any(new.values()):
+        if ds.info['parts'] != _names(parts):                        # put together since
+            ds.info['parts'] = _names(parts)
+            ds.save()
+        return ds
     try: prompts = set(ws.table('images').prompt_id) if everything else changed_prompts(ws, new)
     except FileNotFoundError: return _mend(fo, ds, ws, choices)               # a table was compacted just now
     if prompts:

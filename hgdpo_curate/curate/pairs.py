@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAIR', 'PAIR_STAGES', 'LEFT_OUT', 'HARD_LEVEL', 'PAIR_CONTROLS', 'with_scores', 'sort_keys', 'LeftOut',
-           'write_left_out', 'read_left_out', 'rejected', 'excluded_winners', 'easy_pairs', 'normal_pairs',
-           'hard_pairs', 'control_pairs', 'review_pairs', 'choose_pairs', 'without_pair']
+           'write_left_out', 'read_left_out', 'with_pair_ids', 'rejected', 'excluded_winners', 'easy_pairs',
+           'normal_pairs', 'hard_pairs', 'control_pairs', 'review_pairs', 'choose_pairs', 'without_pair']
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #imports
 from collections.abc import Sequence
@@ -98,6 +98,14 @@ def read_left_out(folder) -> dict: # of a split -> stage or 'test' -> `LeftOut`
     if not (Path(folder)/LEFT_OUT).exists(): return {}
     rows = pd.read_parquet(Path(folder)/LEFT_OUT)
     return {s: LeftOut(rows[rows.stage == s]) for s in (*PAIR_STAGES, 'test')}
+
+# %% ../../nbs/4_curate/00_pairs.ipynb #with-pair-ids
+def with_pair_ids(pairs, stage: str): # of a stage or a control
+    "Columns `PAIR` and `pair_id`, see `files.pair_id_of`."
+    ids = pair_ids_of(stage, pairs.prompt_id, pairs.winner_id, pairs.loser_id)
+    out = pairs[PAIR].assign(pair_id=pd.Series(ids, index=pairs.index, dtype='str'))
+    out.attrs = {}     # what was left out does not go where the pairs go
+    return out
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #rejected
 def rejected(reviews=None) -> dict: # rows of `reviews` -> image id -> reason

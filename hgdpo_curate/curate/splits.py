@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from hgdpo_curate.curate.pairs import (
-    choose_pairs, control_pairs, LeftOut, NORMAL_LEVELS, PAIR, PAIR_CONTROLS, PAIR_STAGES, read_left_out, with_scores,
-    without_pair, write_left_out,
+    choose_pairs, control_pairs, LeftOut, NORMAL_LEVELS, PAIR_CONTROLS, PAIR_STAGES, read_left_out, with_pair_ids,
+    with_scores, without_pair, write_left_out,
 )
-from ..files import first_changed, pair_ids_of
-from ..files import counted
+from ..files import counted, first_changed
 
 # %% ../../nbs/4_curate/01_splits.ipynb #imports-2
 from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError, write_json
@@ -133,12 +132,9 @@ def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
     "Choose the pairs of the three stages (see `pairs_of`) and write them to the table `pairs`. Raises `UserError`."
     ws = open_workspace(workspace)
     stages = pairs_of(ws, **choices)
-    ws.append('pairs', pd.concat([_with_ids(stages[s], s).assign(stage=s) for s in PAIR_STAGES], ignore_index=True))
+    ws.append('pairs', pd.concat([with_pair_ids(stages[s], s).assign(stage=s) for s in PAIR_STAGES], ignore_index=True))
     return stages
 
-def _with_ids(pairs, stage):
-    ids = pair_ids_of(stage, pairs.prompt_id, pairs.winner_id, pairs.loser_id)
-    return pairs[PAIR].assign(pair_id=pd.Series(ids, index=pairs.index, dtype='str'))
 
 # %% ../../nbs/4_curate/01_splits.ipynb #splitinfo
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +297,7 @@ def _with_files(drafted, ws): # stage -> pairs; yields (stage, arrow table), of 
         rows = {role: at.slice(begin + k*len(pairs), len(pairs)) for k, role in enumerate(('winner', 'loser'))}
         begin += 2*len(pairs)
         for n in range(0, max(1, len(pairs)), 2**19):
-            piece = _with_ids(pairs[n:n + 2**19], stage)
+            piece = with_pair_ids(pairs[n:n + 2**19], stage)
             piece['prompt'] = piece.prompt_id.map(prompts.set_index('prompt_id').prompt).astype('str')
             table = pa.Table.from_pandas(piece, preserve_index=False)
             for role, c in ((r, c) for r in rows for c in columns[1:]):
@@ -373,7 +369,7 @@ def freeze_split(workspace,            # a `Workspace` or its folder
             'The easy stage has no pairs: no prompt has two images with different scores; make a larger pool '
             f'with: {command_line("pool", ws, n=20)}'
         )
-    content = {s: short_id(*sorted(_with_ids(drafted[s], s).pair_id)) for s in PAIR_STAGES}
+    content = {s: short_id(*sorted(with_pair_ids(drafted[s], s).pair_id)) for s in PAIR_STAGES}
     if frozen := SplitInfo.read(folder):
         if frozen.content == content: return folder
         raise UserError(
