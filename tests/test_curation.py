@@ -547,3 +547,19 @@ def test_decisions_put_together_by_whoever_appends_are_not_written_again(ws, bui
     ds = app.build_dataset(ws)
     assert ds.load_saved_view('real: approved').values('image_id') == photos[1:2]
     assert ds.match({'image_id': photos[0]}).values('last_modified_at') == before
+
+
+@mongo
+def test_the_app_shows_a_part_and_then_all_again(ws, built):
+    from hgdpo_curate.curate.dataset import build_dataset
+    def shown(**part): return set(build_dataset(ws, **part).values('image_id'))
+    everything, images = shown(), ws.table('images')
+    photos = set(images.image_id[images.domain == 'real'])
+    best = ws.sql(
+        "select arg_max(image_id, score) as image_id from images join scores using (image_id) "
+        "where domain = 'generated' and scorer = 'tiny' group by prompt_id"
+    )
+    part = shown(where='best_and_worst')
+    assert part <= everything and set(best.image_id) <= part
+    assert shown(where="domain = 'real'") == photos and shown() == everything
+    with pytest.raises(UserError, match='colour'): build_dataset(ws, where='colour = 3')

@@ -8,7 +8,7 @@ __all__ = ['IMAGE_DECISIONS', 'read_tags', 'write_prompts', 'refresh_prompts', '
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #imports
 from hgdpo_curate.curate.reviews import (
-    clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, look_alikes_of,
+    chosen_images, clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, look_alikes_of,
 )
 from .database import database_answers, import_fiftyone
 from hgdpo_curate.curate.samples import (
@@ -92,6 +92,14 @@ def read_tags(ds,                   # a dataset
     return sum(len(ids) for group in (decided, marked, cleared) for ids in group.values()), unknown
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #write-prompts
+def _rows_shown(ws, choices, prompts=None): # arguments of `pairs_of`, and `where`: which part is shown
+    "One row per image that is shown, see `sample_rows`."
+    if not (where := choices.get('where')): return sample_rows(ws, choices.get('scorer'), prompts)
+    chosen = chosen_images(ws, where, {k: v for k, v in choices.items() if k != 'where'})
+    among = set(chosen.prompt_id) & set(chosen.prompt_id if prompts is None else prompts)
+    rows = sample_rows(ws, choices.get('scorer'), among)
+    return rows[rows.image_id.isin(chosen.image_id)].reset_index(drop=True)
+
 def write_prompts(fo,       # the module fiftyone
                   ds,       # a dataset
                   ws,       # the `Workspace` that it shows
@@ -104,9 +112,9 @@ def write_prompts(fo,       # the module fiftyone
     short, all samples are written again next time.
     """
     declare_fields(fo, ds)
-    rows = sample_rows(ws, choices.get('scorer'), prompts)
+    rows = _rows_shown(ws, choices, prompts)
     ids = [sample_id(i) for i in rows.image_id]
-    if read_tags(ds, ws, among=ids)[0]: rows = sample_rows(ws, choices.get('scorer'), prompts)
+    if read_tags(ds, ws, among=ids)[0]: rows = _rows_shown(ws, choices, prompts)
     ds.info['writing'] = True
     ds.save()
     merge_samples(ds, ws, rows, own_tags(ds, rows.image_id))
@@ -209,7 +217,7 @@ def _build(fo, name, ws, choices, old):
     "Anew, beside the old dataset, which is deleted only when the new one is complete."
     # listed before they are read: what comes later is seen as new
     parts, own = _parts(ws), own_tags(old)
-    rows = sample_rows(ws, choices.get('scorer'))
+    rows = _rows_shown(ws, choices)
     ds = fo.Dataset(f'{name}-new', persistent=True, overwrite=True)
     declare_fields(fo, ds)
     merge_samples(ds, ws, rows, own)
@@ -246,7 +254,7 @@ def _mend(fo, ds, ws, choices):
         None,
         choices,
     )
-    known = set(ws.table('images').image_id)
+    known = set(_rows_shown(ws, choices).image_id if choices.get('where') else ws.table('images').image_id)
     gone = [sid for sid, iid in zip(*ds.values(['id', 'image_id'])) if iid is not None and iid not in known]
     if gone: ds.delete_samples(gone)
     for index in INDEXES: ds.create_index(index)
@@ -346,6 +354,7 @@ def _agree_to_drop(ds):
 # %% ../../nbs/4_curate/05_dataset.ipynb #build-dataset
 def build_dataset(workspace,           # a `Workspace` or its folder
                   scorer: str = None,   # whose scores sort and pair; None: the newest split's, else tiny
+                  where: str = None,    # only a part, see `reviews.chosen_images`; None: all
                   fresh: bool = False   # build anew, and drop what people added in FiftyOne; says what, a terminal asks
                  ):                    # fiftyone.Dataset with the saved views
     """The workspace's FiftyOne dataset, made from its tables.
@@ -360,7 +369,8 @@ def build_dataset(workspace,           # a `Workspace` or its folder
             f'{ws.root} has no images yet; import photos with: {command_line("photos", ws)} --folder PHOTOS'
         )
     with ws.lock(), database_answers():
-        name, choices = find_dataset(fo, ws), newest_choices(ws) | (dict(scorer=scorer) if scorer else {})
+        asked = {k: v for k, v in dict(scorer=scorer, where=where).items() if v}
+        name, choices = find_dataset(fo, ws), newest_choices(ws) | asked
         old = load_dataset(fo, name) if name else None
         if old is not None: read_tags(old, ws)
         if old is not None and fresh: _agree_to_drop(old)
@@ -372,7 +382,8 @@ def build_dataset(workspace,           # a `Workspace` or its folder
                 choices,
                 old,
             )
-        elif _is_consistent(old, ws): ds = _bring_up_to_date(old, ws, choices)
+        elif _is_consistent(old, ws) and (old.info.get('choices') or {}).get('where') == where:
+            ds = _bring_up_to_date(old, ws, choices)
         else: ds = _mend(fo, old, ws, choices)
         _compact_tables(ds, ws)
     return ds
