@@ -482,6 +482,8 @@ def test_a_table_compacted_or_thinned_between_two_openings_is_shown_as_it_is(ws,
 @mongo
 def test_hundreds_of_decisions_are_compacted_and_none_is_forgotten(ws, built, monkeypatch):
     from hgdpo_curate.curate import app, dataset
+    from hgdpo_curate.parts import Table
+    monkeypatch.setattr(Table, 'most_parts', 1000)                            # as of a version that left them alone
     photos = ws.table('images').query("domain == 'real'").image_id.tolist()
     for n in range(210): decide(ws, photos[:1], ('approve', 'reject')[n % 2], 'anna')
     write = dataset.write_prompts
@@ -497,3 +499,38 @@ def test_hundreds_of_decisions_are_compacted_and_none_is_forgotten(ws, built, mo
     assert ds.load_saved_view('real: approved').values('image_id') == photos[1:2]
     # what was compacted is not written again
     assert ds.match({'image_id': photos[0]}).values('last_modified_at') == before
+
+
+@mongo
+def test_decisions_put_together_by_whoever_appends_are_not_written_again(ws, built, monkeypatch):
+    from hgdpo_curate.curate import app
+    from hgdpo_curate.parts import Table
+    photos = ws.table('images').query("domain == 'real'").image_id.tolist()
+    monkeypatch.setattr(Table, 'most_parts', 4)
+    for n in range(4): decide(ws, photos[:1], ('approve', 'reject')[n % 2], 'anna')
+    ds = app.build_dataset(ws)
+    before = ds.match({'image_id': photos[0]}).values('last_modified_at')
+    with monkeypatch.context() as m:                                          # all that is shown, in one part
+        m.setattr(Table, 'most_parts', 1)
+        ws.compact('reviews')
+    assert len(ws.parts('reviews')) == 1 and len(ws.table('reviews', history=True)) >= 4
+    decide(ws, photos[1:2], 'approve', 'ben')
+    ds = app.build_dataset(ws)
+    assert ds.load_saved_view('real: approved').values('image_id') == photos[1:2]
+    assert ds.match({'image_id': photos[0]}).values('last_modified_at') == before
+
+
+@mongo
+def test_the_app_shows_a_part_and_then_all_again(ws, built):
+    from hgdpo_curate.curate.dataset import build_dataset
+    def shown(**part): return set(build_dataset(ws, **part).values('image_id'))
+    everything, images = shown(), ws.table('images')
+    photos = set(images.image_id[images.domain == 'real'])
+    best = ws.sql(
+        "select arg_max(image_id, score) as image_id from images join scores using (image_id) "
+        "where domain = 'generated' and scorer = 'tiny' group by prompt_id"
+    )
+    part = shown(where='best_and_worst')
+    assert part <= everything and set(best.image_id) <= part
+    assert shown(where="domain = 'real'") == photos and shown() == everything
+    with pytest.raises(UserError, match='colour'): build_dataset(ws, where='colour = 3')

@@ -15,7 +15,7 @@ from hgdpo_curate.curate.reviews import newest_choices
 from hgdpo_curate.curate.splits import pairs_of
 from hgdpo_curate.document.licences import components, measured_with
 from hgdpo_curate.files import read_json, write_json
-from hgdpo_curate.tables import _arrow_schema, SCHEMAS
+from hgdpo_curate.tables import arrow_schema, SCHEMAS
 
 
 def unpack(folder):
@@ -98,7 +98,7 @@ def test_it_is_rewritten_once_and_the_last_decision_still_wins(tmp_path):
     assert ws.config['format'] == 3 and len(ws.id) == 16 and (folder/'README.md').exists()
     assert [*ws.table('reviews').decision] == ['approve']
     for table, schema in SCHEMAS.items():
-        for part in ws.parts(table): assert pq.read_schema(part).equals(_arrow_schema(schema)), part
+        for part in ws.parts(table): assert pq.read_schema(part).equals(arrow_schema(schema)), part
     written = {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()}
     assert open_workspace(folder).id == ws.id
     assert {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()} == written
@@ -139,7 +139,7 @@ def test_of_a_later_format_that_cannot_be_written_the_rows_are_found_all_the_sam
     ws = open_workspace(unpack(tmp_path))
     file = ws.parts('scores')[0]
     rows = pq.read_table(file).to_pylist()
-    old = pa.Table.from_pylist([dict(r, scorer='tiny') for r in rows], schema=_arrow_schema(SCHEMAS['scores']))
+    old = pa.Table.from_pylist([dict(r, scorer='tiny') for r in rows], schema=arrow_schema(SCHEMAS['scores']))
     pq.write_table(old, file)
     settings = ws.root/'workspace.toml'
     settings.write_text(settings.read_text().replace('format = 3', 'format = 2'))

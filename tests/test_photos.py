@@ -366,3 +366,24 @@ def test_two_versions_of_a_photo_with_other_consent_are_named(test_data, tmp_pat
     assert report.near_duplicates == 2 and len(report.differ) == 1
     words = str(report).split('something else is stated of their people: ')[1]
     assert '0.jpg' in words and '0-small.jpg' in words and 'withdrawn' in words and '1-small' not in words
+
+
+# --- near duplicates in blocks
+
+@pytest.mark.parametrize('hashes', [True, False])
+def test_blocks_find_the_pairs_of_the_whole_table_of_distances(hashes, monkeypatch):
+    from hgdpo_curate.images import duplicates
+    rng = np.random.default_rng(0)
+    vectors = (rng.integers(0, 2, (300, 64)) if hashes else rng.normal(size=(300, 12))).astype('float32')
+    vectors[100:130] = vectors[:30]
+    vectors[130:160, :4] = 1
+    v = vectors/np.linalg.norm(vectors, axis=1, keepdims=True)
+    every = (vectors[:, None] != vectors).sum(-1) if hashes else 1 - v @ v.T
+    limit = 20 if hashes else .3
+    a, b = np.nonzero(np.triu(every <= limit, 1))
+    for block in (1, 37, 2048):
+        monkeypatch.setattr(duplicates, 'BLOCK', block)
+        first, second, apart = duplicates.close_pairs(vectors, limit, hashes)
+        assert [*zip(first, second)] == [*zip(a, b)] and len(a) > 30
+        np.testing.assert_allclose(apart, every[a, b], atol=1e-5)
+    assert [len(x) for x in duplicates.close_pairs(vectors[:1], limit, hashes)] == [0, 0, 0]
