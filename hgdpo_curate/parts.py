@@ -10,7 +10,9 @@ import contextlib, functools, json, os, re, tempfile, threading, time, uuid
 from datetime import datetime, timezone
 from pathlib import Path
 from .files import atomic_path, short_id, UserError
-from .tables import arrow_schema, as_it_is_now, from_arrow, is_missing, to_arrow
+from hgdpo_curate.tables import (
+    arrow_schema, as_it_is_now, from_arrow, is_missing, RENAMED, to_arrow, with_current_names,
+)
 
 # %% ../nbs/0_base/03_parts.ipynb #marks-of
 def marks_of(files) -> str: # of their names, sizes and times
@@ -279,14 +281,21 @@ def _duckdb_settings() -> dict:
 
 # %% ../nbs/0_base/03_parts.ipynb #migrate
 def migrate(folder, schema) -> int: # the folder of a table; how many parts were rewritten
-    "Rewrite every part that another version wrote, under its name, each whole or not at all; again, and none is left."
+    "Rewrite every part of another version in place, each atomically; running it again changes nothing."
     import pyarrow as pa, pyarrow.parquet as pq
-    table, arrow, rewritten = Table(folder, schema), arrow_schema(schema), 0
+    table, rewritten = Table(folder, schema), 0
     for part in table.parts():
-        try: is_old = not pq.read_schema(part).equals(arrow)
-        except (pa.ArrowInvalid, OSError): continue      # broken; whoever reads the table is told
+        try: is_old = _is_old(part, schema)
+        except (pa.ArrowInvalid, OSError): continue      # broken; reading the table reports it
         if not is_old: continue
         rows = _read_parts([part], table)
         with atomic_path(part) as tmp: pq.write_table(rows, tmp)
         rewritten += 1
     return rewritten
+
+def _is_old(part, schema): # a file; whether it has other columns or types than today's, or names that a model had
+    import pyarrow.parquet as pq
+    file = pq.ParquetFile(part)
+    if not file.schema_arrow.equals(arrow_schema(schema)): return True
+    names = file.read([c for c in schema.columns if c in RENAMED])
+    return with_current_names(names) is not names

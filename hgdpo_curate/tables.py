@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'FLAGS', 'HARMLESS_FLAGS', 'DECISIONS', 'CONSENTS', 'DOMAINS', 'KINDS', 'LONG_AGO', 'RENAMED', 'Column',
-           'Schema', 'stated_columns', 'shown_columns', 'to_arrow', 'is_missing', 'from_arrow', 'now', 'Table',
-           'current_name', 'as_it_is_now', 'migrate', 'last_decisions', 'standing_flags']
+           'Schema', 'stated_columns', 'shown_columns', 'to_arrow', 'is_missing', 'arrow_schema', 'from_arrow', 'now',
+           'current_name', 'with_current_names', 'as_it_is_now', 'last_decisions', 'standing_flags']
 
 # %% ../nbs/0_base/02_tables.ipynb #import-contextlib-errno-hashlib-json-os
-import json, time, uuid
+import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
-from .files import atomic_path, UserError
 
 # %% ../nbs/0_base/02_tables.ipynb #column
 @dataclass(frozen=True)
@@ -32,8 +30,9 @@ class Column:
 @dataclass(frozen=True)
 class Schema:
     "The columns of a table and which of them identify a row."
-    key: tuple    # columns that identify a row; the last row of a key wins
-    fields: dict  # column name -> `Column`, in the order on disk
+    key: tuple                   # columns that identify a row; the last row of a key wins
+    fields: dict                 # column name -> `Column`, in the order on disk
+    keeps_history: bool = False  # whether `Table.compact` keeps rows that a later one replaced
 
     @property
     def columns(self) -> dict: # column name -> kind
@@ -46,8 +45,9 @@ class Schema:
         rows = [(name, c.kind, name in self.key, c.help) for name, c in self.fields.items()]
         return pd.DataFrame(rows, columns=['column', 'kind', 'key', 'holds']).set_index('column')
 
-def _schema(key, **fields):
-    return Schema(tuple(key.split()), {**fields, 'written_at': Column('time', 'when the row was written, UTC')})
+def _schema(key, keeps_history=False, **fields):
+    time_of_writing = Column('time', 'when the row was written, UTC')
+    return Schema(tuple(key.split()), {**fields, 'written_at': time_of_writing}, keeps_history)
 
 # %% ../nbs/0_base/02_tables.ipynb #schemas
 SCHEMAS = dict(
@@ -69,6 +69,7 @@ SCHEMAS |= dict(
         domain=Column('str', 'one of `DOMAINS`'),
         path=Column('str', 'its file, relative to the workspace'),
         sha256=Column('str', "hash of the file's bytes"),
+        bytes=Column('int', "the file's size; unknown for images of earlier versions"),
         width=Column('int', 'pixels'),
         height=Column('int', 'pixels'),
         model=Column('str', 'hash of the model that generated it'),
@@ -120,17 +121,22 @@ SCHEMAS |= dict(
     ),
     detections=_schema(
         'image_id detector kind index',
+        keeps_history=True,
         image_id=Column('str', 'an image'),
         detector=Column('str', 'which model found it'),
         detector_version=Column('str', 'its weights: a revision or a hash'),
-        kind=Column('str', 'face, person, hand, or none for nothing detected'),
+        kind=Column('str', 'face, person, hand, foot, or none for nothing detected'),
         index=Column('int', 'number within the image'),
         box=Column('floats', 'left, top, width, height in pixels'),
         keypoints=Column('points', '[x, y] or [x, y, confidence] each, in pixels'),
         confidence=Column('float', '0 to 1'),
+        side=Column('str', 'of a hand or foot: which side of the body it hangs on, left or right'),
+        handed=Column('str', 'of a hand: what it looks like by itself, left or right'),
+        joint=Column('float', 'of a hand or foot: how sure the wrist or ankle is, 0 to 1'),
     ),
     flags=_schema(
         'image_id flag source part side reviewer',
+        keeps_history=True,
         image_id=Column('str', 'an image'),
         flag=Column('str', 'one of `FLAGS`'),
         status=Column('str', 'proposed, confirmed or cleared'),
@@ -165,6 +171,7 @@ SCHEMAS |= dict(
     ),
     reviews=_schema(
         'subject_id reviewer',
+        keeps_history=True,
         subject_id=Column('str', 'an image or a pair'),
         decision=Column('str', 'one of `DECISIONS`, or undecided'),
         reviewer=Column('str', 'who decided'),
@@ -209,9 +216,12 @@ def to_arrow(df, schema):
     import pyarrow as pa
     extra = set(df.columns) - set(schema.columns)
     if extra: raise ValueError(f'columns {sorted(extra)} are not in the schema {list(schema.columns)}')
-    arrow = _arrow_schema(schema)
+    arrow = arrow_schema(schema)
     cols = []
     for name, kind in schema.columns.items():
+        if (quick := _typed(df, name, arrow.field(name).type)) is not None:
+            cols.append(quick)
+            continue
         v: list = [None if is_missing(x) else x for x in df[name]] if name in df else [None]*len(df)
         if kind == 'json': v = [None if x is None else json.dumps(x, sort_keys=True) for x in v]
         if kind == 'time': v = [None if x is None else _instant(x) for x in v]
@@ -219,8 +229,14 @@ def to_arrow(df, schema):
         cols.append(pa.array(v, type=arrow.field(name).type))
     return pa.table(cols, schema=arrow)
 
-def is_missing(x) -> bool: # of a cell
-    "None, not a number, or what pandas puts in their place."
+def _typed(df, name, type_): # an arrow array, or None where a column is absent or holds Python objects
+    import pyarrow as pa
+    if name not in df or df[name].dtype == object or pa.types.is_nested(type_): return None
+    try: return pa.array(df[name], type=type_, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError): return None
+
+def is_missing(x) -> bool: # None, NaN, NaT or NA
+    "Whether a cell holds nothing."
     return x is None or type(x).__name__ in ('NAType', 'NaTType') or (isinstance(x, float) and x != x)
 
 def _instant(x): # a datetime, a pandas Timestamp, or a text in ISO 8601; without a zone it is UTC
@@ -239,7 +255,8 @@ KINDS = dict(
     json='a list or dict with free keys, as JSON text',
 )
 
-def _arrow_schema(schema):
+def arrow_schema(schema): # a `Schema`
+    "The columns of a table as pyarrow types them."
     import pyarrow as pa
     kinds = dict(
         str=pa.string(),
@@ -255,18 +272,21 @@ def _arrow_schema(schema):
     return pa.schema([(name, kinds[kind]) for name, kind in schema.columns.items()])
 
 # %% ../nbs/0_base/02_tables.ipynb #from-arrow
-def from_arrow(table, schema):
+def from_arrow(table, schema=None): # `Schema`: its `json` columns are read; without one they stay texts
     "A DataFrame of an arrow table; lists and JSON become Python objects, absent integers stay pandas `Int64`."
-    import pandas as pd
-    df = table.to_pandas()
-    for c, k in schema.columns.items():
-        if k in ('json', 'strs', 'floats', 'points'):
-            cells = table[c].to_pylist()
-            if k == 'json': cells = [None if x is None else json.loads(x) for x in cells]
-            df[c] = pd.Series(cells, index=df.index, dtype=object)
-        if k == 'int': df[c] = df[c].astype('Int64')
-        if k == 'float': df[c] = df[c].astype('float64')
-    return df
+    import pandas as pd, pyarrow as pa
+    nested = [f.name for f in table.schema if pa.types.is_nested(f.type)]
+    texts = [c for c, kind in schema.columns.items() if kind == 'json' and c in table.column_names] if schema else []
+    apart = {*nested, *texts}
+    df = table.select([c for c in table.column_names if c not in apart]).to_pandas()
+    for f in table.schema:
+        if pa.types.is_integer(f.type): df[f.name] = pd.array(table[f.name].combine_chunks(), dtype='Int64')
+        if pa.types.is_floating(f.type): df[f.name] = df[f.name].astype('float64')
+        if f.name not in apart: continue
+        cells = table[f.name].to_pylist()
+        if f.name in texts: cells = [None if x is None else json.loads(x) for x in cells]
+        df[f.name] = pd.Series(cells, index=df.index, dtype=object)
+    return df[table.column_names]
 
 # %% ../nbs/0_base/02_tables.ipynb #now
 LONG_AGO = datetime(1970, 1, 1, tzinfo=timezone.utc)   # before any row was written
@@ -274,71 +294,6 @@ LONG_AGO = datetime(1970, 1, 1, tzinfo=timezone.utc)   # before any row was writ
 def now() -> str: # e.g. 2026-11-23T05:15:03.123456+00:00; sorts as text
     "The time in UTC to the microsecond."
     return datetime.now(timezone.utc).isoformat(timespec='microseconds')
-
-# %% ../nbs/0_base/02_tables.ipynb #table
-class Table:
-    "Rows in a folder of Parquet parts, written by any number of processes."
-    def __init__(self, folder, schema): # created with the first rows; a `Schema`
-        self.folder, self.schema = Path(folder), schema
-
-    def parts(self) -> list: # paths, oldest first
-        "The files of the table."
-        return sorted(self.folder.glob('part-*.parquet'))
-
-    def read(
-        self,
-        history: bool = False,  # every row ever written, oldest first, instead of the last of each key
-        only: tuple = None,     # (column, values): just these rows; the column belongs to the key
-        parts: list = None,     # just these files of it, see `parts`
-    ):  # a DataFrame; empty, with the right columns, where nothing was written yet
-        "Read the rows. Raises `UserError` naming the folder if a part is broken."
-        import pyarrow as pa, pyarrow.compute as pc
-        try: rows = _read_parts(self.parts() if parts is None else parts, self)
-        except FileNotFoundError:   # another process has just compacted the table
-            if parts is None: return self.read(history, only)
-            raise
-        if only: rows = rows.filter(pc.field(only[0]).isin(pa.array(list(only[1]), pa.string())))
-        df = from_arrow(rows, self.schema).sort_values('written_at', kind='stable', na_position='first')
-        return (df if history else df.drop_duplicates(list(self.schema.key), keep='last')).reset_index(drop=True)
-
-    def append(self, rows) -> int: # a DataFrame or a list of dicts; how many rows were written
-        "Add rows as one new part, atomically; `written_at` is filled in."
-        import pandas as pd
-        df = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-        if not len(df): return 0
-        time_of_writing = datetime.now(timezone.utc)
-        given = df['written_at'] if 'written_at' in df else [None]*len(df)
-        times = pd.Series([time_of_writing if is_missing(x) else x for x in given], index=df.index, dtype=object)
-        df = df.assign(written_at=times)
-        _write_part(self, df, uuid.uuid4().hex[:6])
-        return len(df)
-
-    def compact(self, parts: list = None) -> int: # parts: just these files; how many superseded rows were dropped
-        "Rewrite the table as one part with the last row of every key."
-        parts = self.parts() if parts is None else parts
-        if len(parts) < 2: return 0
-        before, df = len(self.read(history=True, parts=parts)), self.read(parts=parts)
-        _write_part(self, df, 'compact')
-        for p in parts: p.unlink(missing_ok=True)   # another process may compact too
-        return before - len(df)
-
-# %% ../nbs/0_base/02_tables.ipynb #read-parts
-def _read_parts(parts, table):
-    import pyarrow as pa, pyarrow.parquet as pq
-    arrow = _arrow_schema(table.schema)
-    if not parts: return arrow.empty_table()
-    try: return pa.concat_tables([as_it_is_now(pq.ParquetFile(p).read(), table.schema) for p in parts])
-    except FileNotFoundError: raise
-    except (OSError, ValueError) as e:      # ArrowInvalid is a ValueError
-        raise UserError(
-            f'A part of the table {table.folder} cannot be read ({str(e).splitlines()[0]}); '
-            'restore it from a copy or delete that part.'
-        ) from e
-
-def _write_part(table, df, tag):
-    import pyarrow.parquet as pq
-    with atomic_path(table.folder/f'part-{time.time_ns():020d}-{tag}.parquet') as tmp:
-        pq.write_table(to_arrow(df, table.schema), tmp)
 
 # %% ../nbs/0_base/02_tables.ipynb #current-name
 RENAMED = dict(      # kind of model, also the column that names it -> the name in earlier versions -> the name now
@@ -354,7 +309,7 @@ def current_name(
     "What a model of the package is called now."
     return RENAMED.get(kind, {}).get(name, name) if isinstance(name, str) else name
 
-def _with_current_names(part): # an arrow table; the same one where nothing is to be renamed
+def with_current_names(part): # an arrow table; the same one where nothing is to be renamed
     import pyarrow as pa
     for kind in [k for k in RENAMED if k in part.column_names]:
         if not RENAMED[kind].keys() & {*part[kind].unique().to_pylist()}: continue
@@ -366,14 +321,14 @@ def _with_current_names(part): # an arrow table; the same one where nothing is t
 def as_it_is_now(part, schema): # an arrow table of any version
     "A part with the columns, types and names of today: `at` becomes `written_at`, JSON texts become lists."
     import pyarrow as pa
-    arrow = _arrow_schema(schema)
-    if part.schema.equals(arrow): return _with_current_names(part.replace_schema_metadata(None))
+    arrow = arrow_schema(schema)
+    if part.schema.equals(arrow): return with_current_names(part.replace_schema_metadata(None))
     if 'at' in part.column_names: part = part.rename_columns({'at': 'written_at'})
     columns = []
     for field in arrow:
         if field.name not in part.column_names: columns.append(pa.nulls(len(part), field.type))
         else: columns.append(_as_kind(part[field.name], schema.columns[field.name], field.type))
-    return _with_current_names(pa.table(columns, schema=arrow))
+    return with_current_names(pa.table(columns, schema=arrow))
 
 def _as_kind(column, kind, type_): # a column of any version
     import pyarrow as pa
@@ -382,27 +337,6 @@ def _as_kind(column, kind, type_): # a column of any version
     if kind in ('str', 'json'): return column.cast(type_)
     read = _instant if kind == 'time' else json.loads
     return pa.array([None if x is None else read(x) for x in column.to_pylist()], type=type_)
-
-# %% ../nbs/0_base/02_tables.ipynb #migrate
-def migrate(folder, schema) -> int: # the folder of a table; how many parts were rewritten
-    "Rewrite every part of another version in place, each atomically; running it again changes nothing."
-    import pyarrow as pa, pyarrow.parquet as pq
-    table, rewritten = Table(folder, schema), 0
-    for part in table.parts():
-        try: is_old = _is_old(part, schema)
-        except (pa.ArrowInvalid, OSError): continue      # broken; reading the table reports it
-        if not is_old: continue
-        rows = _read_parts([part], table)
-        with atomic_path(part) as tmp: pq.write_table(rows, tmp)
-        rewritten += 1
-    return rewritten
-
-def _is_old(part, schema): # a file; whether it has other columns or types than today's, or names that a model had
-    import pyarrow.parquet as pq
-    file = pq.ParquetFile(part)
-    if not file.schema_arrow.equals(_arrow_schema(schema)): return True
-    names = file.read([c for c in schema.columns if c in RENAMED])
-    return _with_current_names(names) is not names
 
 # %% ../nbs/0_base/02_tables.ipynb #last-decisions
 def last_decisions(reviews): # rows of `reviews`; a DataFrame with the index `subject_id`
@@ -420,25 +354,26 @@ def standing_flags(flags): # rows of `flags` in chronological order; those in fo
 
 def _unanswered(proposed, by_people):
     "Proposals that no person has decided on, neither by the flag nor by `ok` on the image."
-    spoken = set(zip(by_people.image_id, by_people.flag))
-    fine = set(by_people.image_id[(by_people.status == 'confirmed') & (by_people.flag == 'ok')])
-    return _where(proposed, [(i, f) not in spoken and i not in fine for i, f in zip(proposed.image_id, proposed.flag)])
+    fine = by_people.image_id[(by_people.status == 'confirmed') & (by_people.flag == 'ok')]
+    spoken = _both(proposed).isin(_both(by_people))
+    return proposed[~(spoken | proposed.image_id.isin(fine)).to_numpy(bool)]
+
+def _both(rows): return rows.image_id.str.cat(rows.flag, '/') if len(rows) else rows.image_id
 
 # %% ../nbs/0_base/02_tables.ipynb #upheld
 def _upheld(by_people):
     "Confirmed flags not revoked since: by clearing the flag, by `ok`, or, for `ok` itself, by a fault."
     confirmed = by_people[by_people.status == 'confirmed']
     whole_flag = (by_people.part.fillna('') == '') & (by_people.side.fillna('') == '')
-    cleared = _latest(by_people[(by_people.status == 'cleared') & whole_flag], ['image_id', 'flag'])
-    fine, fault = (_latest(confirmed[rows], 'image_id') for rows in (confirmed.flag == 'ok', confirmed.flag != 'ok'))
-    def stands(image, flag, at):
-        "Whether no later row revokes this flag."
-        if not at > cleared.get((image, flag), LONG_AGO): return False
-        return at >= fault.get(image, LONG_AGO) if flag == 'ok' else at > fine.get(image, LONG_AGO)
-    return _where(confirmed, [stands(*row) for row in zip(confirmed.image_id, confirmed.flag, confirmed.written_at)])
+    cleared = by_people[(by_people.status == 'cleared') & whole_flag]
+    if not len(confirmed): return confirmed
+    ok, at = confirmed.flag == 'ok', confirmed.written_at
+    fine, fault = (_latest(rows, confirmed.image_id, rows.image_id) for rows in (confirmed[ok], confirmed[~ok]))
+    stands = (at > _latest(cleared, _both(confirmed), _both(cleared))) & (ok & (at >= fault) | ~ok & (at > fine))
+    return confirmed[stands.to_numpy(bool)]
 
-def _latest(rows, by): return rows.groupby(by).written_at.max().to_dict() if len(rows) else {}
-
-def _where(rows, chosen): # a list of booleans, for an empty list would choose columns
-    import numpy as np
-    return rows[np.array(chosen, bool)]
+def _latest(rows, of, by): # by: what `of` names, of each row
+    "When each of `of` was last spoken of in these rows."
+    if not len(rows): return LONG_AGO
+    last = rows.written_at.groupby(by.to_numpy()).max()
+    return of.map(last).where(of.isin(last.index), LONG_AGO)

@@ -168,14 +168,21 @@ def review_in_app(
     workspace,                 # a workspace or its folder
     view: str = None,          # saved view to open
     scorer: str = None,        # whose scores sort and pair (default: the newest split's, else smallscore)
+    where: str = None,         # a part: best_and_worst, flagged, disagreements, or SQL such as "score > 1"
     port: int = 5151,          # port on 127.0.0.1, 1024..65535
     build_only: bool = False,  # build dataset and views without opening the App
 ):
     "Open the FiftyOne App on the saved views."
     from hgdpo_curate.curate.app import open_app
     from hgdpo_curate.curate.dataset import build_dataset
-    if build_only: return f'{build_dataset(workspace, scorer).name} is built, with its saved views'
-    app = open_app(workspace, view, port, scorer)
+    if build_only: return f'{build_dataset(workspace, scorer, where).name} is built, with its saved views'
+    app = open_app(
+        workspace,
+        view,
+        port,
+        scorer,
+        where,
+    )
     print(f'The App is open at {app.url}; close its tab or press Ctrl-C here when done, then run: '
           f'{command_line("review", workspace)}')
     try: app.wait(-1)

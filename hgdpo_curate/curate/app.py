@@ -135,6 +135,7 @@ def open_app(workspace,              # a `Workspace` or its folder
              view: str = None,        # name of a saved view to begin with
              port: int = 5151,        # of the App, on 127.0.0.1
              scorer: str = None,      # whose scores sort and pair; None: the newest split's, else smallscore
+             where: str = None,       # only a part: best_and_worst or a condition in SQL, see `reviews.chosen_images`
              proxy_url: str = None,   # the address at which the browser reaches that port, if not this machine's own
              **launch                # further arguments of `fiftyone.launch_app`, e.g. remote=True to open no browser
             ):                       # fiftyone.Session
@@ -148,7 +149,7 @@ def open_app(workspace,              # a `Workspace` or its folder
     _check_port(port)
     install_plugin()
     _quiet_fiftyone()
-    ds = build_dataset(workspace, scorer)
+    ds = build_dataset(workspace, scorer, where)
     if ds.info.get('no_pairs'): print(f'There are no pairs to show yet: {ds.info["no_pairs"]}')
     if proxy_url:
         launch['config'] = fo.app_config.copy()

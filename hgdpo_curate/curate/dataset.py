@@ -8,7 +8,7 @@ __all__ = ['IMAGE_DECISIONS', 'read_tags', 'write_prompts', 'refresh_prompts', '
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #imports
 from hgdpo_curate.curate.reviews import (
-    clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, look_alikes_of,
+    chosen_images, clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, look_alikes_of,
 )
 from .database import database_answers, import_fiftyone
 from hgdpo_curate.curate.samples import (
@@ -20,6 +20,7 @@ from ..files import command_line
 # %% ../../nbs/4_curate/05_dataset.ipynb #imports-2
 from ..files import UserError
 from ..judge.anatomy import open_flags
+from ..parts import is_compacted, replaced_by
 from ..tables import current_name, DECISIONS, FLAGS, SCHEMAS
 from ..workspace import open_workspace
 
@@ -91,6 +92,14 @@ def read_tags(ds,                   # a dataset
     return sum(len(ids) for group in (decided, marked, cleared) for ids in group.values()), unknown
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #write-prompts
+def _rows_shown(ws, choices, prompts=None): # arguments of `pairs_of`, and `where`: which part is shown
+    "One row per image that is shown, see `sample_rows`."
+    if not (where := choices.get('where')): return sample_rows(ws, choices.get('scorer'), prompts)
+    chosen = chosen_images(ws, where, {k: v for k, v in choices.items() if k != 'where'})
+    among = set(chosen.prompt_id) & set(chosen.prompt_id if prompts is None else prompts)
+    rows = sample_rows(ws, choices.get('scorer'), among)
+    return rows[rows.image_id.isin(chosen.image_id)].reset_index(drop=True)
+
 def write_prompts(fo,       # the module fiftyone
                   ds,       # a dataset
                   ws,       # its `Workspace`
@@ -103,9 +112,9 @@ def write_prompts(fo,       # the module fiftyone
     all samples are rewritten next time.
     """
     declare_fields(fo, ds)
-    rows = sample_rows(ws, choices.get('scorer'), prompts)
+    rows = _rows_shown(ws, choices, prompts)
     ids = [sample_id(i) for i in rows.image_id]
-    if read_tags(ds, ws, among=ids)[0]: rows = sample_rows(ws, choices.get('scorer'), prompts)
+    if read_tags(ds, ws, among=ids)[0]: rows = _rows_shown(ws, choices, prompts)
     ds.info['writing'] = True
     ds.save()
     merge_samples(ds, ws, rows, own_tags(ds, rows.image_id))
@@ -164,10 +173,19 @@ def _parts(ws): return {t: ws.parts(t) for t in SCHEMAS if t not in ('pairs', 't
 
 def _names(parts): return {t: [p.name for p in files] for t, files in parts.items()}
 
+def _shown(ds, parts) -> dict: # table -> names of parts
+    "What of the tables the dataset shows; parts that were put together since are shown by the one that replaced them."
+    seen = {t: set(names) for t, names in (ds.info or {}).get('parts', {}).items()}
+    for t, part in ((t, p) for t, files in parts.items() for p in files if is_compacted(p)):
+        old = set(replaced_by(part))
+        if old and old <= seen.get(t, set()): seen[t] = seen[t] - old | {part.name}
+    return seen
+
 def _is_consistent(ds, ws):
     "Whether the dataset is complete, its schema is unchanged, and every part that it shows still exists."
-    info, schema = ds.info or {}, ds.get_field_schema()
-    gone = any(set(info.get('parts', {}).get(t, [])) - set(names) for t, names in _names(_parts(ws)).items())
+    info, schema, parts = ds.info or {}, ds.get_field_schema(), _parts(ws)
+    shown = _shown(ds, parts)
+    gone = any(shown.get(t, set()) - set(names) for t, names in _names(parts).items())
     return (
         not gone
         and not info.get('writing', True)
@@ -199,7 +217,7 @@ def _build(fo, name, ws, choices, old):
     "Rebuild next to the old dataset, which is deleted only when the new one is complete."
     # listed before they are read, so that later parts count as new
     parts, own = _parts(ws), own_tags(old)
-    rows = sample_rows(ws, choices.get('scorer'))
+    rows = _rows_shown(ws, choices)
     ds = fo.Dataset(f'{name}-new', persistent=True, overwrite=True)
     declare_fields(fo, ds)
     merge_samples(ds, ws, rows, own)
@@ -236,7 +254,7 @@ def _mend(fo, ds, ws, choices):
         None,
         choices,
     )
-    known = set(ws.table('images').image_id)
+    known = set(_rows_shown(ws, choices).image_id if choices.get('where') else ws.table('images').image_id)
     gone = [sid for sid, iid in zip(*ds.values(['id', 'image_id'])) if iid is not None and iid not in known]
     if gone: ds.delete_samples(gone)
     for index in INDEXES: ds.create_index(index)
@@ -262,11 +280,16 @@ def _bring_up_to_date(ds, ws, choices):
 
     All of them if scorer or rules changed, or if the first flag of the workspace gives meaning to losers without one.
     """
-    fo, seen, parts = import_fiftyone(), ds.info['parts'], _parts(ws)
-    new = {t: [p for p in files if p.name not in set(seen.get(t, []))] for t, files in parts.items()}
+    fo, parts = import_fiftyone(), _parts(ws)
+    seen = _shown(ds, parts)
+    new = {t: [p for p in files if p.name not in seen.get(t, ())] for t, files in parts.items()}
     is_moved = ds.info.get('workspace') != str(ws.root.resolve())
     everything = is_moved or ds.info.get('choices') != choices or (new['flags'] and not seen.get('flags'))
-    if not everything and not any(new.values()): return ds
+    if not everything and not any(new.values()):
+        if ds.info['parts'] != _names(parts):                        # put together since
+            ds.info['parts'] = _names(parts)
+            ds.save()
+        return ds
     try: prompts = set(ws.table('images').prompt_id) if everything else changed_prompts(ws, new)
     except FileNotFoundError: return _mend(fo, ds, ws, choices)               # a table was compacted just now
     if prompts:
@@ -331,6 +354,7 @@ def _agree_to_drop(ds):
 # %% ../../nbs/4_curate/05_dataset.ipynb #build-dataset
 def build_dataset(workspace,           # a `Workspace` or its folder
                   scorer: str = None,   # whose scores sort and pair; None: the newest split's, else smallscore
+                  where: str = None,    # only a part, see `reviews.chosen_images`; None: all
                   fresh: bool = False   # rebuild and drop people's additions in FiftyOne, after a warning or question
                  ):                    # fiftyone.Dataset with the saved views
     """Build the workspace's FiftyOne dataset from its tables.
@@ -344,8 +368,8 @@ def build_dataset(workspace,           # a `Workspace` or its folder
             f'{ws.root} has no images yet; import photos with: {command_line("photos", ws)} --folder PHOTOS'
         )
     with ws.lock(), database_answers():
-        name, choices = find_dataset(fo, ws), newest_choices(ws)
-        if scorer: choices['scorer'] = current_name('scorer', scorer)
+        asked = {k: v for k, v in dict(scorer=scorer and current_name('scorer', scorer), where=where).items() if v}
+        name, choices = find_dataset(fo, ws), newest_choices(ws) | asked
         old = load_dataset(fo, name) if name else None
         if old is not None: read_tags(old, ws)
         if old is not None and fresh: _agree_to_drop(old)
@@ -357,7 +381,8 @@ def build_dataset(workspace,           # a `Workspace` or its folder
                 choices,
                 old,
             )
-        elif _is_consistent(old, ws): ds = _bring_up_to_date(old, ws, choices)
+        elif _is_consistent(old, ws) and (old.info.get('choices') or {}).get('where') == where:
+            ds = _bring_up_to_date(old, ws, choices)
         else: ds = _mend(fo, old, ws, choices)
         _compact_tables(ds, ws)
     return ds

@@ -7,16 +7,16 @@ __all__ = ['RECON', 'MEANINGS', 'OF_AN_IMAGE', 'PACKAGES', 'pairs_of', 'draft_pa
            'empty_stage', 'versions', 'freeze_split', 'read_stages', 'load_split']
 
 # %% ../../nbs/4_curate/01_splits.ipynb #imports
-import importlib.metadata, platform, warnings
+import contextlib, importlib.metadata, platform, warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from hgdpo_curate.curate.pairs import (
-    choose_pairs, control_pairs, levels_of, NORMAL_LEVELS, PAIR, PAIR_CONTROLS, PAIR_STAGES, without_pair,
+    choose_pairs, control_pairs, LeftOut, levels_of, NORMAL_LEVELS, PAIR_CONTROLS, PAIR_STAGES, read_left_out,
+    with_pair_ids, with_scores, without_pair, write_left_out,
 )
-from ..files import pair_id_of
-from ..files import counted
+from ..files import counted, first_changed
 
 # %% ../../nbs/4_curate/01_splits.ipynb #imports-2
 from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError, write_json
@@ -44,7 +44,7 @@ def _check_pool(ws, images):
 
 # %% ../../nbs/4_curate/01_splits.ipynb #check-scores
 def _check_scores(ws, images, scores, scorer):
-    "Check that every candidate image has a score, all by the same weights."
+    "Check that every candidate image has a score, all by the same weights; `images` have score and version already."
     again = f'run: {command_line("score", ws, scorer=scorer)}'
     if scores.score.isna().any():
         raise UserError(
@@ -53,9 +53,9 @@ def _check_scores(ws, images, scores, scorer):
         )
     reconstructions = (images.domain == 'intermediate') & levels_of(images).isin(NORMAL_LEVELS)
     wanted = images[(images.domain == 'generated') | reconstructions]
-    missing = (~wanted.image_id.isin(scores.image_id)).sum()
+    missing = wanted.score.isna().sum()
     if missing: raise UserError(f'{missing} images have no score by {scorer!r} yet; {again}')
-    if scores[scores.image_id.isin(wanted.image_id)].scorer_version.nunique() > 1:
+    if wanted.scorer_version.nunique() > 1:
         raise UserError(f'The scores by {scorer!r} come from several versions of it; {again}')
 
 # %% ../../nbs/4_curate/01_splits.ipynb #with-recon-of-faulty-photos
@@ -82,11 +82,10 @@ def pairs_of(ws,                         # a `Workspace`
             ) -> dict:                    # stage -> pairs; `attrs['dropped']` lists what was excluded and why
     "The three stages' pairs from the tables of a workspace. Raises `UserError` if there are no candidates."
     among = ('prompt_id', prompts) if prompts is not None else None
-    images = ws.table('images', only=among)
+    images = ws.table('images', only=among, columns=['image_id', 'prompt_id', 'domain', 'timestep'])
     subjects = images.image_id if prompts is not None else None
-    scores = ws.table('scores', only=('image_id', subjects) if prompts is not None else None)
     scorer = current_name('scorer', scorer)
-    scores = scores.query('scorer == @scorer')
+    scores = _scores_by(ws, scorer, subjects)
     if not len(scores): raise UserError(_next_step(ws, images, scorer))
     reviews = ws.table('reviews') if use_reviews else None
     flags = open_flags(ws, subjects) if use_flags else None
@@ -94,51 +93,49 @@ def pairs_of(ws,                         # a `Workspace`
     reasons = excluded_photos(ws, use_reviews, approved_only)
     images = images[images.prompt_id.isin(train.prompt_id[~train.real_image_id.isin(reasons)])]
     _check_pool(ws, images)
+    images = with_scores(images, scores)
     _check_scores(ws, images, scores, scorer)
+    del scores                       # 6 million rows
     flags = _with_recon_of_faulty_photos(flags, images)
     stages = choose_pairs(
         images,
-        scores,
+        None,
         flags,
         reviews,
         real_winner,
         prefer_flagged_losers,
     )
     stages['easy'].attrs['dropped'] = _left_out(train, reasons) + stages['easy'].attrs['dropped']
-    return stages | (
-        control_pairs(
-            images,
-            scores,
-            **stages,
-            flags=flags,
-            reviews=reviews,
-        )
-        if controls
-        else {}
+    if not controls: return stages
+    return stages | control_pairs(
+        images,
+        None,
+        **stages,
+        flags=flags,
+        reviews=reviews,
+    )
+
+def _scores_by(ws, scorer, images): # image_id, score, scorer_version
+    columns = ['image_id', 'scorer', 'score', 'scorer_version']
+    return ws.table('scores', only=images if images is None else ('image_id', images), columns=columns).query(
+        'scorer == @scorer'
     )
 
 # %% ../../nbs/4_curate/01_splits.ipynb #left-out
 def _left_out(prompts, reasons): # rows of `prompts`; image id -> reason
-    "The prompts whose photo is left out, as records of `attrs['dropped']`."
-    return [
-        dict(prompt_id=p, image_id=i, reason=reasons[i])
-        for p, i in zip(prompts.prompt_id, prompts.real_image_id)
-        if i in reasons
-    ]
+    "The prompts whose photo is left out, for `attrs['dropped']`."
+    out = prompts[prompts.real_image_id.isin(reasons)]
+    rows = dict(prompt_id=out.prompt_id, image_id=out.real_image_id, reason=out.real_image_id.map(reasons))
+    return LeftOut(pd.DataFrame(rows))
 
 # %% ../../nbs/4_curate/01_splits.ipynb #draft-pairs
 def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
     "Choose the pairs of the three stages (see `pairs_of`) and write them to the table `pairs`. Raises `UserError`."
     ws = open_workspace(workspace)
     stages = pairs_of(ws, **choices)
-    ws.append('pairs', [
-        dict(
-            pair_id=pair_id_of(s, r.prompt_id, r.winner_id, r.loser_id), stage=s, **{k: getattr(r, k) for k in PAIR}
-        )
-        for s in PAIR_STAGES
-        for r in stages[s].itertuples()
-    ])
+    ws.append('pairs', pd.concat([with_pair_ids(stages[s], s).assign(stage=s) for s in PAIR_STAGES], ignore_index=True))
     return stages
+
 
 # %% ../../nbs/4_curate/01_splits.ipynb #splitinfo
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +150,7 @@ class SplitInfo:
     pool: dict          # settings of the pool, fields of `train.recipes.GenerationConfig`
     counts: dict        # stage -> number of pairs
     test_prompts: int   # number of prompts of the test fold
-    dropped: dict       # stage or 'test' -> records with prompt_id, image_id and reason
+    dropped: dict       # stage or 'test' -> `LeftOut`: prompt_id, image_id and reason; in a file of its own
     sha256: dict        # file in the folder -> SHA-256 of its bytes
     versions: dict = field(default_factory=dict)   # Python and packages -> version that froze the split
     broken: list = None # removals since then, records with at, subject, rows and content; None: no removals
@@ -170,11 +167,16 @@ class SplitInfo:
         stored = read_json(Path(folder)/'split.json')
         if not stored: return None
         stored['scorer'] = current_name('scorer', stored['scorer'])
+        stored['dropped'] = read_left_out(folder) or {      # version 0.1 kept it in split.json
+            s: LeftOut(r) for s, r in stored.get('dropped', {}).items()
+        }
         return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
 
     def write(self, folder): # of a split
-        "Write `split.json` atomically."
-        write_json(Path(folder)/'split.json', {k: v for k, v in vars(self).items() if v is not None})
+        "Write `split.json`, and what was left out beside it unless it is there."
+        kept = {k: v for k, v in vars(self).items() if v is not None and k != 'dropped'}
+        write_left_out(folder, self.dropped)
+        write_json(Path(folder)/'split.json', kept)
 
 # %% ../../nbs/4_curate/01_splits.ipynb #split
 class Split(dict):
@@ -189,10 +191,9 @@ class Split(dict):
 
     def _repr_html_(self):
         info = self.info
-        reasons = pd.DataFrame(
-            [(s, d['reason']) for s, records in info.dropped.items() for d in records],
-            columns=['stage', 'left out because'],
-        )
+        tables = [LeftOut.of(r).table.assign(stage=s) for s, r in info.dropped.items()]
+        reasons = pd.concat([pd.DataFrame(columns=['stage', 'reason']), *tables])[['stage', 'reason']]
+        reasons = reasons.rename(columns=dict(reason='left out because'))
         counted = reasons.groupby([*reasons], sort=False).size().rename('times').reset_index()
         return render(
             'split.html',
@@ -252,7 +253,7 @@ def _explained(reason, n):
 
 def explain_left_out(records: list) -> list: # of `SplitInfo.dropped[stage]` -> lines, most frequent first
     "Why prompts have no pair or images must not win, in words, with the remedy if there is one."
-    reasons = pd.Series([d['reason'] for d in records], dtype=object).value_counts(sort=True)
+    reasons = LeftOut.of(records).table.reason.value_counts(sort=True)
     return [_explained(reason, n) for reason, n in reasons.items()]
 
 # %% ../../nbs/4_curate/01_splits.ipynb #empty-stage
@@ -270,12 +271,13 @@ def empty_stage(
     pairs: str,    # the empty set: one of `PAIR_STAGES` or `PAIR_CONTROLS`
 ) -> str:  # the end of a sentence
     "Why a set of pairs is empty, and the command that fixes it."
-    counts, dropped, images = info.counts, info.dropped, ws.table('images')
+    counts, dropped = info.counts, info.dropped
     chain = _CHAIN.get(pairs, ('easy',))
-    reasons = [d['reason'] for d in dropped.get(next((s for s in chain if not counts.get(s)), chain[-1]), [])]
+    stage = next((s for s in chain if not counts.get(s)), chain[-1])
+    reasons = LeftOut.of(dropped.get(stage)).table.reason.unique()
     again = command_line('pairs', ws, split='NEW_NAME', scorer=info.scorer)
     if any(r.startswith('no usable reconstruction') for r in reasons):
-        made = (images.domain == 'intermediate').any()
+        made = (ws.counts().domain == 'intermediate').any()
         steps = [] if made else [command_line('recon', ws), command_line('score', ws, scorer=info.scorer)]
         return f'the split was frozen without reconstructions; run: {", then: ".join([*steps, again])}'
     if any(r.startswith('filter') for r in reasons):
@@ -286,26 +288,31 @@ def empty_stage(
     return f'make a larger pool and freeze a new split with: {again}, or train without this stage'
 
 # %% ../../nbs/4_curate/01_splits.ipynb #with-files
-def _with_files(pairs, ws, stage):
-    "Pairs with id, prompt, and path and hash of both images."
-    images = ws.table('images').set_index('image_id')
-    text = ws.table('prompts').set_index('prompt_id').prompt
-    out = pairs.assign(
-        pair_id=[pair_id_of(stage, r.prompt_id, r.winner_id, r.loser_id) for r in pairs.itertuples()],
-        prompt=text.reindex(pairs.prompt_id).to_numpy(),
-    )
-    for role in ('winner', 'loser'):
-        out = out.assign(**{
-            f'{role}_{c}': images[c].reindex(pairs[f'{role}_id']).to_numpy() for c in ('path', 'sha256')
-        })
-    return out
+def _with_files(drafted, ws): # stage -> pairs; yields (stage, arrow table), of many pairs in pieces
+    "Pairs with id, prompt, and path, hash and size of both images."
+    import pyarrow as pa, pyarrow.compute as pc
+    columns = ['image_id', 'path', 'sha256', 'bytes']
+    images = pa.Table.from_pandas(ws.table('images', columns=columns), preserve_index=False).combine_chunks()
+    prompts = ws.table('prompts', columns=['prompt_id', 'prompt'])
+    ids = pd.concat([df[c] for df in drafted.values() for c in ('winner_id', 'loser_id')]).astype('str')
+    at, begin = pc.index_in(pa.array(ids), value_set=images['image_id'].combine_chunks()), 0    # one search for all
+    for stage, pairs in drafted.items():
+        rows = {role: at.slice(begin + k*len(pairs), len(pairs)) for k, role in enumerate(('winner', 'loser'))}
+        begin += 2*len(pairs)
+        for n in range(0, max(1, len(pairs)), 2**19):
+            piece = with_pair_ids(pairs[n:n + 2**19], stage)
+            piece['prompt'] = piece.prompt_id.map(prompts.set_index('prompt_id').prompt).astype('str')
+            table = pa.Table.from_pandas(piece, preserve_index=False)
+            for role, c in ((r, c) for r in rows for c in columns[1:]):
+                table = table.append_column(f'{role}_{c}', images[c].take(rows[role].slice(n, 2**19)))
+            yield stage, table.replace_schema_metadata(None)
 
 # %% ../../nbs/4_curate/01_splits.ipynb #test-fold
 def _test_fold(ws, trained) -> tuple: # prompt ids of the pairs -> (prompts and photos, records of those left out)
     "The held-out test prompts. Raises `UserError` if one is among the training pairs."
     prompts, reasons = ws.table('prompts').query("fold == 'test'"), excluded_photos(ws)
     test = prompts[~prompts.real_image_id.isin(reasons)].merge(
-        ws.table('images').query("domain == 'real'")[['image_id', 'path', 'sha256']],
+        ws.sql("select image_id, path, sha256 from images where domain = 'real'"),
         left_on='real_image_id',
         right_on='image_id',
         how='left',
@@ -332,12 +339,16 @@ def versions() -> dict: # name -> version
 # %% ../../nbs/4_curate/01_splits.ipynb #pool-facts
 def _pool_facts(ws, easy) -> dict: # fields of `train.recipes.GenerationConfig`
     "How the pool of these pairs was generated."
-    images = ws.table('images')
-    images = images[images.prompt_id.isin(easy.prompt_id)]
-    pool = images[images.domain == 'generated']
+    made = ws.sql(
+        'select prompt_id, domain, coalesce(level, timestep) as level, count(*) as n, '
+        'any_value(steps) as steps, any_value(guidance) as guidance '
+        "from images where domain in ('generated', 'intermediate') group by all"
+    )
+    made = made[made.prompt_id.isin(easy.prompt_id)]
+    pool = made[made.domain == 'generated'].sort_values('prompt_id')
     return dict(
-        size=int(pool.groupby('prompt_id').size().median()),
-        levels=sorted(int(t) for t in levels_of(images[images.domain == 'intermediate']).dropna().unique()),
+        size=int(pool.groupby('prompt_id').n.sum().median()),
+        levels=sorted(int(t) for t in made[made.domain == 'intermediate'].level.dropna().unique()),
         resolution=ws.config['resolution'],
         sampler=ws.config['sampler'],
         steps=int(pool.steps.iloc[0]),
@@ -357,14 +368,13 @@ def freeze_split(workspace,            # a `Workspace` or its folder
     """
     ws = open_workspace(workspace)
     folder = ws.folder('splits', name)
-    stages = draft_pairs(ws, scorer=scorer, controls=controls, **choices)
-    drafted = {s: _with_files(df, ws, s) for s, df in stages.items()}
+    drafted = draft_pairs(ws, scorer=scorer, controls=controls, **choices)
     if drafted['easy'].empty:
         raise UserError(
             'The easy stage has no pairs: no prompt has two images with different scores; make a larger pool '
             f'with: {command_line("pool", ws, n=20)}'
         )
-    content = {s: short_id(*sorted(drafted[s].pair_id)) for s in PAIR_STAGES}
+    content = {s: short_id(*sorted(with_pair_ids(drafted[s], s).pair_id)) for s in PAIR_STAGES}
     if frozen := SplitInfo.read(folder):
         if frozen.content == content and controls <= ('controls.parquet' in frozen.sha256): return folder
         if frozen.content == content:
@@ -403,12 +413,12 @@ def _write_split(ws, folder, drafted, **chosen): # `chosen`: further fields of `
     "Write the folder of a split atomically."
     stages = {s: drafted[s] for s in PAIR_STAGES}
     test, test_left_out = _test_fold(ws, set(stages['easy'].prompt_id))
-    files = {f'{s}.parquet': df for s, df in stages.items()} | {'test_prompts.parquet': test}
-    if controls := [drafted[c].assign(stage=c) for c in PAIR_CONTROLS if c in drafted]:
-        files['controls.parquet'] = pd.concat(controls, ignore_index=True)
+    dropped = {s: df.attrs.get('dropped', LeftOut()) for s, df in stages.items()} | dict(test=test_left_out)
     with atomic_path(folder) as tmp:
         tmp.mkdir()
-        for file, df in files.items(): df.to_parquet(tmp/file, index=False)
+        _write_pairs(tmp, _with_files(drafted, ws))
+        test.to_parquet(tmp/'test_prompts.parquet', index=False)
+        write_left_out(tmp, dropped)
         SplitInfo(
             at=now(),
             base_model=ws.config['base_model'],
@@ -416,10 +426,22 @@ def _write_split(ws, folder, drafted, **chosen): # `chosen`: further fields of `
             versions=versions(),
             counts={s: len(df) for s, df in stages.items()},
             test_prompts=len(test),
-            dropped={s: df.attrs.get('dropped', []) for s, df in stages.items()} | dict(test=test_left_out),
-            sha256={file: file_sha256(tmp/file) for file in files},
+            dropped=dropped,
+            sha256={file.name: file_sha256(file) for file in sorted(tmp.iterdir())},
             **chosen,
         ).write(tmp)
+
+def _write_pairs(folder, pieces): # (stage, arrow table), a stage's one after another
+    "A file for each stage, and one for all controls."
+    import pyarrow as pa, pyarrow.parquet as pq
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for stage, table in pieces:
+            name = stage if stage in PAIR_STAGES else 'controls'
+            if name == 'controls': table = table.append_column('stage', pa.array([stage]*len(table), pa.string()))
+            if name not in files:
+                files[name] = stack.enter_context(pq.ParquetWriter(folder/f'{name}.parquet', table.schema))
+            files[name].write_table(table.cast(files[name].schema))
 
 # %% ../../nbs/4_curate/01_splits.ipynb #read-stages
 def read_stages(folder) -> dict: # of a split -> stage -> pairs
@@ -452,34 +474,38 @@ def _intact_info(ws, name) -> SplitInfo:
 # %% ../../nbs/4_curate/01_splits.ipynb #check-photos
 def _check_photos(ws, name, stages):
     "Raises `UserError` if a photo of the split may no longer be used."
-    photo = ws.table('prompts').set_index('prompt_id').real_image_id
-    gone = {photo.get(p) for df in stages.values() for p in df.prompt_id} & set(excluded_photos(ws, reviews=False))
+    prompts = ws.table('prompts', columns=['prompt_id', 'real_image_id'])
+    prompts = prompts[prompts.real_image_id.isin(excluded_photos(ws, reviews=False))]
+    used = [prompts.prompt_id.isin(df.prompt_id) for df in stages.values()]
+    gone = set(prompts.real_image_id[np.logical_or.reduce(used)]) if used else set()
     if gone:
         raise UserError(
             f'{len(gone)} photos of the split {name!r} may no longer be used (consent or minors, the first is '
             f'{sorted(gone)[0]}); freeze a new split under another name.'
         )
 
-def _check_images(ws, name, stages):
+def _check_images(ws, name, stages, verify):
     "Raises `UserError` if an image of the split is missing or changed."
-    files = {
-        (path, sha)
+    columns = ['path', 'sha256', 'bytes']
+    files = pd.concat([
+        df.reindex(columns=[f'{role}_{c}' for c in columns]).set_axis(columns, axis=1)
         for df in stages.values()
         for role in ('winner', 'loser')
-        for path, sha in zip(df[f'{role}_path'], df[f'{role}_sha256'])
-    }
-    for path, sha in files:
-        if not (ws.root/path).exists() or file_sha256(ws.root/path) != sha:
-            raise UserError(
-                f'{ws.root/path} of the split {name!r} is missing or changed; restore it, or freeze a new split under '
-                'another name.'
-            )
+    ])
+    path = first_changed(ws.root, files, ws.root/'cache'/'checked', verify)
+    if path:
+        raise UserError(
+            f'{ws.root/path} of the split {name!r} is missing or changed; restore it, or freeze a new split under '
+            'another name.'
+        )
 
 # %% ../../nbs/4_curate/01_splits.ipynb #load-split
 def load_split(workspace,         # a `Workspace` or its folder
                name: str = 'v1',   # of the split
                # False also reads a split whose photos may no longer be used, so that it can be documented
-               usable: bool = True
+               usable: bool = True,
+               # hash every image again, also those that were hashed on this machine and have their size and time still
+               verify: bool = False
               ) -> Split:         # stage -> pairs with prompts and files; 'test' -> prompts; 'info' -> `SplitInfo`
     "Read a frozen split. Raises `UserError` if it is absent or changed, or one of its images is missing or changed."
     ws = open_workspace(workspace)
@@ -487,5 +513,5 @@ def load_split(workspace,         # a `Workspace` or its folder
     info = _intact_info(ws, name)
     stages = read_stages(folder) | (_read_controls(folder) if 'controls.parquet' in info.sha256 else {})
     if usable: _check_photos(ws, name, stages)
-    _check_images(ws, name, stages)
+    _check_images(ws, name, stages, verify)
     return Split(stages, test=pd.read_parquet(folder/'test_prompts.parquet'), info=info)

@@ -10,7 +10,7 @@ import base64, html, json, re
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
-from ..curate.pairs import PAIR_STAGES
+from ..curate.pairs import LEFT_OUT, PAIR_STAGES
 from .pages import escape
 from ..files import read_json, UserError
 from ..images.decode import pixel_hash, read_photo
@@ -184,19 +184,25 @@ def _splits_with(ws, t) -> dict: # split -> {file: rows}
     import pyarrow.parquet as pq
     splits, own = {}, set(t.prompts)
     for f in sorted((ws.root/'splits').glob('[!.]*/*.parquet')):
+        if f.name == LEFT_OUT: continue
         n = sum(p in own for p in pq.read_table(f, columns=['prompt_id'])['prompt_id'].to_pylist())
         if n: splits.setdefault(f.parent.name, {})[f.stem] = n
     return splits
 
 # %% ../../nbs/7_document/08_footprint.ipynb #splits-that-list
 def _splits_that_list(ws, t) -> dict: # split -> files
-    "Splits without its rows whose files still name it: pandas stores exclusions in a file's metadata."
-    import pyarrow.parquet as pq
+    "Splits without its rows whose files still name it, as left out; version 0.1 kept that in a file's metadata."
     splits, matcher = {}, Matcher(t)
     for f in sorted((ws.root/'splits').glob('[!.]*/*.parquet')):
-        if f.parent.name not in t.splits and matcher.matches(str(pq.read_schema(f).metadata or '')):
-            splits.setdefault(f.parent.name, []).append(f.name)
+        if f.parent.name not in t.splits and _lists(f, matcher): splits.setdefault(f.parent.name, []).append(f.name)
     return splits
+
+def _lists(file, matcher) -> bool:
+    import pyarrow.compute as pc, pyarrow.parquet as pq
+    if matcher.matches(str(pq.read_schema(file).metadata or '')): return True
+    if file.name != LEFT_OUT: return False
+    rows = pq.read_table(file)
+    return any(i in matcher.ids for c in ('prompt_id', 'image_id') for i in pc.unique(rows[c]).to_pylist())
 
 # %% ../../nbs/7_document/08_footprint.ipynb #runs-on
 def _begun_configs(ws): # config.json of the runs, without failed starts

@@ -23,10 +23,11 @@ from ..files import UserError
 from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..judge.faces import distances_to_photos
+from ..judge.hand_rules import FINGERS
+from ..judge.hands import HAND_FIGURES, hand_figures
 from ..judge.scores import score_images
 from ..tables import current_name, HARMLESS_FLAGS
 from ..workspace import open_workspace
-
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #photos-of
 ENOUGH_PHOTOS = 200     # in the test fold; a Fréchet distance needs many
@@ -197,7 +198,7 @@ def _flag(ws, detector, path, progress):
         ws,
         detector,
         path,
-        ('evaluation',),
+        ('evaluation', 'real') if detector == 'hands' else ('evaluation',),  # hands are compared with the photos'
         progress=progress,
     )
 
@@ -226,7 +227,25 @@ def _measure_all(ws, rows, photos, extractor, recognisers, progress): # -> (the 
         else {}
     )
     for a, r in rows.items(): measurements[a] |= _flagged(ws, r) | dict(identity=faces.get(a, {}))
-    return photo_measurements, measurements
+    own, hands = _hands(ws, rows, photos)
+    for a in rows: measurements[a] |= hands.get(a, {})
+    return photo_measurements | own, measurements
+
+# %% ../../nbs/6_evaluate/04_compare.ipynb #hands-compared
+def _hands(ws, rows, photos): # -> (the photos', model -> figures); empty unless a detector looked at the hands of each
+    def plain(figures): return {k: figures[k].to_numpy() for k in HAND_FIGURES}
+    real = hand_figures(ws, photos.image_id)
+    shape = None if real is None else real[[*FINGERS]].median()
+    found = {a: hand_figures(ws, r.image_id, shape) for a, r in rows.items()}
+    if any(f is None for f in found.values()): return {}, {}
+    return {} if real is None else plain(real), {a: plain(f) for a, f in found.items()}
+
+def _about_hands(photo_measurements, measurements): # a note with the photos' own figure
+    if not any('hand_confidence' in m for m in measurements.values()): return []
+    own = photo_measurements.get('hand_confidence')
+    if own is None or np.isnan(own).all():
+        return ['The hands of the photos were not looked at; to compare with them run: hgdpo flag --detector hands']
+    return [f'Hand confidence of the photos: {np.nanmean(own):.2f}, of {int((~np.isnan(own)).sum())} that show wrists.']
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #compared
 def _compared(ws, rows, prompts, *, scorers, extractor, recognisers, chose, files, progress): # scored images
@@ -259,7 +278,7 @@ def _compared(ws, rows, prompts, *, scorers, extractor, recognisers, chose, file
         chose=chose,
         extractor=getattr(extractor, 'name', ''),
         feature_extractor=extractor,
-        notes=notes + warnings + _without_hue(measurements),
+        notes=notes + warnings + _without_hue(measurements) + _about_hands(photo_measurements, measurements),
         files=tuple(dict.fromkeys(files)),
         measured_by=measured_by(
             ws,

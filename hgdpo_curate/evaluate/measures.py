@@ -36,6 +36,8 @@ BESIDE = dict(     # further figures
     diversity_prompt='diversity within a prompt ↑',
     diversity='diversity overall ↑',
     flagged='flagged by rules ↓',
+    hand_confidence='hand confidence ↑',
+    hand_ratios='fingers unlike the photos\' ↓',
 )
 IDENTITY = 'identity, '     # followed by the recogniser's name: distance of faces to the photo's
 
@@ -58,6 +60,8 @@ HIGHER = dict(     # whether higher is better; None if neither: closer to the ph
     diversity_prompt=True,
     diversity=True,
     flagged=False,
+    hand_confidence=True,
+    hand_ratios=False,
 )
 
 def higher(metric: str): # True, False, or None if neither is better
@@ -70,6 +74,8 @@ POSSIBLE = dict(
     frechet=(0., np.inf),
     rgb_distance=(0., np.inf),
     hue_distance=(0., 180.),
+    hand_confidence=(0., 1.),
+    hand_ratios=(0., np.inf),
     **dict.fromkeys(SHARES, (0., 1.)),
 )
 SLOW = {'frechet', 'hue_distance', 'kid', 'rgb_distance', 'diversity'}
@@ -166,6 +172,7 @@ def statistics_of(
     )
     out |= {('score' if n == 0 else k): _mean(v) for n, (k, v) in enumerate(scores.items())}
     out |= dict(flagged=_mean(measured.get('flagged')), rgb_distance=None)
+    out |= {k: _mean(measured[k]) for k in ('hand_confidence', 'hand_ratios') if k in measured}
     out |= {f'{IDENTITY}{n}': _mean(v) for n, v in measured.get('identity', {}).items()}
     if base is not None: out |= _colour_distances(measured, base)
     return out | _feature_statistics(

@@ -33,7 +33,16 @@ from ..workspace import open_workspace
 
 # %% ../../nbs/6_evaluate/05_results.ipynb #judged
 # no gain over base, or no better direction
-UNJUDGED = ('hue_distance', 'rgb_distance', 'sharpness', 'kid', 'diversity', 'diversity_prompt')
+UNJUDGED = (
+    'hue_distance',
+    'rgb_distance',
+    'sharpness',
+    'kid',
+    'diversity',
+    'diversity_prompt',
+    'hand_confidence',
+    'hand_ratios',
+)
 
 def compared_with(
     comparison: Comparison,  # the measurements
@@ -81,7 +90,7 @@ def headline(comparison: Comparison) -> list: # of sentences, most important fir
     if len(models) < 2: return [f'Only {first} was measured: there is no second model to compare it with.']
     if n < FEW:
         why = f'{n} prompt{"s" if n != 1 else ""} measured, and a verdict needs {FEW}'
-        return [f'No conclusion about {arm} against {first}: {why}.', MORE_PROMPTS]
+        return [f'No conclusion about {arm} against {first}: {why}.', MORE_PROMPTS, *_about_controls(c)]
     verdicts, sentences = compared_with(c, arm, first), []
     words = {k: _listed([_before_and_after(c, m, arm, first) for m, *_ in v]) for k, v in verdicts.items()}
     if words['better']: sentences.append(f'{arm} is better than {first} in {words["better"]}.')

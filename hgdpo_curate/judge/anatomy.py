@@ -10,6 +10,7 @@ import pandas as pd
 from .detections import detect, latest_detections
 from .detectors import load_detector
 from .rules import apply_rules, Detections, joints_of, real_proportions, THRESHOLDS
+from ..registry import rules_of
 from ..workspace import open_workspace
 from ..tables import last_decisions, standing_flags
 
@@ -31,12 +32,12 @@ def _proposals(ws): # (image_id, flag, part, side) -> row of `flags`
     "The rules' proposals for the latest detections."
     det = latest_detections(ws).drop(columns='written_at')
     proportions, size = workspace_proportions(ws, det), ws.table('images').set_index('image_id')[['width', 'height']]
-    out = {}
+    out, more = {}, {name: rules_of(name) for name in det.detector.unique()}
     for (image_id, name), items in det.groupby(['image_id', 'detector'], sort=False):
         detections = Detections(
             name, tuple(size.loc[image_id]), items.to_dict('records'), proportions.get(name, {})
         )
-        for p in apply_rules(detections):
+        for p in apply_rules(detections, more[name]):
             row = dict(
                 p,
                 image_id=image_id,

@@ -19,6 +19,7 @@ def seen(
     confidence,      # 0..1
     box=None,        # [x, y, width, height] in pixels
     keypoints=None,  # [[x, y] or [x, y, confidence] ...] in pixels
+    **more,          # of a hand or foot: side, handed, joint; see the table `detections`
 ) -> dict:
     "One detection, as plain numbers."
     def plain(v): return None if v is None else np.asarray(v, float).round(2).tolist()
@@ -27,6 +28,7 @@ def seen(
         confidence=float(confidence),
         box=plain(box),
         keypoints=plain(keypoints),
+        **more,
     )
 
 # %% ../../nbs/3_judge/03_detections.ipynb #coco

@@ -337,10 +337,13 @@ RULES = [
     rule_triage,
 ]
 
-def apply_rules(detections) -> list: # proposals, each with its rule_version
+def apply_rules(
+    detections,  # of one image by one detector
+    more=(),     # further rules, that the detector brings
+) -> list:  # proposals, each with its rule_version
     "Apply every rule to one detector's detections; duplicates of the same flag, part and side are dropped."
     out = {}
-    for rule in RULES:
+    for rule in [*RULES, *more]:
         for p in rule(detections):
             out.setdefault((p['flag'], p['part'], p['side']), p | dict(rule_version=f'{rule.__name__}/{RULE_VERSION}'))
     return list(out.values())

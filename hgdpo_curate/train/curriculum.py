@@ -408,6 +408,8 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
                      # take a stage from another run of this workspace if the same recipe, pairs, base and start made
                      # it
                      reuse: bool = False,
+                     # hash every image of the split, also those that were hashed on this machine before
+                     verify: bool = False,
                      **overrides                 # fields of the preset or its stages, as in `recipes.override`
                     ) -> RunFolder:              # runs/<run>, with a folder per stage and final/
     """Train the curriculum on a frozen split: every stage from the previous one, and `final/` combined from them.
@@ -417,7 +419,7 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     from hgdpo_curate.pipelines import load_pipeline, model_hash
     _check_resume(resume_from_checkpoint)
     ws, preset, distributed = open_workspace(workspace), load_preset(preset, control, **overrides), Distributed(device)
-    data, base = load_split(ws, split), base or ws.base_model
+    data, base = load_split(ws, split, verify=verify), base or ws.base_model
     model = model_hash(base)
     check_base(ws, model)
     check_needs(preset, base)
