@@ -12,24 +12,24 @@ from hgdpo_curate.curate.reviews import (
 )
 from .database import database_answers, import_fiftyone
 from hgdpo_curate.curate.samples import (
-    dataset_name, declare_fields, FIELDS, find_dataset, INDEXES, is_ours, LABEL_FIELDS, merge_samples, own_tags,
-    sample_id, save_views, update_samples, VIEWS,
+    dataset_name, declare_fields, FIELDS, find_dataset, INDEXES, is_ours, LABEL_FIELDS, merge_samples, own_flags,
+    own_tags, sample_id, save_views, update_samples, VIEWS,
 )
 from ..files import command_line
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #imports-2
 from ..files import UserError
 from ..judge.anatomy import open_flags
-from ..tables import DECISIONS, FLAGS, SCHEMAS
+from ..flag_kinds import flag_kinds
+from ..tables import DECISIONS, SCHEMAS
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #parse-tags
 IMAGE_DECISIONS = [d for d in DECISIONS if d != 'swap']
 
-def _is_flag(tag): return tag.startswith('flag:') and tag[5:] in FLAGS
-
-def _parse_tags(tags, was) -> tuple: # (decision or None, flags, other tags)
+def _parse_tags(tags, was, own=()) -> tuple: # own: names of flags of one's own; (decision or None, flags, other tags)
     "What the tags of a sample say; `was` is the decision that it shows. Of several decisions the newest tag counts."
+    def _is_flag(tag): return tag.startswith('flag:') and is_ours(tag, own)
     decisions = [t for t in tags if t in IMAGE_DECISIONS]
     fresh = [t for t in decisions if t != was]
     decision = fresh[-1] if fresh else was if decisions else None
@@ -75,8 +75,9 @@ def read_tags(ds,                   # a dataset
              ) -> tuple:            # (decisions and flags that changed, {tag that means nothing here: how often})
     "Write what changed in the tags to `reviews` and `flags`, then to the samples' own fields."
     decided, marked, cleared, unknown, changed = {}, {}, {}, {}, {}
+    own = [k.name for k in flag_kinds(ws).values() if k.own]
     for sid, iid, tags, was, confirmed in _retagged(ds, ws, among):
-        decision, flags, other = _parse_tags(tags, was)
+        decision, flags, other = _parse_tags(tags, was, own)
         if decision != was: decided.setdefault(decision or 'undecided', []).append(iid)
         for f in set(flags) - set(confirmed): marked.setdefault(f, []).append(iid)
         for f in set(confirmed) - set(flags): cleared.setdefault(f, []).append(iid)
@@ -106,7 +107,7 @@ def write_prompts(fo,       # the module fiftyone
     rows = sample_rows(ws, choices.get('scorer'), prompts)
     ids = [sample_id(i) for i in rows.image_id]
     if read_tags(ds, ws, among=ids)[0]: rows = sample_rows(ws, choices.get('scorer'), prompts)
-    ds.info['writing'] = True
+    ds.info.update(writing=True, own_flags=[k.name for k in flag_kinds(ws).values() if k.own])
     ds.save()
     merge_samples(ds, ws, rows, own_tags(ds, rows.image_id))
     has_pairs = len(ds.match({'easy': 'winner'}).limit(1))
@@ -187,6 +188,7 @@ def _remember(ds, ws, choices, parts, no_pairs):
         samples=len(ds),
         writing=False,
         no_pairs=no_pairs,
+        own_flags=[k.name for k in flag_kinds(ws).values() if k.own],
     )
     ds.description = (
         f'The workspace {ws.root.name} of hgdpo_curate: photographs, and the images made beside them. Shown from its '
@@ -221,8 +223,9 @@ def _build(fo, name, ws, choices, old):
 
 def _tag_later(ds, tags):
     "Put people's own tags on samples: image id -> tags."
+    own = own_flags(ds)
     for s in ds.select([sample_id(i) for i in tags]).iter_samples(autosave=True, progress=False) if tags else ():
-        s.tags = [t for t in s.tags if is_ours(t)] + tags[s.image_id]
+        s.tags = [t for t in s.tags if is_ours(t, own)] + tags[s.image_id]
 
 # %% ../../nbs/4_curate/05_dataset.ipynb #mend
 def _mend(fo, ds, ws, choices):

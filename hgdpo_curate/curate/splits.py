@@ -20,10 +20,11 @@ from ..files import counted
 
 # %% ../../nbs/4_curate/01_splits.ipynb #imports-2
 from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError, write_json
+from ..flag_kinds import harmless_flags
 from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..show import render
-from ..tables import now
+from ..tables import last_decisions, now
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/01_splits.ipynb #next-step
@@ -94,6 +95,7 @@ def pairs_of(ws,                         # a `Workspace`
     images = images[images.prompt_id.isin(train.prompt_id[~train.real_image_id.isin(reasons)])]
     _check_pool(ws, images)
     _check_scores(ws, images, scores, scorer)
+    if flags is not None: flags = flags[~flags.flag.isin(harmless_flags(ws))]
     flags = _with_recon_of_faulty_photos(flags, images)
     stages = choose_pairs(
         images,
@@ -104,6 +106,7 @@ def pairs_of(ws,                         # a `Workspace`
         prefer_flagged_losers,
     )
     stages['easy'].attrs['dropped'] = _left_out(train, reasons) + stages['easy'].attrs['dropped']
+    if reviews is not None: _add_unmet(ws, stages, reviews, train.prompt_id)
     return stages | (
         control_pairs(
             images,
@@ -117,6 +120,17 @@ def pairs_of(ws,                         # a `Workspace`
     )
 
 # %% ../../nbs/4_curate/01_splits.ipynb #left-out
+def _add_unmet(ws, stages, reviews, prompts):
+    "Record of each stage the decisions on pairs that are drawn no more."
+    decided = last_decisions(reviews).decision
+    decided = decided[decided.isin(['swap', 'reject', 'duplicate'])]
+    known = ws.table('pairs', only=('pair_id', decided.index))
+    for r in known[known.prompt_id.isin(prompts)].itertuples():
+        stage = stages[r.stage]
+        if r.pair_id in stage.attrs.get('met', ()): continue
+        reason = f'{decided[r.pair_id]} met no pair'
+        stage.attrs['dropped'].append(dict(prompt_id=r.prompt_id, image_id='', reason=reason))
+
 def _left_out(prompts, reasons): # rows of `prompts`; image id -> reason
     "The prompts whose photo is left out, as records of `attrs['dropped']`."
     return [
@@ -236,6 +250,9 @@ MEANINGS = {
         "the best reconstruction scores below the pool's best image, so it would teach nothing (the paper's filter)",
         '',
     ),
+    'swap met no pair': ('a person swapped a pair that is drawn no more, since other images win or lose now', ''),
+    'reject met no pair': ('a person rejected a pair that is drawn no more, since other images win or lose now', ''),
+    'duplicate met no pair': ('a person set aside a pair that is drawn no more', ''),
     'pair rejected': ('a person rejected the pair', ''),
     'swapped, but': ('a person swapped the pair, but the image that would win must not', ''),
 }
