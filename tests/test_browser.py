@@ -172,6 +172,7 @@ def world(tmp_path_factory, mongo):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         page = browser.new_page(viewport=dict(width=1400, height=850))
+        page.set_default_timeout(120_000)                                          # of a busy machine
         page.route(
             '**/*',
             lambda r: (
@@ -297,7 +298,7 @@ def test_a_pair_is_judged_side_by_side_and_trained_that_way(world):
     ws, me = world
     me.see('pairs-easy')
     before = pairs_of(ws)['easy'].set_index('prompt_id')
-    me.page.locator('[data-cy="new-panel-btn"]').click()
+    me.page.locator('[data-cy="new-panel-btn"]').first.click()
     me.page.get_by_text('Pairs, side by side').first.click()
     winner, loser = (me.page.locator(f'[data-cy="hgdpo-{role}"]') for role in ('winner', 'loser'))
     winner.wait_for(timeout=60_000)
@@ -350,7 +351,7 @@ def test_captions_are_shown_as_text(world):
 def test_the_panel_counts_what_is_done(world):
     ws, me = world
     me.see('pool-by-prompt')
-    me.page.locator('[data-cy="new-panel-btn"]').click()
+    me.page.locator('[data-cy="new-panel-btn"]').first.click()
     me.page.get_by_text('Curation progress').first.click()
     photos = set(ws.table('images').query("domain == 'real'").image_id)
     decided = {i for i, d in reviews(ws).items() if d != 'taken back'}

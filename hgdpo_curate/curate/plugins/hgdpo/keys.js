@@ -8,7 +8,7 @@
   // --- what the bar knows: one object, and whoever draws from it is told of changes
   const S = {
     modal: null, looker: null, selected: [], view: null, patches: false, about: null, counts: null,
-    panelAt: 0, selectAt: 0, progress: null,
+    acting: null, panelAt: 0, selectAt: 0, progress: null,
     queue: [], busy: false, hold: null, toasts: [], help: false, asking: false, moveOn: true, panel: null, stale: false,
     reviewer: localStorage.getItem("hgdpo-reviewer") || "", paces: [], app: {}, sent: Promise.resolve(), trail: [],
   };
@@ -121,7 +121,7 @@
     S.hold = { flag, natural };
     draw();
     for (let n = 0; n < 60 && !S.queue.length; n++) await sleep(15);
-    S.hold = null;
+    S.hold = S.acting = null;
     draw();
     const next = S.queue[0];
     const part = next && PARTS[next.key.toLowerCase()];
@@ -187,12 +187,13 @@
     S.busy = true;
     draw();
     while (S.queue.length) {
-      const item = S.queue.shift();
+      const item = (S.acting = S.queue.shift());
       try {
         await act(item);
       } catch (err) {
         toast(`It was not done: ${(err && err.message) || err}`, { bad: true });
       }
+      S.acting = null;
       draw();
     }
     await S.sent.catch(() => null);
@@ -229,7 +230,9 @@
     // a digit by its place, so that shift does not make it a sign
     const digit = /^Digit(\d)$/.exec(e.code || "");
     const key = undo ? "undo" : digit && (e.shiftKey || /^\d$/.test(e.key)) ? digit[1] : e.key.length === 1 ? e.key.toLowerCase() : e.key;
-    const second = S.hold && (PARTS[key] || key === "Enter");
+    // also where the flag itself still waits for its picture
+    const flagged = S.hold || [...(S.acting ? [S.acting] : []), ...S.queue].slice(-1).some((item) => flagOf(item.key));
+    const second = flagged && (PARTS[key] || key === "Enter");
     // a panel of ours takes the keys, unless pictures were selected in the grid since
     const panelFirst = S.panel && S.modal === null && !second && (!S.selected.length || S.panelAt >= S.selectAt);
     if (panelFirst && S.panel.key(key, e)) return stop();
@@ -270,9 +273,12 @@
     .hg-box table { border-collapse: collapse; } .hg-box td { padding: 1px 10px 1px 0; vertical-align: top; }
     .hg-cols { display: flex; gap: 28px; flex-wrap: wrap; } .hg-box h4 { margin: 2px 0 4px; }
     .hg-who input { font: inherit; width: 130px; }
-    [data-cy="looker"] { container-type: inline-size; }
+    [data-cy="looker"] { container-type: inline-size; user-select: none; }
     [data-cy="looker"] [class*="lookerTags"] { max-height: 34%; overflow: hidden; }
-    @container (max-width: 100px) { [class*="lookerTags"] { display: none !important; } }
+    @container (max-width: 170px) { [class*="lookerTags"] { max-height: 15px; font-size: 10px !important;
+      line-height: 13px !important; flex-wrap: nowrap !important; } [class*="lookerTags"] > * { line-height: 12px !important;
+      padding: 0 2px !important; margin: 0 1px !important; } }
+    @container (max-width: 90px) { [class*="lookerTags"] { display: none !important; } }
     @media (max-width: 1180px) { .hg-word { display: none; } }
     @media (max-width: 1100px) { a[href*="why-upgrade"] { display: none !important; } }
     @media (max-width: 720px) { .hg-count { display: none; } }
