@@ -86,7 +86,7 @@ class Reviewer:
 
     def see(self, view):
         self.page.goto('about:blank')
-        self.page.goto(f'{self.address}?view={view}')
+        self.page.goto(f'{self.address}?view={view}', wait_until='commit')
         self.page.locator('[data-cy="looker"]').first.wait_for(timeout=180_000)
         self.page.wait_for_function('() => window.hgdpo && window.hgdpo.S.about', timeout=180_000)
         self.page.wait_for_timeout(1000)

@@ -98,8 +98,8 @@ class Reviewer:
 
     def see(self, view, name=None):
         self.page.goto('about:blank')
-        self.page.goto(f'{self.address}?view={view}')
-        self.page.locator('[data-cy="looker"]').first.wait_for(timeout=90_000)
+        self.page.goto(f'{self.address}?view={view}', wait_until='commit')
+        self.page.locator('[data-cy="looker"]').first.wait_for(timeout=240_000)
         # thumbnails are drawn after they are there
         self.page.wait_for_timeout(1500)
         self.close()                                                           # the App remembers a picture left open
