@@ -48,7 +48,7 @@ HIDDEN = {'workspace', 'progress', 'fold', 'domains', 'images', 'start', 'pairs'
 RECIPE_FIELDS = ('train.recipes.Stage', 'train.recipes.Preset')
 VERBS = dict(
     init=Verb('verbs.make_workspace'),
-    photos=Verb('verbs.bring_in', stated=True),
+    photos=Verb('verbs.bring_in', stated=True, positional='folder'),
     tiny=Verb('verbs.train_small', flags=(('steps', 'steps'),)),
     sft=Verb('train.sft.train_sft'),
     pool=Verb('images.pool.generate_pool', '{} images made'),

@@ -230,7 +230,12 @@ def _size_and_time(path):
 
 def _hashed_before(kept):
     import pandas as pd
-    columns = dict(path='str', sha256='str', size='int64', time='int64')
+    columns = dict(
+        path='str',
+        sha256='str',
+        size='int64',
+        time='int64',
+    )
     try: return pd.read_csv(kept, sep='\t', dtype=columns, keep_default_na=False)[[*columns]]
     except (OSError, ValueError, KeyError): return pd.DataFrame({c: pd.Series(dtype=k) for c, k in columns.items()})
 

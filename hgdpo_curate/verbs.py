@@ -67,7 +67,9 @@ STATED = [name for name, column in stated_columns().items() if column.type]    #
 
 def bring_in(
     workspace,                     # a workspace or its folder
-    folder: str,                   # folder of photos with metadata.jsonl, metadata.csv or a .txt for each
+    folder: str = None,            # folder of photos with metadata.jsonl, metadata.csv or a .txt for each
+    from_fiftyone: str = None,     # instead of a folder: the name of a FiftyOne dataset, whose tags become decisions
+    caption_field: str = 'caption',   # which of its fields holds the captions
     skip_bad: bool = False,        # leave out and list unreadable photos instead of stopping
     # 'crop', 'pad' or 'leave_out': what to do if a person does not fit into the resolution: crop, fill with plain
     # gray, or leave the photo out (default: the workspace's setting, else crop)
@@ -88,6 +90,10 @@ def bring_in(
     from hgdpo_curate.judge.scores import photo_embedder
     if unknown := sorted(stated.keys() - set(STATED)):
         raise UsageError(f'There is no fact {unknown[0]!r} of a photo; choose among {", ".join(STATED)}.')
+    if bool(folder) == bool(from_fiftyone): raise UsageError('Give either --folder or --from_fiftyone.')
+    if from_fiftyone:
+        from hgdpo_curate.curate.exchange import photos_from_fiftyone
+        folder = photos_from_fiftyone(workspace, from_fiftyone, caption_field)
     report = import_photos(
         workspace,
         folder,
@@ -99,6 +105,9 @@ def bring_in(
         near=near,
         test_share=test_share,
     )
+    if from_fiftyone:
+        from hgdpo_curate.curate.exchange import decisions_from_fiftyone
+        report = f'{report}\n{decisions_from_fiftyone(workspace, from_fiftyone)}'
     step = step_after_photos(workspace)
     return f'{report}\nnext: {step}' if step else str(report)
 
@@ -166,15 +175,21 @@ def score_by(
 # %% ../nbs/8_run/03_verbs.ipynb #review-in-app
 def review_in_app(
     workspace,                 # a workspace or its folder
-    view: str = None,          # saved view to open
+    view: str = None,          # saved view to begin with, e.g. "pairs: easy" (default: what is due)
     scorer: str = None,        # whose scores sort and pair (default: the newest split's, else smallscore)
     where: str = None,         # a part: best_and_worst, flagged, disagreements, or SQL such as "score > 1"
     port: int = 5151,          # port on 127.0.0.1, 1024..65535
     build_only: bool = False,  # build dataset and views without opening the App
+    export: str = None,        # instead: write the images of the view (default: real: approved) to this new folder
+    format: str = 'FiftyOneDataset',   # one of FiftyOne's formats, for --export
 ):
     "Open the FiftyOne App on the saved views."
     from hgdpo_curate.curate.app import open_app
     from hgdpo_curate.curate.dataset import build_dataset
+    if export:
+        from hgdpo_curate.curate.exchange import export_view
+        n = export_view(workspace, export, format, view or 'real: approved')
+        return f'{n} images written to {export}'
     if build_only: return f'{build_dataset(workspace, scorer, where).name} is built, with its saved views'
     app = open_app(
         workspace,
@@ -183,7 +198,8 @@ def review_in_app(
         scorer,
         where,
     )
-    print(f'The App is open at {app.url}; close its tab or press Ctrl-C here when done, then run: '
+    print(f'The App is open at {app.url}; close its tab or press Ctrl-C here when done. What is decided by keys and '
+          'buttons is in the tables at once; only tags set by hand are read back, within seconds, with: '
           f'{command_line("review", workspace)}')
     try: app.wait(-1)
     except KeyboardInterrupt: print()
@@ -378,7 +394,8 @@ def confirmed(question: str) -> bool:
 def print_split(folder, given):
     "A frozen split: pairs per stage, why prompts have none, and the next command."
     from hgdpo_curate.curate.pairs import without_pair
-    from hgdpo_curate.curate.splits import explain_left_out, read_stages, SplitInfo
+    from hgdpo_curate.curate.left_out import explain_left_out
+    from hgdpo_curate.curate.splits import read_stages, SplitInfo
     from hgdpo_curate.files import counted
     info = SplitInfo.read(folder)
     bare = without_pair(read_stages(folder), info.dropped)

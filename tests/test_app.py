@@ -156,7 +156,9 @@ def test_the_limit_of_near_duplicates_is_set_in_the_app_and_no_decision_is_lost(
     def alike(distance): # as the App calls it
         said = []
         ops = SimpleNamespace(notify=lambda text, variant: said.append(text), reload_samples=lambda: None)
-        ctx = SimpleNamespace(dataset=built, current_sample=None, selected=[], ops=ops, request_params={})
+        ctx = SimpleNamespace(
+            dataset=built, current_sample=None, selected=[], ops=ops, request_params={}, view=built.view()
+        )
         Alike().execute(SimpleNamespace(**vars(ctx), params=dict(distance=distance)))
         return said[0]
     def shown(): return built.load_saved_view('real: duplicates')
@@ -192,3 +194,78 @@ def test_the_limit_of_near_duplicates_is_set_in_the_app_and_no_decision_is_lost(
     folder = __import__('pathlib').Path(names.iloc[0]).parent
     assert import_photos(ws, folder, progress=lambda items, **k: items).near_duplicates == 0
     assert set(build_dataset(ws, 'chance').load_saved_view('real: duplicates').values('image_id')) == {b, c}
+
+
+def test_an_undone_bulk_leaves_tables_and_samples_as_they_were(ws, built):
+    from hgdpo_curate.curate.operators import decide_samples, flag_samples, undo_samples
+    from hgdpo_curate.curate.splits import pairs_of
+    def seen():
+        built.reload()
+        return contents(built), {s: df.winner_id.tolist() for s, df in pairs_of(ws, 'chance').items()}
+    before = seen()
+    winners = built.load_saved_view('pool: winners').values('id')
+    decide_samples(built, winners[:2], 'reject', 'anna')
+    flag_samples(
+        built,
+        winners,
+        'bad_hand',
+        reviewer='anna',
+    )
+    after = seen()
+    assert after != before and not set(after[1]['easy']) & set(before[1]['easy'])           # others win now
+    for what in ('bad hand', 'reject'): assert undo_samples(built, 'anna')[0] == what
+    assert seen() == before
+    assert len(ws.table('flags', history=True).query("reviewer == 'anna'")) == 2*len(winners)   # history stays
+
+
+def test_two_reviewers_on_one_picture_and_one_takes_back(ws, built):
+    from hgdpo_curate.curate.operators import decide_samples, undo_samples
+    photo = built.load_saved_view('real: to review').first().id
+    decide_samples(built, [photo], 'approve', 'anna')
+    decide_samples(built, [photo], 'reject', 'ben')
+    decide_samples(built, [photo], 'duplicate', 'anna')
+    assert built[photo].decision == 'duplicate' and built[photo].reviewers_differ
+    undo_samples(built, 'anna')
+    built.reload()
+    assert (built[photo].decision, built[photo].reviewer) == ('reject', 'ben')               # his word was the later
+    undo_samples(built, 'ben')
+    assert (built[photo].decision, built[photo].reviewer) == ('approve', 'anna')
+
+
+def test_a_flag_of_ones_own_is_shown_counted_and_bars_only_if_it_says_so(ws, built):
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.operators import flag_samples
+    from hgdpo_curate.curate.reviews import review_progress
+    from hgdpo_curate.curate.splits import pairs_of
+    (ws.root/'flags.toml').write_text('[watermark]\nbars = false\nkey = "m"\n\n[wrong_coat]\nwords = "not our coat"\n')
+    winner, other = built.load_saved_view('pool: winners').limit(2)
+    flag_samples(built, [winner.id], 'watermark', reviewer='anna')
+    assert built[winner.id].tags == ['flag:watermark'] and not built[winner.id].anatomy_failure
+    assert winner.image_id in set(pairs_of(ws, 'chance')['easy'].winner_id)
+    flag_samples(built, [other.id], 'wrong_coat', reviewer='anna')
+    assert other.image_id not in set(pairs_of(ws, 'chance')['easy'].winner_id)
+    again = build_dataset(ws, 'chance')
+    assert again[winner.id].confirmed == ['watermark'] and again[winner.id].tags == ['flag:watermark']
+    assert review_progress(ws)['flags']['confirmed'] == dict(watermark=1, wrong_coat=1)
+
+
+def test_a_deleted_file_an_empty_view_and_another_scorer_break_nothing(ws, built):
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.operators import decide_samples, swap_samples
+    from hgdpo_curate.curate.panels import image_details, pair_details, pool_details
+    from hgdpo_curate.files import UserError
+    photo = built.load_saved_view('real: to review').first()
+    __import__('os').remove(photo.filepath)
+    assert image_details(built, [photo.id])[0]['filepath'] == photo.filepath
+    decide_samples(built, [photo.id], 'reject', 'anna')
+    assert built[photo.id].decision == 'reject'
+    for part in ('hands', 'faces', 'people'): len(built.load_saved_view(f'parts: {part}'))
+    loser, scores = built.load_saved_view('pool: losers').first(), ws.table('scores').drop(columns='written_at')
+    ws.append('scores', scores.assign(scorer='contrary', score=-scores.score))
+    other = build_dataset(ws, 'contrary')
+    assert other[loser.id].easy == 'winner' and other[loser.id].scored_by.startswith('contrary ')
+    with pytest.raises(UserError): swap_samples(other, photo.id)
+    assert pool_details(other)['prompts'] > 1 and not pair_details(other, 'easy').get('refused')
+    for stage in ('easy', 'normal', 'hard'):
+        shown = pair_details(other, stage)
+        assert shown['pairs'] == len(other.match({stage: 'winner'}))

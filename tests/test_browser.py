@@ -20,12 +20,12 @@ pytestmark = [
 ]
 
 
-def make_world(folder):
+def make_world(folder, prompts=12):
     "A workspace whose pool has known faults, and a caption that tries to be a script."
     from hgdpo_curate import create_workspace
     from hgdpo_curate.toy.drawings import draw_person
     ws = create_workspace(folder, resolution='40x56')
-    for p in range(12):
+    for p in range(prompts):
         d, pid = draw_person([71, p]), f'{p:016x}'
         made = {f'{p:02x}{k:014x}': draw_person([72, p, k], d.attributes, 'any' if k == 2 else '') for k in range(4)}
         ws.append(
@@ -98,8 +98,8 @@ class Reviewer:
 
     def see(self, view, name=None):
         self.page.goto('about:blank')
-        self.page.goto(f'{self.address}?view={view}')
-        self.page.locator('[data-cy="looker"]').first.wait_for(timeout=90_000)
+        self.page.goto(f'{self.address}?view={view}', wait_until='commit')
+        self.page.locator('[data-cy="looker"]').first.wait_for(timeout=240_000)
         # thumbnails are drawn after they are there
         self.page.wait_for_timeout(1500)
         self.close()                                                           # the App remembers a picture left open
@@ -113,7 +113,23 @@ class Reviewer:
         self.ready()
 
     def ready(self): # keys act on the open sample, and wait for nothing
-        self.page.locator('[data-cy="hgdpo-keys"][data-sample]:not([data-waiting])').wait_for(timeout=60_000)
+        ready = self.page.locator('[data-cy="hgdpo-keys"][data-sample]:not([data-waiting])')
+        ready.wait_for(state='attached', timeout=60_000)
+
+    def idle(self): # nothing waits, whether a picture is open or not
+        self.page.locator('[data-cy="hgdpo-keys"]:not([data-waiting])').wait_for(state='attached', timeout=60_000)
+
+    def toast(self, text): # one that says this
+        return self.page.locator('[data-cy="hgdpo-toast"]', has_text=text).first
+
+    def select(self, first, last): # in the grid, with two clicks
+        tiles = self.page.locator('[data-cy="looker"]')
+        for place, modifiers in ((first, []), (last, ['Shift'])):
+            tiles.nth(place).hover()
+            tiles.nth(place).click(position=dict(x=16, y=16), modifiers=modifiers)          # its checkbox
+            self.actions += 1
+
+    def tiles(self): return self.page.locator('[data-cy="looker"]').count()
 
     def shown(self): # the sample that the keys act on; the sidebar draws only the entries that are in view
         return self.page.locator('[data-cy="hgdpo-keys"]').first.get_attribute('data-sample')
@@ -156,6 +172,7 @@ def world(tmp_path_factory, mongo):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         page = browser.new_page(viewport=dict(width=1400, height=850))
+        page.set_default_timeout(120_000)                                          # of a busy machine
         page.route(
             '**/*',
             lambda r: (
@@ -171,22 +188,75 @@ def world(tmp_path_factory, mongo):
 def reviews(ws): return ws.table('reviews').set_index('subject_id').decision
 
 
-def test_photos_are_approved_and_rejected_with_one_key_each(world):
+def test_ten_hasty_keys_are_ten_decisions_and_undo_takes_back(world):
     ws, me = world
     me.see('real-to-review')
     me.open()
     before = me.actions
-    for n, key in enumerate('aaadaa', 1):
-        shown = me.shown()
-        # a hasty second stroke must not decide on the next photo unseen, nor twice on this
-        me.press(key)
+    for key in 'aaadaaaada':
         me.page.keyboard.press(key)
-        me.until(lambda n=n: len(ws.table('reviews')) == n)
-        me.until(lambda shown=shown: me.shown() != shown)
+        me.page.wait_for_timeout(120)
+        me.actions += 1
+    me.toast('10 of 12').wait_for(timeout=90_000)
+    me.idle()
     me.shoot('reviewing')
+    assert me.actions - before == 10                                               # one key per photo
+    assert reviews(ws).value_counts().to_dict() == dict(approve=8, reject=2) and len(reviews(ws)) == 10
+    shown = me.shown()
+    for left in (9, 8):
+        me.page.keyboard.press('Backspace')
+        me.toast(f'{left} of 12' if left < 9 else 'taken back').wait_for(timeout=60_000)
+        me.ready()
+    taken = reviews(ws).value_counts()
+    assert taken['taken back'] == 2 and me.shown() != shown                        # the picture is shown again
+    me.press('a')
+    me.until(lambda: (reviews(ws) == 'approve').sum() == 8)
+    me.idle()
     me.close()
-    assert reviews(ws).value_counts().to_dict() == dict(approve=5, reject=1)       # six photos, six of them different
-    assert (me.actions - before)/6 <= 2 and len(reviews(ws)) == 6
+    me.until(lambda: me.tiles() == 3)                                              # what is decided has left the view
+    assert '8 approved, 1 rejected, 3 left' in me.page.locator('[data-cy="hgdpo-counts"]').inner_text()
+    me.shoot('reviewed')
+
+
+def test_a_selection_is_flagged_and_taken_back_with_one_key(world):
+    ws, me = world
+    me.see('pool-losers')
+    before, tiles = me.actions, me.tiles()
+    me.select(0, tiles - 1)
+    me.page.keyboard.press('8')
+    me.page.locator('[data-cy="hgdpo-hold"]').wait_for(timeout=20_000)             # the words for a second key
+    me.shoot('flagging')
+    me.toast(f'{tiles} flagged impossible pose').wait_for(timeout=90_000)
+    assert me.actions + 1 - before <= 4 and tiles >= 9
+    mine = ws.table('flags').query("source == 'human' and flag == 'impossible_pose'")
+    assert len(mine) == tiles and set(mine.status) == {'confirmed'}
+    me.idle()
+    me.page.keyboard.press('Backspace')
+    me.toast('taken back: impossible pose').wait_for(timeout=90_000)
+    me.idle()
+    assert set(ws.table('flags').query("flag == 'impossible_pose' and source == 'human'").status) == {'taken back'}
+
+
+def test_a_flag_names_the_part_by_a_second_key_and_zero_clears(world):
+    ws, me = world
+    me.see('pool-anatomy-failures')
+    me.open()
+    first = me.shown()
+    me.press('3')
+    me.page.keyboard.press('Shift+H')
+    me.until(lambda: (ws.table('flags').query("source == 'human'").flag == 'bad_hand').any())
+    me.until(lambda: me.shown() != first)
+    flag = ws.table('flags').query("flag == 'bad_hand' and source == 'human'").iloc[0]
+    assert (flag.part, flag.side, flag.status, flag.reviewer) == ('hand', 'right', 'confirmed', 'tester')
+    second = me.shown()
+    me.press('Shift+Digit1')                                                       # shift keeps the picture
+    me.until(lambda: (ws.table('flags').query("source == 'human'").flag == 'extra_limb').any())
+    me.ready()
+    assert me.shown() == second
+    me.press('0')
+    me.until(lambda: (ws.table('flags').query("source == 'human'").status == 'cleared').any())
+    me.idle()
+    me.close()
 
 
 def test_an_anatomy_failure_is_flagged_by_the_form(world):
@@ -194,45 +264,78 @@ def test_an_anatomy_failure_is_flagged_by_the_form(world):
     me.see('pool-anatomy-failures')
     me.open()
     me.press('g')
-    me.page.get_by_text('bad_hand', exact=True).first.click()
-    me.shoot('flagging')
+    me.page.get_by_text('bad foot', exact=True).first.click()
     me.page.get_by_role('button', name='Execute').click()
-    me.until(lambda: (ws.table('flags').source == 'human').any())
-    flag = ws.table('flags').query("source == 'human'").iloc[0]
-    assert (flag.flag, flag.status, flag.reviewer) == ('bad_hand', 'confirmed', 'tester')
+    me.until(lambda: (ws.table('flags').query("source == 'human'").flag == 'bad_foot').any())
     me.page.wait_for_timeout(1000)
     me.close()
 
 
-def test_a_digit_flags_and_zero_clears(world):
+def test_a_fault_of_the_winner_is_followed_at_once(world):
+    from hgdpo_curate.curate.splits import pairs_of
     ws, me = world
-    me.see('pool-anatomy-failures')
+    me.see('pool-winners')
+    before = dict(zip(*[pairs_of(ws)['easy'][c] for c in ('prompt_id', 'winner_id')]))
     me.open()
-    first = me.shown()
-    me.press('1')
-    me.until(lambda: (ws.table('flags').query("source == 'human'").flag == 'extra_limb').any())
-    me.until(lambda: me.shown() != first)
-    me.press('0')
-    me.until(lambda: (ws.table('flags').query("source == 'human'").status == 'cleared').any())
+    me.press('Shift+Digit3')
+    me.page.keyboard.press('Enter')                                                # no part
+    me.until(lambda: dict(zip(*[pairs_of(ws)['easy'][c] for c in ('prompt_id', 'winner_id')])) != before)
+    me.idle()
     me.page.wait_for_timeout(500)
+    role = me.page.evaluate('window.hgdpo.S.looker.sample.easy')
+    assert role != 'winner'                                                        # in the picture that is open
+    me.shoot('winner-no-more')
+    me.page.keyboard.press('Backspace')
+    me.until(lambda: dict(zip(*[pairs_of(ws)['easy'][c] for c in ('prompt_id', 'winner_id')])) == before)
+    me.idle()
+    me.page.wait_for_timeout(500)
+    assert me.page.evaluate('window.hgdpo.S.looker.sample.easy') == 'winner'
     me.close()
 
 
-def test_a_pair_is_swapped_and_trained_that_way(world):
+def test_a_pair_is_judged_side_by_side_and_trained_that_way(world):
     from hgdpo_curate.curate.splits import pairs_of
     ws, me = world
     me.see('pairs-easy')
     before = pairs_of(ws)['easy'].set_index('prompt_id')
-    # of the fifth pair: the first one's loser was flagged above, the fourth photo rejected
-    me.open(8)
-    me.press('w')
+    me.page.locator('[data-cy="new-panel-btn"]').first.click()
+    me.page.get_by_text('Pairs, side by side').first.click()
+    winner, loser = (me.page.locator(f'[data-cy="hgdpo-{role}"]') for role in ('winner', 'loser'))
+    winner.wait_for(timeout=60_000)
+    me.page.keyboard.press('ArrowRight')
+    me.page.get_by_text('pair 2 of').wait_for(timeout=30_000)
+    ids = [x.get_attribute('data-id') for x in (winner, loser)]
+    winner.hover()
+    me.page.mouse.wheel(0, -300)
+    zooms = {x.locator('img').evaluate('i => i.style.transform') for x in (winner, loser)}
+    assert len(zooms) == 1 and 'scale(1)' not in zooms.pop()                       # both pictures zoom together
+    me.shoot('pair')
+    me.page.keyboard.press('w')
     me.until(lambda: (reviews(ws) == 'swap').any())
-    me.close()
+    me.until(lambda: [x.get_attribute('data-id') for x in (winner, loser)] == ids[::-1])
     after = pairs_of(ws)['easy'].set_index('prompt_id')
     turned = [
         p for p in after.index if after.winner_id[p] == before.loser_id[p] and after.loser_id[p] == before.winner_id[p]
     ]
     assert len(turned) == 1
+
+
+def test_no_button_hides_at_1300_pixels_and_the_keys_are_listed(world):
+    ws, me = world
+    me.page.set_viewport_size(dict(width=1300, height=800))
+    me.see('real-approved')
+    bar = me.page.locator('[data-cy="hgdpo-bar"] button')
+    assert bar.count() >= 12
+    for n in range(bar.count()):
+        box = bar.nth(n).bounding_box()
+        assert box['x'] >= 0 and box['x'] + box['width'] <= 1300, bar.nth(n).inner_text()
+    me.page.keyboard.press('?')
+    keys = me.page.locator('[data-cy="hgdpo-help"]')
+    keys.wait_for(timeout=10_000)
+    assert 'approve' in keys.inner_text() and "FiftyOne's" in keys.inner_text() and 'bad hand' in keys.inner_text()
+    me.shoot('keys')
+    me.page.keyboard.press('?')
+    me.page.set_viewport_size(dict(width=1400, height=850))
 
 
 def test_captions_are_shown_as_text(world):
@@ -248,9 +351,10 @@ def test_captions_are_shown_as_text(world):
 def test_the_panel_counts_what_is_done(world):
     ws, me = world
     me.see('pool-by-prompt')
-    me.page.locator('[data-cy="new-panel-btn"]').click()
+    me.page.locator('[data-cy="new-panel-btn"]').first.click()
     me.page.get_by_text('Curation progress').first.click()
     photos = set(ws.table('images').query("domain == 'real'").image_id)
-    me.page.get_by_text(f'{len(photos & set(reviews(ws).index))} of 12 photos reviewed').wait_for(timeout=60_000)
+    decided = {i for i, d in reviews(ws).items() if d != 'taken back'}
+    me.page.get_by_text(f'{len(photos & decided)} of 12 photos reviewed').wait_for(timeout=60_000)
     me.page.wait_for_timeout(1500)
     me.shoot('progress')

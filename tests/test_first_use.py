@@ -65,7 +65,7 @@ def _error(action):
 
 
 def test_a_stage_that_the_filter_emptied_is_said_so(no_recon):
-    from hgdpo_curate.curate.splits import empty_stage
+    from hgdpo_curate.curate.left_out import empty_stage
     info = dict(counts=dict(easy=3, normal=0, hard=0), scorer='smallscore')
     reasons = dict(normal=[dict(reason='filter: f(winner) < f(loser)')]*3)
     for stage in ('normal', 'hard', 'skip', 'real'):
@@ -230,7 +230,7 @@ def test_the_contact_sheet_goes_with_a_photo(trained, copy_of):
 
 
 def test_pairs_say_in_words_why_and_what_next(finished, copy_of, capsys):
-    from hgdpo_curate.curate.splits import explain_left_out
+    from hgdpo_curate.curate.left_out import explain_left_out
     from hgdpo_curate.files import counted
     ws = copy_of(finished, 'my photos')
     assert main(['pairs', '--workspace', str(ws.root), '--split', 'v2', '--scorer', 'chance']) == 0

@@ -40,7 +40,7 @@ def test_only_the_rooms_of_the_app_import_fiftyone():
         for p in (ROOT / 'hgdpo_curate').rglob('*.py')
         if re.search(r'^\s*(import|from) fiftyone', p.read_text(), re.M)
     ]
-    assert sorted(users) == ['app.py', 'database.py', 'dataset.py', 'operators.py', 'samples.py']
+    assert sorted(users) == ['app.py', 'database.py', 'dataset.py', 'operators.py', 'panels.py', 'samples.py']
 
 
 def test_import_loads_nothing_heavy():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..files import atomic_path, pair_ids_of
+from ..files import atomic_path, pair_id_of, pair_ids_of
 from ..images.recon import TRAINING_LEVELS
 from ..tables import HARMLESS_FLAGS, last_decisions
 
@@ -323,6 +323,7 @@ def review_pairs(df,            # pairs of one stage
     """
     if reviews is None or not len(reviews) or df.empty: return df
     decision = _pair_decisions(df, stage, reviews)
+    met = _both_ways(df, stage)
     out, swap, attrs = df.copy(), decision == 'swap', df.attrs
     for a, b in (('winner_id', 'loser_id'), ('winner_score', 'loser_score')):
         out.loc[swap, [a, b]] = df.loc[swap, [b, a]].to_numpy()
@@ -332,8 +333,12 @@ def review_pairs(df,            # pairs of one stage
         for r in out[faulty & ~gone].itertuples()
     ]
     out = out[~gone & ~faulty].reset_index(drop=True)
-    out.attrs = dict(attrs, dropped=LeftOut.of(attrs.get('dropped')) + dropped)
+    out.attrs = dict(attrs, dropped=LeftOut.of(attrs.get('dropped')) + dropped, met=met)
     return out
+
+def _both_ways(df, stage) -> list: # ids of these pairs, as they are drawn and turned round
+    rows = [*zip(df.prompt_id, df.winner_id, df.loser_id)]
+    return [pair_id_of(stage, p, *ids) for p, w, l in rows for ids in ((w, l), (l, w))]
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #pair-decisions
 def _pair_decisions(df, stage, reviews): # -> Series of decisions, one per pair

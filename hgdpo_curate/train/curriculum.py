@@ -13,7 +13,8 @@ from dataclasses import replace
 import pandas as pd
 from ..adapters import read_lora, state_id
 from ..curate.pairs import PAIR_CONTROLS
-from ..curate.splits import empty_stage, load_split
+from ..curate.left_out import empty_stage
+from ..curate.splits import load_split
 from ..files import counted
 from ..images.jobs import announce, in_bytes, Pace
 from ..images.pool import check_base
@@ -445,11 +446,6 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     say_plan(context, pairs, folder)
     context.fill_cache([*pairs.values()])
     if distributed.main: write_json(folder/'config.json', config)
-    train_stages(
-        context,
-        folder,
-        pairs,
-        resume_from_checkpoint,
-        reuse,
-    )
+    how = dict(resume_from=resume_from_checkpoint, reuse=reuse)
+    train_stages(context, folder, pairs, **how)
     return folder

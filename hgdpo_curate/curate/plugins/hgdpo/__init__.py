@@ -1,1 +1,1 @@
-from hgdpo_curate.curate.operators import register_operators as register  # noqa: F401  FiftyOne calls it
+from hgdpo_curate.curate.panels import register_all as register  # noqa: F401  FiftyOne calls it
