@@ -267,7 +267,7 @@
     .hg-toast { pointer-events: auto; background: #1d6f46; color: #fff; padding: 6px 12px; border-radius: 6px;
       font: 14px system-ui, sans-serif; box-shadow: 0 2px 8px #0008; display: flex; gap: 10px; align-items: center; }
     .hg-toast.bad { background: #8d2742; }
-    .hg-box { position: fixed; z-index: 100002; right: 12px; bottom: 46px; max-width: min(760px, 94vw); max-height: 80vh;
+    .hg-box { position: fixed; z-index: 100002; right: 12px; bottom: 46px; max-width: min(1080px, 94vw); max-height: 80vh;
       overflow: auto; background: #262c35; color: #e6e9ee; padding: 14px 18px; border-radius: 8px;
       font: 14px/1.5 system-ui, sans-serif; box-shadow: 0 4px 20px #000a; }
     .hg-box table { border-collapse: collapse; } .hg-box td { padding: 1px 10px 1px 0; vertical-align: top; }
