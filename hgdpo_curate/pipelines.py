@@ -198,6 +198,8 @@ def set_sampler(
     if sampler not in SAMPLERS:
         raise UserError(f'There is no sampler {sampler!r}; choose one of {", ".join(SAMPLERS)}.')
     made, config = getattr(diffusers, SAMPLERS[sampler]), pipe.scheduler.config
+    # these two step by 1000/steps whatever their grid is; trailing begins at 999 too, and has that grid
+    if spacing == 'linspace' and sampler in ('ddim', 'ddpm'): spacing = 'trailing'
     settings = (_dpm_settings(config) if sampler == 'dpm' else {}) | (dict(timestep_spacing=spacing) if spacing else {})
     try: pipe.scheduler = made.from_config(config, **settings)
     # a setting that it refuses, a schedule that it does not know, or sigmas for which it wants scipy

@@ -83,6 +83,9 @@ def _html_bar_class():
             if self.handle is None: self.handle = display(shown, raw=True, display_id=True)
             else: self.handle.update(shown, raw=True)
 
+        def clear(self, *args, **kwargs):
+            "Nothing to clear: `tqdm.write`, which asks every open bar, prints below it."
+
         def close(self):
             "The final state: green if everything is done, red if not."
             if self.disable: return

@@ -76,7 +76,7 @@ def finished(tmp_path_factory, random_base):
     "A workspace ready for training; tests that change it take a copy."
     from hgdpo_curate import freeze_split
     ws = make_workspace(tmp_path_factory.mktemp('finished')/'ws', random_base)
-    freeze_split(ws, 'v1', 'chance')
+    freeze_split(ws, 'v1', 'chance', controls=True)
     return ws
 
 

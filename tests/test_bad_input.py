@@ -292,7 +292,7 @@ def test_doctor_names_a_database_that_does_not_answer_and_two_opencvs(monkeypatc
         (['train', '--preset', 'nonsense'], 2, 'no preset'),
         (['train', '--beta-dpo', '-1'], 2, 'greater than 0'),
         (['train', '--rank', 'eight'], 2, 'invalid int'),
-        (['train', '--set', 'soft.rank=3'], 2, 'no stage'),
+        (['train', '--set', 'soft.rank=3'], 2, 'not name a stage'),
         (['train', '--resume_from_checkpoint', 'newest'], 2, 'latest'),
         (['tiny', '--steps', 'vae'], 2, '--steps takes'),
         (['train', '--split', 'v9'], 1, 'hgdpo pairs'),

@@ -26,8 +26,8 @@ def test_the_demo_runs_whole_and_a_second_time_does_nothing_twice(tmp_path, caps
     ws = open_workspace(run_demo(tmp_path/'demo', quick=True, progress=quiet))
     out = capsys.readouterr().out
     for words in (
-        '| base |',
-        '| hard + text encoder |',
+        'base ',
+        'hard + text encoder',
         'pool picture',
         'grid',
         'LoRA',

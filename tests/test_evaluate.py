@@ -438,7 +438,7 @@ def test_runs_of_one_workspace_are_compared_and_reported_from_the_command_line(f
     )
     assert (
         main(['evaluate', '--workspace', str(ws.root), '--runs', 'one,two']) == 1
-        and 'different base models' in capsys.readouterr().err
+        and 'other weights' in capsys.readouterr().err
     )
 
 

@@ -48,7 +48,7 @@ def no_recon(random_base, tmp_path_factory):
 def test_pairs_before_recon_are_found_out_before_the_first_step(no_recon, capsys):
     ws, where = no_recon, ['--workspace', str(no_recon.root)]
     with pytest.warns(UserWarning, match='normal and hard have no pairs.*hgdpo recon'):
-        assert main(['pairs', '--scorer', 'chance', *where]) == 0
+        assert main(['pairs', '--scorer', 'chance', '--controls', *where]) == 0
     out = capsys.readouterr().out
     assert 'noise levels 400 to 700' in out and 'next:' not in out
     with pytest.raises(UserError, match='stage normal has no pairs.*hgdpo recon .*hgdpo score .*--split NEW_NAME'):
@@ -66,10 +66,12 @@ def _error(action):
 
 def test_a_stage_that_the_filter_emptied_is_said_so(no_recon):
     from hgdpo_curate.curate.left_out import empty_stage
-    info = dict(counts=dict(easy=3, normal=0, hard=0), scorer='smallscore')
+    from types import SimpleNamespace
+    counts = dict(easy=3, normal=0, hard=0)
     reasons = dict(normal=[dict(reason='filter: f(winner) < f(loser)')]*3)
     for stage in ('normal', 'hard', 'skip', 'real'):
-        assert '--control easy_only' in empty_stage(no_recon, info | dict(dropped=reasons), stage)
+        info = SimpleNamespace(counts=counts, scorer='smallscore', dropped=reasons)
+        assert '--control easy_only' in empty_stage(no_recon, info, stage)
 
 
 def test_a_control_is_evaluated_with_its_own_stages(trained, capsys):
@@ -317,7 +319,7 @@ def test_tiny_says_its_steps_before_it_begins(tmp_path, capsys):
     train_mannequins(tmp_path, **few)
     said = capsys.readouterr().err
     assert 'steps to train on 24 pictures of 40 x 56: vae 2, base 3, scorer 2, evaluator 2.' in said
-    assert said.index('steps to train') < said.index('training the tiny vae')
+    assert said.index('steps to train') < said.index('training the small vae')
     train_mannequins(tmp_path, **few | dict(steps=dict(scorer=3)))
     assert 'scorer 3 (vae, base, evaluator: there).' in capsys.readouterr().err
     train_mannequins(tmp_path, **few | dict(steps={}))

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 def test_shipped_networks_reach_the_floors():
     from hgdpo_curate.pipelines import assets_folder, load_pipeline, MANNEQUIN
-    from hgdpo_curate.toy.networks import load_network
+    from hgdpo_curate.toy.networks import load_network, scorer_tokenizer
     from hgdpo_curate.train.pictures import drawings
     from hgdpo_curate.train.small_models import FLOORS, measure_tiny
     found = measure_tiny(
@@ -18,6 +18,7 @@ def test_shipped_networks_reach_the_floors():
         *(load_network(assets_folder(), n) for n in ('scorer', 'evaluator')),
         drawings(300, 770_001),
         drawings(1000, 770_002, True),
+        scorer_tokenizer(assets_folder()),
     )
     print(found)
     for name in ('vae_psnr', 'sound_over_faulty', 'right_over_wrong', 'faulty_called_faulty'):
@@ -95,7 +96,7 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
     from hgdpo_curate.document.shipped import MEASURED, MEASURED_ON, SHARE_FIGURES, share_interval
     from hgdpo_curate.train.pictures import drawings
     from hgdpo_curate.pipelines import assets_folder, load_pipeline, MANNEQUIN
-    from hgdpo_curate.toy.networks import load_network
+    from hgdpo_curate.toy.networks import load_network, scorer_tokenizer
     from hgdpo_curate.train.small_models import measure_tiny
     stated = json.loads((ROOT/'data_cards'/'measured.json').read_text())
     nets, blocks, each, n = (
@@ -104,7 +105,10 @@ def test_the_figures_on_the_shipped_cards_are_found_again_on_other_drawings():
         10,
         MEASURED_ON['mixed'] // 2,
     )
-    found = [measure_tiny(*nets, drawings(5, 880_000 + b), drawings(2*each, 881_000 + b, True)) for b in range(blocks)]
+    words = scorer_tokenizer(assets_folder())
+    found = [
+        measure_tiny(*nets, drawings(5, 880_000 + b), drawings(2*each, 881_000 + b, True), words) for b in range(blocks)
+    ]
     assert set(stated) == set(MEASURED) == set(found[0])
     for name in MEASURED:
         values = [f[name] for f in found]

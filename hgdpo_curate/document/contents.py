@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..curate.pairs import PAIR_STAGES
+from ..curate.pairs import levels_of, PAIR_STAGES
 from ..curate.splits import load_split, read_stages, Split, SplitInfo
 from .pages import value_shares
 from ..files import read_json
@@ -256,9 +256,10 @@ def filter_cut(data) -> FilterCut:
 def levels_won(ws, data) -> dict: # stage -> (level, number of wins)
     "Which intermediate level (or domain) the winners of the normal and hard stage come from."
     im = ws.table('images').set_index('image_id')
+    levels = levels_of(im)
     def level(image):
         plain = dict(real='photo', generated='pool').get(im.domain.get(image))
-        return plain or f't = {im.timestep.get(image)}'
+        return plain or f't = {levels.get(image)}'
     return {s: sorted(Counter(level(i) for i in data[s].winner_id).items()) for s in ('normal', 'hard')}
 
 # %% ../../nbs/7_document/02_contents.ipynb #latent-files

@@ -11,16 +11,18 @@ from ..adapters import read_lora
 from ..files import read_json, UserError
 from ..pipelines import load_pipeline
 from .presets import load_preset
-from .recipes import InferenceConfig
+from .recipes import GenerationConfig, InferenceConfig
 
 # %% ../../nbs/5_train/12_inference.ipynb #inference-rules
 def inference_rules(preset=None, # name, `Preset` or `InferenceConfig`
                     saved=None,  # the content of `final/inference.json`
                     ) -> InferenceConfig:
     "The given rules, else those saved with a run, else the paper's."
-    if isinstance(preset, InferenceConfig): return preset
-    if preset: return load_preset(preset).inference
-    return InferenceConfig(**saved) if saved else InferenceConfig()
+    if preset and not isinstance(preset, InferenceConfig):
+        recipe = load_preset(preset)
+        return recipe.inference.as_pool(recipe.pool)
+    rules = preset or (InferenceConfig(**saved) if saved else InferenceConfig())
+    return rules.as_pool(GenerationConfig())
 
 # %% ../../nbs/5_train/12_inference.ipynb #apply-lora
 def apply_lora(pipe,               # of `hgdpo_pipeline.with_rules`

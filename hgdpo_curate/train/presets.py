@@ -247,10 +247,10 @@ def _method(name, objective='dpo', **fields): # a control: one stage like easy w
         beta = method_beta(objective, p.stage('easy').beta_dpo)
         settings = dict(beta_dpo=beta) | fields | dict(lambda_stat=0., max_train_steps=_total(p))
         return _of(p, name, _easy(p, name=name, objective=objective, **settings))
-    objective = OBJECTIVES[fields.get('objective', 'dpo')]
-    pairs = dict(naive="the photo against the pool's first image", ranked='pairs ranked by their difference in score')
+    pairs = dict(naive="the photo against the pool's first image", ranked='all pairs that differ enough in score')
     control.__doc__ = (
-        f'The objective of {objective.paper} on {pairs.get(fields.get("pairs"), "best against worst of the pool")}, '
+        f'The objective of {OBJECTIVES[objective].paper} on '
+        f'{pairs.get(fields.get("pairs"), "best against worst of the pool")}, '
         'in one stage of all steps, without statistics matching.'
     )
     return control
