@@ -40,7 +40,7 @@ def make_world(folder, prompts):
         for k in range(3):
             made, mid = draw_person([72, p, k], photo.attributes, 'any' if k == 2 else ''), f'b{p:07x}{k:08x}'
             images.append(ws.save_image(made.pil(), 'generated', mid, prompt_id=pid, seed=k))
-            score = dict(image_id=mid, scorer='tiny', scorer_version='x', score=float(made.fault == '') + k/10)
+            score = dict(image_id=mid, scorer='smallscore', scorer_version='x', score=float(made.fault == '') + k/10)
             rows['scores'].append(score)
             flag = dict(image_id=mid, flag=made.flag, status='proposed', source='rule', part='', side='')
             if made.fault: rows['flags'].append(dict(flag, confidence=.9, reason=f'drawn with {made.fault}'))

@@ -73,7 +73,7 @@ def write_images(ws, begin, end, rng):
     images['timestep'] = images.timestep.where(images.timestep > 0)
     ws.append('images', images)
     score = np.where(domain == 'intermediate', .5, 0) + rng.normal(size=len(of))
-    ws.append('scores', pd.DataFrame(dict(image_id=image_id, scorer='tiny', scorer_version='x', score=score)))
+    ws.append('scores', pd.DataFrame(dict(image_id=image_id, scorer='smallscore', scorer_version='x', score=score)))
     drawn = rng.random(len(of))
     status = np.where(drawn < .01, 'confirmed', 'proposed')[drawn < .06]
     flags = dict(image_id=image_id[drawn < .06], flag='bad_hand', status=status, confidence=.9, part='', side='')

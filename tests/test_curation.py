@@ -528,7 +528,7 @@ def test_the_app_shows_a_part_and_then_all_again(ws, built):
     photos = set(images.image_id[images.domain == 'real'])
     best = ws.sql(
         "select arg_max(image_id, score) as image_id from images join scores using (image_id) "
-        "where domain = 'generated' and scorer = 'tiny' group by prompt_id"
+        "where domain = 'generated' and scorer = 'smallscore' group by prompt_id"
     )
     part = shown(where='best_and_worst')
     assert part <= everything and set(best.image_id) <= part

@@ -136,7 +136,7 @@ def about_review(
         flags=[{f: getattr(k, f) for f in ('name', 'words', 'key', 'bars')} for k in flag_kinds(ws).values()],
         counts=review_counts(ds),
         seconds=review_pace(ws, reviewer),
-        scorer=(ds.info.get('choices') or {}).get('scorer', 'tiny'),
+        scorer=(ds.info.get('choices') or {}).get('scorer', 'smallscore'),
         views={name: text for name, (_, text) in VIEWS.items()},
         stages={s: len(ds.match({s: 'winner'})) for s in PAIR_STAGES},
     )
@@ -175,7 +175,7 @@ class SwitchScorer(foo.Operator):
         form, choices = types.Object(), types.RadioGroup()
         for name, n in scorers_of(workspace_of(ctx.dataset)).items():
             choices.add_choice(name, label=f'{name} ({n} images)')
-        shown = (ctx.dataset.info.get('choices') or {}).get('scorer', 'tiny')
+        shown = (ctx.dataset.info.get('choices') or {}).get('scorer', 'smallscore')
         form.enum(
             'scorer',
             choices.values(),

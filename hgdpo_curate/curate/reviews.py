@@ -380,7 +380,7 @@ def chosen_images(
     choices, where = choices or {}, CHOSEN_PARTS.get(where, where)
     named = _named_images(ws, where, choices)
     columns = [named[c].tolist() for c in named]
-    try: rows = ws.sql(f'{_IMAGES}({where})', choices.get('scorer', 'tiny'), *columns)
+    try: rows = ws.sql(f'{_IMAGES}({where})', choices.get('scorer', 'smallscore'), *columns)
     except duckdb.Error as e:
         raise UsageError(
             f'The condition {where!r} cannot be read ({str(e).splitlines()[0]}); give one such as "score > 1 and '
