@@ -130,7 +130,9 @@ def test_croissant_says_who_where_and_under_which_licence(lived_in, copy_of):
     assert told.license == ['https://spdx.org/licenses/CC-BY-4.0'] and told.url == 'https://example.org/people'
     assert not told.ctx.issues.errors and not told.ctx.issues.warnings
     kinds = {f.id: f.data_types for r in told.record_sets for f in r.fields}
-    assert {str(k) for ks in kinds.values() for k in ks} == {'https://schema.org/Text', 'https://schema.org/Float'}
+    assert {str(k) for ks in kinds.values() for k in ks} == {
+        'https://schema.org/Text', 'https://schema.org/Float', 'https://schema.org/Integer',     # an image's bytes
+    }
     assert str(kinds['easy/prompt'][0]).endswith('Text') and 'controls/stage' in kinds
     assert len(read_pairs(folder/'croissant.json', 'controls')) == len(pd.read_parquet(folder/'controls.parquet'))
 
@@ -182,7 +184,7 @@ def test_counts_hashes_and_levels_are_those_of_the_files(lived_in, facts):
     assert facts.sha256 == data.info.sha256
     assert sum(n for _, n in facts.levels['normal']) == len(data['normal'])
     assert dict(facts.levels['normal']) == {
-        f't = {t}': n for t, n in im.timestep[data['normal'].winner_id].value_counts().items()
+        f't = {t}': n for t, n in im.level[data['normal'].winner_id].value_counts().items()
     }
     assert dict(facts.levels['hard']) == ({'t = 100': len(data['hard'])} if len(data['hard']) else {})
     assert facts.margins['easy'].margin[2] == pytest.approx(
