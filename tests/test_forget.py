@@ -380,7 +380,7 @@ def test_the_proof_does_not_rest_on_the_erasing(lived_in, copy_of, monkeypatch, 
     ws = copy_of(lived_in)
     without_cards(ws)
     info = read_json(ws.root/'splits'/'v1'/'split.json')
-    info['dropped']['easy'].append(dict(prompt_id='', image_id=winner(ws)['photo'], reason='a trace in a JSON file'))
+    info['dropped'] = dict(easy=[dict(prompt_id='', image_id=winner(ws)['photo'], reason='a trace in a JSON file')])
     write_json(ws.root/'splits'/'v1'/'split.json', info)
     monkeypatch.setattr(f'hgdpo_curate.document.erase.{kind}', lambda file, needles: '')
     with pytest.raises(UserError, match=f'still contain a trace.*{where}'):
