@@ -49,7 +49,9 @@ def as_version_01(fo, ws, ds):
 
 @pytest.mark.parametrize('name', ['', '..', '../../out', 'a/b', 'a\\b', '.hidden', '/tmp/out'])
 def test_names_that_would_leave_the_workspace_are_refused(ws, name, capsys):
-    around = sorted(ws.root.parent.rglob('*'))
+    def files(): # without what this machine remembers of hashes
+        return sorted(p for p in ws.root.parent.rglob('*') if 'cache' not in p.parts)
+    around = files()
     for argv in (
         ['pairs', '--scorer', 'chance', '--split', name],
         ['train', '--preset', 'mannequin', '--split', name],
