@@ -172,8 +172,8 @@ def _first_image(images): # -> prompt id -> image id
 
 def _ranked(scored, excluded): # yields (prompt id, winner id, loser id)
     for prompt, pool in scored.groupby('prompt_id', sort=True):                 # the worst first
-        for w, l in zip(pool[::-1].itertuples(), pool[:len(pool)//2].itertuples()):
-            if w.score > l.score and w.image_id not in excluded: yield prompt, w.image_id, l.image_id
+        best_first = [r for r in pool[::-1].itertuples() if r.image_id not in excluded]
+        for w, l in zip(best_first, best_first[1:]): yield prompt, w.image_id, l.image_id
 
 
 def review_pairs(df,            # pairs of one stage
