@@ -134,12 +134,14 @@ _kept, _kept_bytes, _keeping = {}, 512*2**20, threading.Lock()     # the App rea
 
 def kept_in_memory(key, make): # -> DataFrame; what is larger than a quarter of the room is not kept
     "The DataFrame that `make()` gave for this key before, if it is kept still. A change of it stays the caller's."
-    with _keeping: df = _kept.pop(key, None)
-    if df is None: df = make()
+    with _keeping: df, size = _kept.pop(key, (None, 0))
+    if df is None:
+        df = make()
+        size = _size(df)
     with _keeping:
-        _kept[key] = df
-        while len(_kept) > 1 and sum(map(_size, _kept.values())) > _kept_bytes: del _kept[next(iter(_kept))]
-        if _size(df) > _kept_bytes/4: del _kept[key]
+        if size <= _kept_bytes/4: _kept[key] = df, size
+        total = sum(size for _, size in _kept.values())
+        while total > _kept_bytes: total -= _kept.pop(next(iter(_kept)))[1]
     return df.copy(deep=False)
 
 def _size(df): return int(df.memory_usage().sum()) + 200*len(df)*sum(df.dtypes == object)

@@ -109,15 +109,17 @@ class Reviewer:
         self.page.screenshot(path=str(Path(self.shots)/f'{name}.png'))
 
     def open(self, place=0): # in the grid
-        self.page.locator('[data-cy="looker"]').nth(place).click()
+        tile = self.page.locator('[data-cy="looker"]').nth(place)
+        box = tile.bounding_box()
+        tile.click(position=dict(x=box['width']*.7, y=box['height']*.8))       # past the checkbox of a small tile
         self.ready()
 
     def ready(self): # keys act on the open sample, and wait for nothing
         ready = self.page.locator('[data-cy="hgdpo-keys"][data-sample]:not([data-waiting])')
-        ready.wait_for(state='attached', timeout=60_000)
+        self.until(lambda: ready.count() > 0, 60)
 
     def idle(self): # nothing waits, whether a picture is open or not
-        self.page.locator('[data-cy="hgdpo-keys"]:not([data-waiting])').wait_for(state='attached', timeout=60_000)
+        self.until(lambda: self.page.locator('[data-cy="hgdpo-keys"]:not([data-waiting])').count() > 0, 60)
 
     def toast(self, text): # one that says this
         return self.page.locator('[data-cy="hgdpo-toast"]', has_text=text).first

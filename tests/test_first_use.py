@@ -91,7 +91,7 @@ def test_a_control_is_called_one_in_its_report_and_on_its_card(trained):
     from hgdpo_curate.evaluate.report import report_runs
     how = dict(per_prompt=1, scorer=Chance(), progress=quiet)
     page = report_runs(trained, 'mannequin-naive', **how)
-    about = 'naive is of the control naive, not of HG-DPO: The photo beats the pool'
+    about = 'naive is of the control naive, not of HG-DPO: The photo against the pool'
     assert about in page.read_text() and 'Orderings of the paper' not in page.read_text()
     assert about in ' '.join((page.parent/'table.md').read_text().split())
     card = write_model_card(trained, 'mannequin-naive').path.read_text()
@@ -210,7 +210,7 @@ def test_samples_say_what_drew_them(trained, capsys):
     ]
     texts = Image.open(files[1]).text
     assert texts['prompt'] == prompts[0] and texts['run'] == 'r' and texts['seed'] == '1' and texts['base'] == 'tiny'
-    assert float(texts['weight']) == 1 and int(texts['steps']) == 10 and float(texts['guidance']) == 5
+    assert float(texts['weight']) == 1 and int(texts['steps']) == 2 and float(texts['guidance']) == 2     # the pool's
     sheet = Image.open(files[0].with_name('contact-sheet-r.png'))
     assert sheet.width > 2*ws.size[0] and sheet.height > 2*ws.size[1]
     base = sample_images(ws, prompts[:1], 'base', progress=quiet)[0]

@@ -373,15 +373,13 @@ def test_a_trace_that_cannot_be_erased_fails_the_command_and_keeps_the_plan(live
 
 
 @pytest.mark.parametrize(
-    'kind,where', [('_erase_tensors', 'cache/'), ('_erase_rows', 'tables/'), ('_erase_json', 'split.json')]
+    'kind,where', [('_erase_tensors', 'cache/'), ('_erase_rows', 'tables/'), ('_erase_json', 'runs/r/notes.json')]
 )
 def test_the_proof_does_not_rest_on_the_erasing(lived_in, copy_of, monkeypatch, kind, where):
     "Were one kind of file forgotten, the search would still find it, and the plan would stay."
     ws = copy_of(lived_in)
     without_cards(ws)
-    info = read_json(ws.root/'splits'/'v1'/'split.json')
-    info['dropped'] = dict(easy=[dict(prompt_id='', image_id=winner(ws)['photo'], reason='a trace in a JSON file')])
-    write_json(ws.root/'splits'/'v1'/'split.json', info)
+    write_json(ws.root/'runs'/'r'/'notes.json', [dict(image_id=winner(ws)['photo'], reason='a trace in a JSON file')])
     monkeypatch.setattr(f'hgdpo_curate.document.erase.{kind}', lambda file, needles: '')
     with pytest.raises(UserError, match=f'still contain a trace.*{where}'):
         forget(ws, winner(ws)['photo'], app=False, progress=quiet)
