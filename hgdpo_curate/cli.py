@@ -50,6 +50,7 @@ VERBS = dict(
     init=Verb('verbs.make_workspace'),
     photos=Verb('verbs.bring_in', stated=True, positional='folder'),
     tiny=Verb('verbs.train_small', flags=(('steps', 'steps'),)),
+    tune_base=Verb('evaluate.guidance.tune_base', flags=(('steps', 'steps'),)),
     sft=Verb('train.sft.train_sft'),
     pool=Verb('images.pool.generate_pool', '{} images made'),
     recon=Verb('images.recon.reconstruct', '{} images made'),
@@ -106,7 +107,7 @@ def make_parser(name: str) -> Parser: # a key of `VERBS`
     "The parser of one command."
     verb = VERBS[name]
     definition = read_definition(verb.function)
-    parser = Parser(f'hgdpo {name}', description=description_of(definition.text), allow_abbrev=False,
+    parser = Parser(f'hgdpo {name.replace("_", "-")}', description=description_of(definition.text), allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     where = 'folder of the project (default: the one that contains the current folder, else HGDPO_WORKSPACE)'
     parser.add_argument('--workspace', help=argparse.SUPPRESS if name == 'doctor' else where)
@@ -133,7 +134,8 @@ def _overview_line(name, summary):
 
 def overview() -> str: # the help of `hgdpo` itself
     "The commands, one per line."
-    lines = [_overview_line(name, summary_of(read_definition(verb.function).text)) for name, verb in VERBS.items()]
+    summaries = {n.replace('_', '-'): summary_of(read_definition(v.function).text) for n, v in VERBS.items()}
+    lines = [_overview_line(name, summary) for name, summary in summaries.items()]
     return '\n'.join([
         'usage: hgdpo VERB [flags]; hgdpo VERB --help lists the flags of a command',
         '',
@@ -241,7 +243,7 @@ def main(argv=None) -> int: # exit code
     if not argv or argv[0] in ('-h', '--help'):
         print(overview(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    verb = argv[0]
+    verb = argv[0].replace('-', '_')
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f'did you mean {near[0]!r}? ' if near else ''

@@ -138,7 +138,7 @@ def train_small(
     seed: int = 0,             # of weights and data order, 0..
     steps: list[str] = (),     # optimiser steps, PART=N of vae, base, scorer, evaluator
 ):
-    "Train a small base, scorer and evaluator on the workspace's photos."
+    "Train a small base, scorer and evaluator on the workspace's photos, and choose the base's guidance."
     from hgdpo_curate.train.small_models import figures_in_words, train_mannequins, train_tiny
     parts = [s.split('=') for s in steps]
     if not all(len(p) == 2 and p[0] in ('vae', 'base', 'scorer', 'evaluator') and p[1].isdigit() for p in parts):
@@ -146,8 +146,16 @@ def train_small(
     counts = {k: int(v) for k, v in parts}
     if mannequins and not output: raise UsageError('--mannequins needs --output FOLDER.')
     if not (mannequins or workspace): raise UsageError(NO_WORKSPACE)
-    figures = train_mannequins(output, seed, counts) if mannequins else train_tiny(workspace, seed, counts)
-    return figures_in_words(figures)
+    if mannequins: return figures_in_words(train_mannequins(output, seed, counts))
+    figures = figures_in_words(train_tiny(workspace, seed, counts))
+    return f'{figures}\n{_tuned_once(workspace)}'
+
+def _tuned_once(workspace): # in words; a workspace with a pool keeps the guidance that made it
+    from hgdpo_curate.evaluate.guidance import tune_base
+    from hgdpo_curate.workspace import counted_images, open_workspace
+    ws = open_workspace(workspace)
+    made = any(domain == 'generated' for domain, _, _ in counted_images(ws))
+    return f'guidance {ws.config["guidance"]:g}, of the pool that is there' if made else str(tune_base(ws))
 
 # %% ../nbs/8_run/03_verbs.ipynb #score-by
 def score_by(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'EARLIER', 'FORMAT', 'NEXT', 'parse_resolution', 'portable_base', 'ImageFiles', 'is_begun', 'id_at',
            'Settings', 'Workspace', 'counted_rows', 'counted_images', 'open_workspace', 'create_workspace',
-           'set_base_model', 'next_step', 'workspace_status', 'workspace_html', 'approved_photos', 'excluded_photos']
+           'set_base_model', 'set_sampling', 'next_step', 'workspace_status', 'workspace_html', 'approved_photos',
+           'excluded_photos']
 
 # %% ../nbs/0_base/04_workspace.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, secrets, tomllib
@@ -398,6 +399,18 @@ def set_base_model(ws, base_model: str): # hub id or folder of a pipeline
             f'{ws.root} holds images made with the base model {old!r}; use a new workspace for {base_model!r}.'
         )
     ws.config['base_model'] = base_model
+    write_text(ws.root/'workspace.toml', tomli_w.dumps(ws.config))
+
+def set_sampling(
+    ws,               # a `Workspace` without a pool
+    steps: int,       # solver steps, 1..
+    guidance: float,  # classifier-free guidance, 0..
+):
+    "Write steps and guidance into `workspace.toml`. Raises `UserError` for values that it cannot have."
+    import tomli_w
+    settings = dict(steps=int(steps), guidance=float(guidance))
+    _check_settings(settings)
+    ws.config.update(settings)
     write_text(ws.root/'workspace.toml', tomli_w.dumps(ws.config))
 
 # %% ../nbs/0_base/04_workspace.ipynb #next

@@ -33,7 +33,7 @@ def site(tmp_path_factory):
             '--only',
             '2_images/03_captions',
             '1_toy/01_drawings',
-            '6_evaluate/09_verdicts',
+            '6_evaluate/10_verdicts',
             '--out',
             out,
         ],

@@ -542,7 +542,7 @@ def test_no_images_are_no_key_error_and_no_prompts_are_one_sentence(finished, co
         nothing,
         nothing,
     )
-    assert stats['sharpness'] is None and nothing['hue'].shape == (0, 2)
+    assert stats['sharpness'] is None and nothing['hue'].shape == (0, 3)
     with pytest.raises(UserError, match='no test prompts.*--test_share'):
         compare_arms(ws, dict(base=Candidate(painter((60, 60, 60)), 'g')), everything(ws).head(0), scorers=[Green()])
 

@@ -1,4 +1,5 @@
 """Hands and feet by mediapipe's real networks, on photographs of real people; skipped where either is not there."""
+import multiprocessing
 import subprocess
 import sys
 
@@ -175,3 +176,12 @@ def test_the_interpreter_ends_quietly(networks):
     code = f'from hgdpo_curate.judge.detectors import load_detector; d = load_detector("hands", {str(networks)!r})'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and 'Traceback' not in done.stderr
+
+
+def test_a_process_forked_after_hands_were_looked_at_ends(detector):
+    child = multiprocessing.get_context('fork').Process(target=len, args=((),))
+    child.start()
+    child.join(60)
+    ended = child.exitcode
+    child.kill()
+    assert ended == 0

@@ -111,8 +111,8 @@ def _runs_without_split(ws) -> set:
 def pictures_of_runs(ws, t: Footprint) -> list: # paths
     """Pictures of runs and pages that may show the photo; they are deleted.
 
-    Grids and samples of runs that used the photo, pool pictures of any run, and all pages that embed pictures or name
-    the photo. Curves stay, and so do cards, which are rewritten.
+    Grids and samples of runs that used the photo, pool pictures of any run, the grid of a tuned base, and all pages
+    that embed pictures or name the photo. Curves stay, and so do cards, which are rewritten.
     """
     matcher, runs = Matcher(t), {*t.runs, *_runs_without_split(ws)}
     return [f for f in files_of(ws, t.originals) if _may_show(f, f.relative_to(ws.root).parts, matcher, runs)]
@@ -123,6 +123,7 @@ def _may_show(file, where, matcher, runs) -> bool: # where: its path in the work
         if where[0] in ('splits', 'data_cards'): return False
         data = file.read_bytes()
         return b'data:image' in data or matcher.matches_bytes(data)
+    if where[0] == 'tuning' and kind in PICTURES: return True
     if where[0] != 'runs' or file.name.startswith('curve'): return False
     if where[1] not in runs and not file.name.startswith('pool'): return False
     return kind in PICTURES or (file.name.startswith('events.out') and b'\x89PNG' in file.read_bytes())

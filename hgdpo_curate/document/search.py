@@ -15,7 +15,7 @@ from ..show import progress_bar
 
 # %% ../../nbs/7_document/10_search.ipynb #plan
 PLAN = 'forget.json'
-OURS = {'tables', 'images', 'splits', 'runs', 'data_cards', 'cache', 'samples', 'models', 'tiny', 'studies'}
+OURS = {'tables', 'images', 'splits', 'runs', 'data_cards', 'cache', 'samples', 'models', 'tiny', 'studies', 'tuning'}
 
 def own_folders(ws, originals=()) -> set: # names of top-level folders
     "Folders of the workspace with the user's own photos, from the paths of the imports."

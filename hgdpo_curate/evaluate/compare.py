@@ -126,6 +126,7 @@ def compare_arms(
     detector=None,  # a key of `DETECTORS`: images are flagged by its rules; None uses existing flags
     detector_path=None,  # its weights
     recognisers=(),  # loaded recognisers of `judge.faces`: one metric each, the face distance to the prompt's photo
+    photos=None,  # rows of `images` with `prompt` to measure distances to; None takes `photos_of`
     batch: int = 16,  # images per batch
     device=None,  # where models run; None takes the best available
     progress=None,  # as in `generate_pool`
@@ -160,7 +161,7 @@ def compare_arms(
     return _compared(
         ws,
         rows,
-        prompts,
+        photos_of(ws, prompts) if photos is None else (photos.reset_index(drop=True), []),
         chose=current_name('scorer', chose),
         files=tuple(f for a in base_first.values() for f in getattr(a, 'files', ()) if isinstance(a, Candidate)),
         progress=progress,
@@ -248,8 +249,8 @@ def _about_hands(photo_measurements, measurements): # a note with the photos' ow
     return [f'Hand confidence of the photos: {np.nanmean(own):.2f}, of {int((~np.isnan(own)).sum())} that show wrists.']
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #compared
-def _compared(ws, rows, prompts, *, scorers, extractor, recognisers, chose, files, progress): # scored images
-    photos, notes = photos_of(ws, prompts)
+def _compared(ws, rows, reference, *, scorers, extractor, recognisers, chose, files, progress): # scored images
+    photos, notes = reference
     photo_measurements, measurements = _measure_all(
         ws,
         rows,

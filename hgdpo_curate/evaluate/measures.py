@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 from hgdpo_curate.evaluate.features import (
-    as_pixels, EvaluatorFeatures, features_of, hue_distance, hue_vectors, laplacian_sharpness, mean_hue, rgb_distance,
+    as_pixels, EvaluatorFeatures, features_of, hue_changes, hue_distance, hue_vectors, laplacian_sharpness, mean_hue,
+    rgb_distance,
 )
 from hgdpo_curate.evaluate.statistics import (
     bootstrap, diversity, diversity_by_prompt, FEW, frechet_distance, kernel_mmd, pairwise, polynomial_kernel,
@@ -32,6 +33,7 @@ LABELS = dict(     # the main figures; the photos' own sharpness is filled in
 )
 BESIDE = dict(     # further figures
     kid='kernel distance (KID) ↓',
+    hue_change='hue change of an image ↓',
     rgb_distance='mean |ΔRGB| to base ↓',
     diversity_prompt='diversity within a prompt ↑',
     diversity='diversity overall ↑',
@@ -56,6 +58,7 @@ HIGHER = dict(     # whether higher is better; None if neither: closer to the ph
     sharpness=None,
     hue_distance=False,
     kid=False,
+    hue_change=False,
     rgb_distance=False,
     diversity_prompt=True,
     diversity=True,
@@ -74,6 +77,7 @@ POSSIBLE = dict(
     frechet=(0., np.inf),
     rgb_distance=(0., np.inf),
     hue_distance=(0., 180.),
+    hue_change=(0., 180.),
     hand_confidence=(0., 1.),
     hand_ratios=(0., np.inf),
     **dict.fromkeys(SHARES, (0., 1.)),
@@ -107,8 +111,7 @@ def measure_images(
     if not len(rows):
         return dict(
             sharpness=np.zeros(0),
-            hue=np.zeros((0, 2)),
-            chroma=np.zeros(0),
+            hue=np.zeros((0, 3)),
             rgb=np.zeros((0, 3)),
         )
     shown = progress if len(rows) > AT_A_TIME else lambda total, label: lambda n: None
@@ -134,8 +137,6 @@ def measure_images(
 def _measure(size, evaluator, rows, pictures): # -> one dict of arrays, a row per picture
     pixels = as_pixels(pictures, size)
     out = dict(sharpness=laplacian_sharpness(pixels), hue=hue_vectors(pixels), rgb=pixels.mean((1, 2)))
-    # how uniform an image's hue is: 0 for gray, 1 for one pure colour
-    out['chroma'] = np.hypot(*out['hue'].T)/(pixels.shape[1]*pixels.shape[2])
     if evaluator is not None:
         own, heads = tuple(evaluator.config['size']), dict(evaluator.config['heads'])
         out |= run_evaluator(evaluator, pixels if size == own else as_pixels(pictures, own))
@@ -171,7 +172,7 @@ def statistics_of(
         sharpness=_mean(measured['sharpness']),
     )
     out |= {('score' if n == 0 else k): _mean(v) for n, (k, v) in enumerate(scores.items())}
-    out |= dict(flagged=_mean(measured.get('flagged')), rgb_distance=None)
+    out |= dict(flagged=_mean(measured.get('flagged')), rgb_distance=None, hue_change=None)
     out |= {k: _mean(measured[k]) for k in ('hand_confidence', 'hand_ratios') if k in measured}
     out |= {f'{IDENTITY}{n}': _mean(v) for n, v in measured.get('identity', {}).items()}
     if base is not None: out |= _colour_distances(measured, base)
@@ -184,6 +185,7 @@ def _colour_distances(measured, base):
     hue = mean_hue(base['hue'])
     return dict(
         hue_distance=lambda i: hue_distance(mean_hue(measured['hue'][i]), hue),
+        hue_change=_mean(hue_changes(measured['hue'], base['hue'])),
         rgb_distance=lambda i: rgb_distance(measured['rgb'][i], base['rgb'][i]),
     )
 
@@ -205,11 +207,10 @@ LEAST_CHROMA = .02     # below this share of pure colour the mean hue is noise
 
 def hue_is_told(measured: dict) -> bool: # the result of `measure_images`
     "Whether a set of images has enough colour of one hue for a mean."
-    vectors, chroma = measured.get('hue', ()), measured.get('chroma', ())
+    vectors = np.asarray(measured.get('hue', ()))
     if not len(vectors): return False
-    lengths = np.hypot(*np.asarray(vectors).T)
-    agreement = np.hypot(*np.asarray(vectors).sum(0))/max(lengths.sum(), 1e-9)
-    return bool(agreement*np.mean(chroma) > LEAST_CHROMA)
+    agreement = np.hypot(*vectors[:, :2].mean(0))
+    return bool(agreement*vectors[:, 2].mean() > LEAST_CHROMA)
 
 # %% ../../nbs/6_evaluate/02_measures.ipynb #table-of
 def table_of(stats: dict, groups) -> pd.DataFrame: # name -> `statistics_of`, (n,) prompts -> a row per name and metric

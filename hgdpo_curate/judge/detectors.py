@@ -8,7 +8,7 @@ __all__ = ['OPPOSITES', 'bgr', 'YuNetFaces', 'InsightFaces', 'VitPosePeople', 'o
            'licence_accepted_for', 'load_detector']
 
 # %% ../../nbs/3_judge/04_detectors.ipynb #from-pathlib-import-path
-import threading
+import os, threading
 from pathlib import Path
 import numpy as np
 from ..toy.bodies import FAULTS
@@ -202,9 +202,19 @@ def open_landmarker(
         options = getattr(vision, f'{kind}LandmarkerOptions')(base_options=base, **options)
         net = getattr(vision, f'{kind}Landmarker').create_from_options(options)
     except (RuntimeError, ValueError, OSError) as e: raise _unopened(path, str(e), kind.lower()) from e
-    # one that is still open makes the interpreter end with a traceback; `atexit` comes after the end of its threads
-    threading._register_atexit(net.close)
+    threading._register_atexit(_closing(net))
     return mp, net
+
+def _closing(net):
+    """A function for the end of the process that opened it.
+
+    One that is still open makes the interpreter end with a traceback, and `atexit` comes after the end of its threads.
+    A forked process has none of them, and would wait for them forever.
+    """
+    own = os.getpid()
+    def close():
+        if os.getpid() == own: net.close()
+    return close
 
 def read_landmarks(mp, net, pixels): # the package; an opened landmarker; (h, w, 3) uint8
     "What a landmarker sees in a picture, put into the middle of a square: mediapipe is exact on squares only."
