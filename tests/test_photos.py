@@ -199,9 +199,10 @@ def test_the_three_known_pairs_of_street_are_found(test_data, tmp_path):
 
 def test_different_people_before_one_wall_are_not_taken_for_one(test_data, tmp_path):
     from hgdpo_curate import create_workspace, import_photos
-    from hgdpo_curate.images.duplicates import _distances, HASH_LIMIT, perceptual_hashes
+    from hgdpo_curate.images.duplicates import _distances, _packed, HASH_LIMIT, perceptual_hashes
     studio = test_data/'cases'/'studio'
-    bits = _distances(perceptual_hashes([Image.open(f) for f in studio.glob('*.jpg')]))
+    hashes = _packed(perceptual_hashes([Image.open(f) for f in studio.glob('*.jpg')]))
+    bits = _distances(hashes, hashes)
     assert (np.triu(bits <= HASH_LIMIT, 1)).sum() > 10                             # by the hash alone
     ws = create_workspace(tmp_path/'ws', resolution='400x560')
     report = import_photos(ws, studio, progress=plain)
@@ -231,13 +232,15 @@ def _jpeg(im, quality):
 
 
 def test_the_second_look_loses_no_copy_of_a_photograph(test_data):
-    from hgdpo_curate.images.duplicates import _distances, fine_distances, HASH_LIMIT, perceptual_hashes, thumbnails
+    from hgdpo_curate.images.duplicates import (
+        _distances, _packed, fine_distances, HASH_LIMIT, perceptual_hashes, thumbnails,
+    )
     files = sorted((test_data/'photos'/'street').glob('*.jpg'))[::40]
     photos = [Image.open(f).convert('RGB').resize((192, 288)) for f in files]
-    hashes, small = perceptual_hashes(photos), thumbnails(photos)
+    hashes, small = _packed(perceptual_hashes(photos)), thumbnails(photos)
     for name, alter in ALTERED.items():
         altered = [alter(im) for im in photos]
-        by_hash = _distances(hashes, perceptual_hashes(altered)).diagonal() <= HASH_LIMIT
+        by_hash = _distances(hashes, _packed(perceptual_hashes(altered))).diagonal() <= HASH_LIMIT
         assert by_hash.all() and (fine_distances(small, thumbnails(altered)) <= HASH_LIMIT).all(), name
     assert (fine_distances(small[:-1], small[1:]) > HASH_LIMIT).mean() > .9
 

@@ -28,9 +28,9 @@ def tables(tmp_path_factory):
 
 def test_every_arm_is_trained_once_and_measured_on_the_same_fresh_prompts(tables):
     folder, said = tables
-    figures = pd.read_parquet(folder/'stages'/'seed-1.parquet')
+    figures = pd.read_parquet(folder/'stages'/'seed-11.parquet')
     plain = figures[figures.against == '']
-    assert set(plain.arm) == {r.name for r in STAGES_TABLE.rows} and set(figures.images) == {20}
+    assert set(plain.arm) == {r.name for r in STAGES_TABLE.rows} and set(figures.images) == {12}
     assert (
         plain[plain.metric.isin(['score', 'frechet', 'anatomy_failures', 'prompt_accuracy', 'detail', 'sharpness'])]
         .value.notna()
@@ -40,7 +40,7 @@ def test_every_arm_is_trained_once_and_measured_on_the_same_fresh_prompts(tables
     assert {(o.better, o.worse, o.metric) for o in STAGES_TABLE.orderings} == set(
         zip(gains.arm, gains.against, gains.metric)
     ) and gains.value.notna().all()
-    ws = open_workspace(folder/'seed-1')
+    ws = open_workspace(folder/'seed-11')
     split = load_split(ws)
     assert not {*split['test'].prompt_id} & {*split['easy'].prompt_id}
     one, other = (ws.root/'runs'/r/'easy'/'metrics.parquet' for r in ('curriculum', 'sft_after_normal'))
@@ -57,11 +57,11 @@ def test_the_table_says_what_is_missing_and_shows_the_papers_figures_beside(tabl
     folder, said = tables
     assert 'One seed only' in said or 'one seed' in said.lower()
     said = (folder/'stages'/'table.md').read_text()
-    assert 'not yet run: 2, 3, 4, 5' in said and 'One seed only' in said and '| naive | 17.93 | 112.67 |' in said
+    assert 'not yet run: 12, 13, 14, 15' in said and 'One seed only' in said and '| naive | 17.93 | 112.67 |' in said
     assert all(f'| {o} | **' in said for o in STAGES_TABLE.orderings)
     from test_demo import assert_tables_are_whole
     assert_tables_are_whole((folder/'stages'/'table.md').read_text())
-    for name in ('table.md', 'table.parquet', 'points.png', 'grid-1.png'):
+    for name in ('table.md', 'table.parquet', 'points.png', 'grid-11.png', 'log-11.parquet'):
         assert (folder/'stages'/name).stat().st_size > 100
 
 
@@ -73,8 +73,8 @@ def test_directions_that_hold_at_any_size(tables):
     """
     from hgdpo_curate.evaluate.features import load_pixels
     folder, _ = tables
-    ws = open_workspace(folder/'seed-1')
-    split, im = load_split(ws), open_workspace(folder/'seed-1').table('images')
+    ws = open_workspace(folder/'seed-11')
+    split, im = load_split(ws), open_workspace(folder/'seed-11').table('images')
     photo = im[im.domain == 'real'].drop_duplicates('prompt_id').set_index('prompt_id').path
     far = lambda pairs, who: np.abs(
         load_pixels(ws, pairs[f'{who}_path']).astype(float) - load_pixels(ws, photo.loc[pairs.prompt_id])
@@ -87,7 +87,7 @@ def test_directions_that_hold_at_any_size(tables):
     log = pd.read_parquet(ws.root/'runs'/'curriculum'/'easy'/'metrics.parquet')
     assert abs(log.loss[0] - np.log(2)) < 1e-4 and log.margin.tail(4).mean() > 0
     rgb = (
-        pd.read_parquet(folder / 'stages' / 'seed-1.parquet')
+        pd.read_parquet(folder / 'stages' / 'seed-11.parquet')
         .query("metric == 'rgb_distance' and against == ''")
         .set_index('arm')
         .value

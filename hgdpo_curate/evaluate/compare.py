@@ -127,6 +127,7 @@ def compare_arms(
     detector_path=None,  # its weights
     recognisers=(),  # loaded recognisers of `judge.faces`: one metric each, the face distance to the prompt's photo
     photos=None,  # rows of `images` with `prompt` to measure distances to; None takes `photos_of`
+    intervals: bool = True,  # whether the table has them
     batch: int = 16,  # images per batch
     device=None,  # where models run; None takes the best available
     progress=None,  # as in `generate_pool`
@@ -157,7 +158,7 @@ def compare_arms(
     )
     if detector: _flag(ws, detector, detector_path, progress)
     extractor = load_extractor(ws, extractor, extractor_path, device)
-    models = dict(scorers=scorers, extractor=extractor, recognisers=recognisers)
+    models = dict(scorers=scorers, extractor=extractor, recognisers=recognisers, intervals=intervals)
     return _compared(
         ws,
         rows,
@@ -249,7 +250,7 @@ def _about_hands(photo_measurements, measurements): # a note with the photos' ow
     return [f'Hand confidence of the photos: {np.nanmean(own):.2f}, of {int((~np.isnan(own)).sum())} that show wrists.']
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #compared
-def _compared(ws, rows, reference, *, scorers, extractor, recognisers, chose, files, progress): # scored images
+def _compared(ws, rows, reference, *, scorers, extractor, recognisers, chose, files, intervals, progress): # of scored
     photos, notes = reference
     photo_measurements, measurements = _measure_all(
         ws,
@@ -270,7 +271,7 @@ def _compared(ws, rows, reference, *, scorers, extractor, recognisers, chose, fi
         rows=rows,
         stats=stats,
         groups=groups,
-        table=table_of(stats, groups),
+        table=table_of(stats, groups, intervals),
         scores=scores,
         measurements=measurements,
         photos=photos,

@@ -213,13 +213,19 @@ def hue_is_told(measured: dict) -> bool: # the result of `measure_images`
     return bool(agreement*vectors[:, 2].mean() > LEAST_CHROMA)
 
 # %% ../../nbs/6_evaluate/02_measures.ipynb #table-of
-def table_of(stats: dict, groups) -> pd.DataFrame: # name -> `statistics_of`, (n,) prompts -> a row per name and metric
+def table_of(
+    stats: dict,  # name -> `statistics_of`
+    groups,  # (n,) the prompt of each row
+    intervals: bool = True,  # whether to bootstrap them; NaN without
+) -> pd.DataFrame:  # a row per name and metric
     "Every figure with its 95% interval over prompts; NaN if not measured."
-    rows = []
+    rows, everything = [], np.arange(len(groups))
     for arm, metrics in stats.items():
         for m, f in metrics.items():
-            value, low, high = bootstrap(groups, f, draws_for(m)) if f else (np.nan,)*3
-            rows.append((arm, m, value, *within(m, low, high), len(groups), len(set(groups))))
+            if f is None: figures = (np.nan,)*3
+            elif intervals: figures = bootstrap(groups, f, draws_for(m))
+            else: figures = f(everything), np.nan, np.nan
+            rows.append((arm, m, figures[0], *within(m, *figures[1:]), len(groups), len(set(groups))))
     return pd.DataFrame(rows, columns='arm metric value low high images prompts'.split())
 
 # %% ../../nbs/6_evaluate/02_measures.ipynb #paired-gain

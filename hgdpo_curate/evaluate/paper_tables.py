@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES_TABLE', 'EASY_TABLE', 'PLAIN_BASE', 'PLAIN_HARD', 'WINNER_TABLE', 'WITH_PHOTOS', 'FROM_POOL', 'METHODS_TABLE',
-           'TABLES', 'Row', 'Ordering', 'orderings_of', 'PaperTable']
+           'BRIDGE_TABLE', 'NOISE_TABLE', 'TABLES', 'Row', 'Ordering', 'orderings_of', 'PaperTable']
 
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #imports
 from dataclasses import dataclass, field
@@ -51,9 +51,9 @@ def orderings_of(text: str) -> tuple: # lines 'metric: better > worse' or 'metri
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #papertable
 @dataclass(frozen=True)
 class PaperTable:
-    "A table of the paper."
-    source: str
-    seeds: tuple      # fixed before the first run
+    "A table of the paper, or one of our own."
+    source: str       # its number in the paper, or our question
+    seeds: tuple      # fixed before the first run, benchmarks/PLAN.md
     rows: tuple       # of `Row`
     orderings: tuple  # of `Ordering`
     ours: str = 'hard' # the row of the method; "about the same" is relative to its distance from base
@@ -62,7 +62,7 @@ class PaperTable:
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #stages-table
 STAGES_TABLE = PaperTable(
     'Table 2',
-    (1, 2, 3, 4, 5),
+    (11, 12, 13, 14, 15),
     (
         Row('base', stage='base', paper=_paper(21.74, 37.34, .9058, 18.73)),
         Row('naive', 'naive', paper=_paper(17.93, 112.67, .8198, 36.30)),
@@ -74,9 +74,8 @@ STAGES_TABLE = PaperTable(
         Row('hard without easy', 'hard_without_easy', paper=_paper(19.84, 72.34, .8801, 19.72)),
         Row('hard without normal', 'hard_without_normal', paper=_paper(22.25, 32.24, .9233, 21.55)),
         Row('base + SFT', 'sft_after_base', paper=_paper(21.73, 34.05, .8860, 22.09)),
-        Row('easy + SFT', 'sft_after_easy'),
-        Row('normal + SFT', 'sft_after_normal'),
-        Row('hard + SFT', 'sft_after_hard'),
+        Row('easy + SFT', 'sft_after_easy', paper=_paper(21.86, 35.23, .8802, 23.10)),
+        Row('normal + SFT', 'sft_after_normal', paper=_paper(21.91, 35.12, .8882, 23.29)),
     ),
     orderings_of('''score: base > naive
         frechet: base > naive
@@ -98,19 +97,22 @@ STAGES_TABLE = PaperTable(
         frechet: hard > e2e
         score: hard > base + SFT
         frechet: hard > base + SFT
-        score: hard without normal > hard without easy # added when four seeds were known
-        frechet: normal > hard # added when four seeds were known
-        score: hard > naive # added when four seeds were known
-        frechet: hard > naive # added when four seeds were known'''),
+        score: hard without normal > hard without easy
+        frechet: normal > hard
+        score: hard > naive
+        frechet: hard > naive
+        score: easy > easy + SFT
+        score: normal > normal + SFT
+        detail: normal > normal + SFT'''),
     unlike='naive, e2e and SFT act in all blocks of the U-Net, hard only in the up-sampling blocks, as in the '
-           'paper; naive and e2e keep statistics matching in all steps, the curriculum only in the easy '
-           'stage, SFT not at all; no arm drops captions; hard + SFT takes more steps than the curriculum',
+           'paper; only the easy stage matches statistics (whether the paper\'s e2e does is open); SFT has a tenth of '
+           'the learning rate and drops a tenth of the captions',
 )
 
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #easy-table
 EASY_TABLE = PaperTable(
     'Table 3',
-    (1, 2, 3),
+    (11, 12, 13),
     (
         Row('base', stage='base'),
         Row('two images', 'n2', paper=_hue(22.19, 34.44, 10.24)),
@@ -131,7 +133,7 @@ EASY_TABLE = PaperTable(
         rgb_distance: higher beta > whole pool # by RGB, which the paper does not measure
         score: whole pool > higher beta'''),
     ours='L_stat',
-    unlike='the whole pool has 6 images per prompt here and 20 in the paper; higher beta is four times the beta; the '
+    unlike='the whole pool has 8 images per prompt here and 20 in the paper; higher beta is four times the beta; the '
            'paper does not state its value',
 )
 
@@ -140,8 +142,12 @@ PLAIN_BASE, PLAIN_HARD = Row('base', stage='base'), Row('hard')
 
 WINNER_TABLE = PaperTable(
     'Table 9',
-    (1, 2, 3),
-    (PLAIN_BASE, PLAIN_HARD, Row('photo wins', 'real_winner')),
+    (11, 12, 13),
+    (
+        PLAIN_BASE,
+        Row('hard', paper=_paper(22.47, 28.66, .9365, 30.08)),
+        Row('photo wins', 'real_winner', paper=_paper(22.48, 28.56, .9298, 29.13)),
+    ),
     orderings_of('''score: photo wins = hard
         frechet: photo wins = hard
         detail: hard > photo wins'''),
@@ -149,6 +155,12 @@ WINNER_TABLE = PaperTable(
 
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #methods-table
 WITH_PHOTOS, FROM_POOL = ('dpo', 'ipo', 'mapo', 'sdpo'), ('dpo', 'ipo', 'mapo', 'sdpo', 'curriculum_dpo')
+_TEN_SEEDS = {     # the paper's Table 5: means of ten evaluation seeds
+    control: _paper(score, distance, metrics='score frechet')
+    for control, score, distance in (
+        ('dpo_real', 18.07, 160.11), ('mapo_real', 20.40, 63.33), ('curriculum_dpo', 22.43, 37.02),
+    )
+}
 _RIVALS = ('dpo, photo wins', 'mapo, photo wins', 'curriculum dpo, pool')
 _AGAINST_RIVALS = '''score: hard > {0}
     frechet: hard > {0}
@@ -156,12 +168,12 @@ _AGAINST_RIVALS = '''score: hard > {0}
 
 METHODS_TABLE = PaperTable(
     'Table 1',
-    (1, 2, 3),
+    (11, 12, 13),
     (
         PLAIN_BASE,
         PLAIN_HARD,
-        *(Row(f'{m}, photo wins', f'{m}_real') for m in WITH_PHOTOS),
-        *(Row(f'{m}, pool'.replace('_', ' '), m) for m in FROM_POOL),
+        *(Row(f'{m}, photo wins', f'{m}_real', paper=_TEN_SEEDS.get(f'{m}_real', {})) for m in WITH_PHOTOS),
+        *(Row(f'{m}, pool'.replace('_', ' '), m, paper=_TEN_SEEDS.get(m, {})) for m in FROM_POOL),
     ),
     (
         *(ordering for rival in _RIVALS for ordering in orderings_of(_AGAINST_RIVALS.format(rival))),
@@ -171,10 +183,60 @@ METHODS_TABLE = PaperTable(
            'statistics matching; hard is ours without the text encoder',
 )
 
+# %% ../../nbs/6_evaluate/09_paper_tables.ipynb #own-tables
+BRIDGE_TABLE = PaperTable(
+    'Bridge or restart',
+    (11, 12, 13),
+    (
+        PLAIN_BASE,
+        Row('naive', 'naive'),
+        Row('naive in legs', 'naive_in_legs'),
+        PLAIN_HARD,
+        Row('base as reference', 'base_reference'),
+    ),
+    orderings_of('''score: hard > naive in legs
+        frechet: hard > naive in legs
+        anatomy_failures: hard > naive in legs
+        score: base > naive in legs
+        frechet: base > naive in legs
+        score: naive in legs > naive
+        frechet: naive in legs > naive
+        score: base as reference > base
+        frechet: base as reference > base
+        score: hard = base as reference
+        frechet: hard = base as reference'''),
+    unlike='naive in legs has the pairs of naive in three legs as long as the stages, each with its own start as '
+           'reference; base as reference is the curriculum with base as reference in every stage',
+)
+
+NOISE_TABLE = PaperTable(
+    'At which noise',
+    (11, 12, 13),
+    (
+        PLAIN_BASE,
+        Row('naive', 'naive'),
+        Row('low noise', 'naive_low_noise'),
+        Row('high noise', 'naive_high_noise'),
+        Row('velocity errors', 'naive_velocity'),
+    ),
+    orderings_of('''score: base > high noise
+        frechet: base > high noise
+        score: low noise > naive
+        frechet: low noise > naive
+        score: low noise > high noise
+        frechet: low noise > high noise
+        score: velocity errors > naive
+        frechet: velocity errors > naive'''),
+    ours='low noise',
+    unlike='naive, at timesteps below 400 or from 400 on; or with its errors weighted as a velocity model\'s are',
+)
+
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #tables
 TABLES = dict(
     stages=STAGES_TABLE,
     easy=EASY_TABLE,
     winner=WINNER_TABLE,
     methods=METHODS_TABLE,
+    bridge=BRIDGE_TABLE,
+    noise=NOISE_TABLE,
 )
