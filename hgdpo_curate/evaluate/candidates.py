@@ -176,9 +176,11 @@ def _drawing(ws, base, folder, rules, text, device, precision): # -> the `draw` 
     def draw(prompts, seeds, **how): # how: guidance_scale and num_inference_steps, if not the rules'
         from hgdpo_curate.pipelines import seeded
         noise = [seeded(s) for s in seeds]
-        return pipeline()(prompts, generator=noise, width=ws.size[0], height=ws.size[1], **how).images
+        size = dict(width=ws.size[0], height=ws.size[1])
+        return pipeline()(prompts, generator=noise, **size, **how).images
     return draw
 
+# %% ../../nbs/6_evaluate/03_candidates.ipynb #run-arm-3
 def run_arm(
     ws,  # a `Workspace`
     run: str,  # the name of a run
@@ -198,8 +200,17 @@ def run_arm(
             text,
             json.dumps(as_dict(rules), sort_keys=True),
         )
+    draw = _drawing(
+        ws,
+        ws.base_at(config['base']),
+        folder,
+        rules,
+        text,
+        device,
+        precision,
+    )
     return Candidate(
-        _drawing(ws, ws.base_at(config['base']), folder, rules, text, device, precision),
+        draw,
         key,
         config['base_hash'],
         steps=rules.steps,
@@ -209,6 +220,7 @@ def run_arm(
         stage=arm,
     )
 
+# %% ../../nbs/6_evaluate/03_candidates.ipynb #base-arm
 def base_arm(
     ws,  # a `Workspace`
     base=None,  # base model: hub id or folder; None takes the workspace's
@@ -219,8 +231,23 @@ def base_arm(
     from hgdpo_curate.pipelines import model_hash
     base, rules = base or ws.base_model, InferenceConfig(steps=ws.config['steps'], guidance=ws.config['guidance'])
     model = model_hash(base)
-    draw = _drawing(ws, base, None, rules, False, device, mixed_precision)
-    return Candidate(draw, model, model, steps=rules.steps, guidance=rules.guidance, stage='base')
+    draw = _drawing(
+        ws,
+        base,
+        None,
+        rules,
+        False,
+        device,
+        mixed_precision,
+    )
+    return Candidate(
+        draw,
+        model,
+        model,
+        steps=rules.steps,
+        guidance=rules.guidance,
+        stage='base',
+    )
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #named-arms
 def named_arms(

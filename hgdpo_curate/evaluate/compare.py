@@ -158,13 +158,14 @@ def compare_arms(
     )
     if detector: _flag(ws, detector, detector_path, progress)
     extractor = load_extractor(ws, extractor, extractor_path, device)
-    models = dict(scorers=scorers, extractor=extractor, recognisers=recognisers, intervals=intervals)
+    models = dict(scorers=scorers, extractor=extractor, recognisers=recognisers)
     return _compared(
         ws,
         rows,
         photos_of(ws, prompts) if photos is None else (photos.reset_index(drop=True), []),
         chose=current_name('scorer', chose),
         files=tuple(f for a in base_first.values() for f in getattr(a, 'files', ()) if isinstance(a, Candidate)),
+        intervals=intervals,
         progress=progress,
         **models,
     )

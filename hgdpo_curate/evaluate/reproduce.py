@@ -161,11 +161,25 @@ def measure_seed(
     development, measured = development_of(ws, size)
     known = ws.table('prompts')
     chosen_by = photos_for(ws, known[~known.prompt_id.isin(measured.prompt_id)])
-    how = dict(scorers=('smallscore',), chose='smallscore', extractor='evaluator', batch=32, progress=progress)
-    best = {}
-    for name, one in candidates.items():
-        figures, _ = sweep(ws, [one.at(g) for g in GUIDANCES], development, chosen_by, per_prompt=1, **how)
-        best[name] = best_guidance(figures)
+    how = dict(
+        scorers=('smallscore',),
+        chose='smallscore',
+        extractor='evaluator',
+        batch=32,
+        progress=progress,
+    )
+    def best_of(one):
+        at_each = [one.at(g) for g in GUIDANCES]
+        figures, _ = sweep(
+            ws,
+            at_each,
+            development,
+            chosen_by,
+            per_prompt=1,
+            **how,
+        )
+        return best_guidance(figures)
+    best = {name: best_of(one) for name, one in candidates.items()}
     how |= dict(prompts=measured, per_prompt=size['per_prompt'], photos=photos_for(ws, measured))
     at_best = {name: one.at(best[name]) for name, one in candidates.items()}
     return compare_arms(ws, candidates, **how), compare_arms(ws, at_best, **how), best
@@ -174,8 +188,9 @@ def measure_seed(
 def figures_at_best(comparison: Comparison, best: dict) -> pd.DataFrame: # of `measure_seed`; rows as of `figures_of`
     "The figures at each model's own best guidance, and that guidance."
     rows = comparison.table.assign(against='', metric=AT_BEST + comparison.table.metric)
-    chosen = [dict(arm=arm, against='', metric=AT_BEST + 'guidance', value=g) for arm, g in best.items()]
-    return pd.concat([rows, pd.DataFrame(chosen)], ignore_index=True).ffill()
+    chosen = pd.DataFrame(dict(arm=list(best), value=list(best.values()))).assign(metric=AT_BEST + 'guidance')
+    counted = dict(against='', images=len(comparison.groups), prompts=len(set(comparison.groups)))
+    return pd.concat([rows, chosen.assign(**counted)], ignore_index=True)
 
 def figures_of(comparison: Comparison, table: PaperTable) -> pd.DataFrame: # arm, against, metric, value, low, high, …
     "The figures of a seed (`against` is empty), and for each ordering the paired gain of one model over the other."
@@ -233,6 +248,7 @@ def run_seed(
     with atomic_path(file) as tmp: figures.to_parquet(tmp, index=False)
     return figures
 
+# %% ../../nbs/6_evaluate/11_reproduce.ipynb #logs-of
 def logs_of(ws, table: PaperTable) -> pd.DataFrame: # run, stage, step, margin, accuracy, excess by bin of timesteps
     "The training logs of a table's runs: where a collapse shows first."
     files = [f for r in map(run_name, table.rows) for f in sorted((ws.root/'runs'/r).glob('*/metrics.parquet'))]
