@@ -22,8 +22,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/hgdpo demo --workspace demo
 
+# Two processes with a thread each: the tests are many small jobs, and threads of two processes only wait for each other.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .
@@ -36,7 +37,7 @@ prepare: install
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 # A static site in site/, every chapter run; a chapter is run again when it or the package changed.
 docs: install

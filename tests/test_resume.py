@@ -46,7 +46,7 @@ def uninterrupted(finished):
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize('stop', [1, 3, 8, 15, 23])
+@pytest.mark.parametrize('stop', [3, 8, 23])
 def test_an_interrupted_run_resumes_to_the_same_weights(finished, uninterrupted, stop):
     from hgdpo_curate import train_curriculum
     count = 0
@@ -76,7 +76,7 @@ def train_and_die(root, stage, step, threads):
     train_curriculum(root, run='killed', progress=quiet, **KW)
 
 
-def test_a_run_killed_at_five_random_steps_of_each_stage_resumes_to_the_same_weights(finished, uninterrupted):
+def test_a_run_killed_at_two_random_steps_of_each_stage_resumes_to_the_same_weights(finished, uninterrupted):
     """kill -9 from inside, at steps drawn once for all; what was not in a checkpoint yet is trained again.
 
     The processes share one import of the libraries.
@@ -96,7 +96,7 @@ def test_a_run_killed_at_five_random_steps_of_each_stage_resumes_to_the_same_wei
         ]
     )
     for stage in STAGES:
-        for step in sorted(rng.choice(np.arange(1, 7), 5, replace=False)):
+        for step in sorted(rng.choice(np.arange(1, 7), 2, replace=False)):
             process = fresh.Process(
                 target=train_and_die, args=(str(finished.root), stage, int(step), torch.get_num_threads())
             )
