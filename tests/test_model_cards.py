@@ -2,6 +2,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from hgdpo_curate import make_card, write_model_card
 from hgdpo_curate.cli import main
 from hgdpo_curate.document.answers import CARD_QUESTIONS
 from hgdpo_curate.files import read_json
+from hgdpo_curate.runs import RunConfig
 
 
 def test_the_model_card_loads_travels_and_names_licences(lived_in, copy_of):
@@ -61,7 +63,7 @@ def test_the_small_scorer_is_the_packages_only_where_its_weights_are(lived_in):
     from hgdpo_curate import load_scorer
     from hgdpo_curate.document.licences import components
     from hgdpo_curate.document.contents import read_split
-    config, data = read_json(lived_in.root/'runs'/'r'/'config.json') | dict(run='r'), read_split(lived_in)
+    config, data = RunConfig.of(lived_in.root/'runs'/'r'), read_split(lived_in)
     image = (
         lived_in.table('images')
         .query("domain == 'generated'")
@@ -123,7 +125,7 @@ def test_an_evaluation_says_what_measured_it_and_the_card_names_those_licences(l
             )
         )
     )
-    config, data = read_json(ws.root/'runs'/'r'/'config.json') | dict(run='r'), read_split(ws)
+    config, data = RunConfig.of(ws.root/'runs'/'r'), read_split(ws)
     parts = {(c['part'], c['name']): c for c in components(ws, config, data, {})}
     assert (
         parts['metric', 'arcface']['commercial'] == 'no'
@@ -221,7 +223,7 @@ def test_the_lines_of_the_card_name_the_bases_pipeline_and_what_a_plain_file_lac
         other_blocks='easy',
         lan=True,
     )
-    config = dict(base=str(tmp_path), preset=dict(pool=dict(resolution='1024'), stages=[], inference=rules))
+    config = RunConfig(dict(pool=dict(resolution='1024'), stages=[], inference=rules), str(tmp_path))
     (tmp_path/'model_index.json').write_text(json.dumps(dict(_class_name='StableDiffusionXLPipeline')))
     text = loading(config, diffusers_class(str(tmp_path)))
     assert (
@@ -230,5 +232,5 @@ def test_the_lines_of_the_card_name_the_bases_pipeline_and_what_a_plain_file_lac
         and 'StableDiffusionPipeline' not in text
     )
     assert '\n- latent adaptive normalisation (LAN)' in text and 'LAN' not in loading(
-        config | dict(preset=config['preset'] | dict(inference=rules | dict(lan=False)))
+        replace(config, preset=config.preset | dict(inference=rules | dict(lan=False)))
     )

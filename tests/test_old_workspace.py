@@ -14,7 +14,8 @@ from hgdpo_curate import forget, load_split, open_workspace, sample_images, scor
 from hgdpo_curate.curate.reviews import newest_choices
 from hgdpo_curate.curate.splits import pairs_of
 from hgdpo_curate.document.licences import components, measured_with
-from hgdpo_curate.files import read_json, write_json
+from hgdpo_curate.files import write_json
+from hgdpo_curate.runs import RunConfig
 from hgdpo_curate.tables import arrow_schema, SCHEMAS
 
 
@@ -125,7 +126,7 @@ def test_its_scores_and_detections_are_found_under_the_names_of_today(tmp_path):
 
 def test_what_its_run_rests_on_is_named_as_today(packed, copy_of):
     ws = copy_of(open_workspace(packed))
-    config = dict(read_json(ws.root/'runs'/'first'/'config.json'), run='first')
+    config = RunConfig.of(ws.root/'runs'/'first')
     named = {n for ms in measured_with(ws, config).values() for n in (m['name'] for m in ms)}
     assert 'tiny' in (ws.root/'runs'/'first'/'evaluation'/'measured_by.json').read_text()
     assert {'smallscore', 'evaluator'} <= named and not [n for n in named if 'tiny' in n]

@@ -56,6 +56,7 @@ def test_names_that_would_leave_the_workspace_are_refused(ws, name, capsys):
         ['pairs', '--scorer', 'chance', '--split', name],
         ['train', '--preset', 'mannequin', '--split', name],
         ['train', '--preset', 'mannequin', '--split', 'v1', '--run', name],
+        ['train', '--preset', 'mannequin', '--split', 'none_of_that_name', '--run', name],
         ['card', '--split', name],
         ['evaluate', '--run', name],
         ['sample', 'a person', '--run', name] if name else [],

@@ -23,7 +23,8 @@ from .facts import facts_json, split_facts
 from .licences import FORBIDDEN, hub_licence, non_commercial
 from .model_card import write_model_card
 from .pages import Card, code, escape, render_card, save_figure, sheet, to_html, with_head
-from ..files import read_json, write_text
+from ..runs import RunConfig
+from ..files import write_text
 from ..toy.drawings import DRAWN, is_drawn
 from ..workspace import open_workspace
 
@@ -324,7 +325,7 @@ def _draw_all(ws, data, facts, with_photos): # pictures into card/ -> arguments 
 def renew_model_cards(ws, split: str) -> list: # names of the runs
     "Rewrite existing model cards of a split's runs, because they name its data card by hash."
     cards = sorted((ws.root/'runs').glob('*/README.md'))
-    runs = [f.parent.name for f in cards if read_json(f.with_name('config.json'), {}).get('split') == split]
+    runs = [f.parent.name for f in cards if (config := RunConfig.of(f.parent)) and config.split == split]
     for run in runs: write_model_card(ws, run)
     return runs
 

@@ -25,7 +25,8 @@ from hgdpo_curate.document.contents import (
 
 # %% ../../nbs/7_document/03_facts.ipynb #imports-3
 from .pages import shown_base, value_shares
-from ..files import file_sha256, read_json
+from ..runs import SftRecord
+from ..files import file_sha256
 from ..images.decode import fit_counts
 from ..judge.anatomy import open_flags
 from ..tables import HARMLESS_FLAGS
@@ -189,15 +190,15 @@ class SplitFacts:
     card_versions: dict      # package -> version that computed these facts
 
 # %% ../../nbs/7_document/03_facts.ipynb #sft-of
-def sft_of(ws) -> dict: # the record of `train_sft`, or {}
+def sft_of(ws) -> SftRecord: # of `train_sft`; None if there is none
     "The fine-tuned base of this workspace."
-    return read_json(ws.root/'runs'/'sft'/'sft.json', {})
+    return SftRecord.read(ws.root/'runs'/'sft'/'sft.json')
 
 def _origin(ws, info): # fields of `SplitFacts`: models and settings that generated the images
     sft, drew = sft_of(ws), sorted(set(ws.table('images').query("domain == 'generated'").model.dropna()))
     return dict(
         base_model=shown_base(info.base_model),
-        original_base=shown_base(sft['base'] if sft.get('model_hash') in drew else info.base_model),
+        original_base=shown_base(sft.base if sft and sft.model_hash in drew else info.base_model),
         base_hashes=drew,
         pool=info.pool,
         seed=ws.config['seed'],

@@ -12,7 +12,8 @@ from itertools import permutations
 from pathlib import Path
 from ..curate.pairs import LEFT_OUT, PAIR_STAGES
 from .pages import escape
-from ..files import read_json, UserError
+from ..runs import RunConfig
+from ..files import UserError
 from ..images.decode import pixel_hash, read_photo
 from ..images.photos import offered_files, tombstone_of
 from ..train.cache import prompt_key
@@ -214,9 +215,9 @@ def _runs_on(ws, t) -> dict: # run -> how it used the photo, in words
     Fine-tuned and small bases are trained on all photos of the training fold.
     """
     runs, fold = {}, set(ws.table('prompts').set_index('prompt_id').fold.reindex(t.prompts))
-    configs = {f.parent.name: read_json(f) for f in _begun_configs(ws)}
+    configs = {f.parent.name: RunConfig.of(f.parent) for f in _begun_configs(ws)}
     for run, config in configs.items():
-        rows = t.splits.get(config.get('split'), {})
+        rows = t.splits.get(config.split, {})
         if set(rows) & set(PAIR_STAGES): runs[run] = 'trained on it'
         elif rows: runs[run] = 'tested on it'
     for name, mark in (('sft', 'runs/sft/sft/done.json'), ('sft', 'runs/sft/done.json'), ('tiny', 'tiny/about.json')):
@@ -225,7 +226,7 @@ def _runs_on(ws, t) -> dict: # run -> how it used the photo, in words
     bases = (('sft', 'models/sft'), ('tiny', 'tiny'))
     learned = {(ws.root/folder).resolve() for name, folder in bases if runs.get(name, '').startswith('trained')}
     for run, config in configs.items():
-        base = Path(ws.base_at(config.get('base') or '')).resolve()
+        base = Path(ws.base_at(config.base)).resolve()
         if runs.get(run) != 'trained on it' and any(base.is_relative_to(folder) for folder in learned):
             runs[run] = 'based on a model that was trained on it'
     return runs

@@ -90,7 +90,7 @@ def about(
 # %% ../../nbs/7_document/05_licences.ipynb #measured-with
 def measured_with(ws, config) -> dict: # as `evaluate.measures.measured_by`
     "The models of the run's evaluation; marked as not recorded for an older version."
-    folder = ws.root/'runs'/config.get('run', '')/'evaluation'
+    folder = ws.root/'runs'/config.run/'evaluation'
     measured = read_json(folder/'measured_by.json')
     if measured is not None or not (folder/'table.parquet').is_file(): return _with_current_names(measured or {})
     return dict(extractor=[dict(name='not recorded: evaluate again to record features and recogniser', version='')])
@@ -120,10 +120,10 @@ def judges_of(
     return list(dict.fromkeys((part(kind, n), n, PARTS[kind], v) for kind, n, v in seen))
 
 # %% ../../nbs/7_document/05_licences.ipynb #base
-def original(ws, config) -> str: # the config of a run
+def original(ws, config) -> str: # `RunConfig` of a run
     "The base whose licence counts: the run's own, or the original one if it was fine-tuned here."
     sft = sft_of(ws)
-    return sft['base'] if sft and sft['model_hash'] == config['base_hash'] else config['base']
+    return sft.base if sft and sft.model_hash == config.base_hash else config.base
 
 def base_licence(base: str, answers) -> dict: # as `components`
     "The base model's licence: known for the package's own, else from a person's answer."

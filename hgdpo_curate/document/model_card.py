@@ -18,6 +18,7 @@ from .facts import sft_of
 from hgdpo_curate.document.licences import (
     base_licence, components, FORBIDDEN, hub_licence, licence_text, licences_of, original,
 )
+from ..runs import RunConfig
 from ..files import command_line
 
 # %% ../../nbs/7_document/06_model_card.ipynb #imports-3
@@ -54,7 +55,7 @@ def stage_rows(config, folder) -> list: # rows of the recipe's table
             s['rank'],
             _trained(folder/s['name']),
         ]
-        for s in config['preset']['stages']
+        for s in config.stages
     ]
 
 # %% ../../nbs/7_document/06_model_card.ipynb #results
@@ -92,7 +93,7 @@ def called_faulty(
 # %% ../../nbs/7_document/06_model_card.ipynb #own-arms
 def own_arms(ws, run: str) -> set: # as in the column `model` of `images`
     "The model names of a run's stages in `images`, without base, which all runs share."
-    keys, config = set(), read_json(ws.folder('runs', run)/'config.json')
+    keys, config = set(), RunConfig.of(ws.folder('runs', run))
     for arm in set(arms_of(config) if config else ARMS) - {'base'}:
         try: keys.add(run_arm(ws, run, arm).key)
         except UserError: pass                                               # a stage that is not in this run
@@ -101,11 +102,11 @@ def own_arms(ws, run: str) -> set: # as in the column `model` of `images`
 # %% ../../nbs/7_document/06_model_card.ipynb #names-of
 def own_names(config) -> set: # of a run -> how an evaluation may name its models, base left out
     "A stage's own name, RUN/STAGE, or the run's name."
-    run, stages = config['run'], {*arms_of(config)} - {'base'}
+    run, stages = config.run, {*arms_of(config)} - {'base'}
     return {run, *stages, *(f'{run}/{stage}' for stage in stages)}
 
 def _about_control(config): # values of the template
-    control = control_of(config['preset'].get('name', ''))
+    control = control_of(config.preset.get('name', ''))
     return dict(control=control, about_control=about_control(control) if control else '')
 
 # %% ../../nbs/7_document/06_model_card.ipynb #draw-failures
@@ -158,12 +159,12 @@ def loading(
     kohya_file: str = 'WORKSPACE-RUN.safetensors',
 ) -> str:                             # Markdown
     "Instructions for hgdpo_curate, diffusers, ComfyUI and A1111, and the rules that a plain file cannot store."
-    preset = config['preset']
+    preset = config.preset
     w, h = parse_resolution(preset['pool']['resolution'])
     return render_card(
         'loading.md',
-        base=repr(shown_base(config['base'])),
-        drawn=config['base'] == MANNEQUIN,
+        base=repr(shown_base(config.base)),
+        drawn=config.base == MANNEQUIN,
         imports=', '.join(sorted(['DPMSolverMultistepScheduler', kind])),
         pipeline=kind,
         width=w,
@@ -210,7 +211,7 @@ def model_card_text(
     failures,  # as `draw_failures`
 ) -> str:
     "The complete card as Markdown."
-    run, info, base = config['run'], data.info, original(ws, config)
+    run, info, base = config.run, data.info, original(ws, config)
     folder, parts = ws.root/'runs'/run, components(ws, config, data, answers)
     evaluation = folder/'evaluation'/'table.parquet'
     content = info.broken[0]['content'] if info.broken else info.content     # before the first removal
@@ -219,18 +220,18 @@ def model_card_text(
         'model_card.md',
         run=run,
         config=config,
-        preset=config['preset'],
-        base=shown_base(config['base']),
-        fine_tuned_from=shown_base(base) if base != config['base'] else None,
+        preset=config.preset,
+        base=shown_base(config.base),
+        fine_tuned_from=shown_base(base) if base != config.base else None,
         forbids_commerce=any(p['commercial'] == 'no' for p in parts),
-        data_card=_data_card(ws, config['split']),
-        content=config.get('split_content', content),
+        data_card=_data_card(ws, config.split),
+        content=config.split_content or content,
         stages=stage_rows(config, folder),
         evaluation=evaluation_table(evaluation),
         faulty=called_faulty(evaluation, own_names(config)),
         **_about_control(config),
         failures=failures,
-        loading=loading(config, diffusers_class(ws.base_at(config['base'])), twin_file(folder/'final').name),
+        loading=loading(config, diffusers_class(ws.base_at(config.base)), twin_file(folder/'final').name),
         licences=licence_text(ws, parts, answer_text(answers, 'model_licence', begins=True)),
         weights=[[code(f.name), code(file_sha256(f))] for f in weights],
         **_asked(answers, base),
@@ -246,8 +247,8 @@ def _sft_photos(ws): # rows of `prompts` and `images` that SFT would use today
     )
 
 def _other_photos(ws, sft, photos): # None, or the number of photos now and of those removed since
-    if short_id(*sorted(photos.sha256)) == sft['content']: return None
-    return len(photos), int((ws.table('tombstones').written_at > datetime.fromisoformat(sft['at'])).sum())
+    if short_id(*sorted(photos.sha256)) == sft.content: return None
+    return len(photos), int((ws.table('tombstones').written_at > datetime.fromisoformat(sft.at)).sum())
 
 # %% ../../nbs/7_document/06_model_card.ipynb #sft-card-text
 def sft_card_text(
@@ -257,17 +258,17 @@ def sft_card_text(
 ) -> str:
     "The card of the fine-tuned base, as Markdown without its head."
     photos = _sft_photos(ws)
-    parts = [base_licence(sft['base'], answers), *licences_of(ws, photos.prompt_id)]
+    parts = [base_licence(sft.base, answers), *licences_of(ws, photos.prompt_id)]
     return render_card(
         'sft_card.md',
         sft=sft,
-        base=shown_base(sft['base']),
+        base=shown_base(sft.base),
         other_photos=_other_photos(ws, sft, photos),
-        stage=sft['preset']['stages'][0],
+        stage=sft.preset['stages'][0],
         trained=_trained(ws.root/'runs'/'sft'/'sft', 'photos'),
-        pipeline=diffusers_class(ws.base_at(sft['model'])),
+        pipeline=diffusers_class(ws.base_at(sft.model)),
         licences=licence_text(ws, parts, answer_text(answers, 'model_licence', begins=True)),
-        **_asked(answers, sft['base']),
+        **_asked(answers, sft.base),
     )
 
 # %% ../../nbs/7_document/06_model_card.ipynb #head
@@ -289,17 +290,17 @@ def _meta(
 # %% ../../nbs/7_document/06_model_card.ipynb #write-sft-card
 def _write_sft_card(ws, answers):
     sft = sft_of(ws)
-    meta = _meta(answers, sft['base'], 'finetune', ['stable-diffusion', 'hg-dpo'])
+    meta = _meta(answers, sft.base, 'finetune', ['stable-diffusion', 'hg-dpo'])
     text = with_head(meta, sft_card_text(ws, sft, answers))
-    for place in (ws.root/'runs'/'sft', Path(ws.base_at(sft['model']))):
+    for place in (ws.root/'runs'/'sft', Path(ws.base_at(sft.model))):
         if place.is_dir(): write_text(place/'README.md', text)
-    return Card(ws.root/'runs'/'sft'/'README.md', unanswered(answers, sft['base']))
+    return Card(ws.root/'runs'/'sft'/'README.md', unanswered(answers, sft.base))
 
 # %% ../../nbs/7_document/06_model_card.ipynb #read-config
 def _read_config(ws, run): # of a run of the curriculum
     folder = ws.folder('runs', run)
-    config = read_json(folder/'config.json')
-    if config is not None: return config | dict(run=run)
+    config = RunConfig.of(folder)
+    if config is not None: return config
     if run == 'sft' and (folder/'sft'/'done.json').exists():
         raise UserError(
             f'{folder} was fine-tuned by an older version, which did not record the base; its card '
@@ -322,10 +323,10 @@ def write_model_card(
     folder, answers = ws.folder('runs', run), read_answers(ws)
     if run == 'sft' and not (folder/'config.json').exists() and sft_of(ws): return _write_sft_card(ws, answers)
     config = _read_config(ws, run)
-    data, picture = read_split(ws, config['split']), folder/'card'/'failures.png'
+    data, picture = read_split(ws, config.split), folder/'card'/'failures.png'
     failures = draw_failures(ws, run, picture)
-    method = [] if control_of(config['preset'].get('name', '')) else ['hg-dpo', 'dpo']
-    meta = _meta(answers, config['base'], 'adapter', ['lora', 'stable-diffusion', *method])
+    method = [] if control_of(config.preset.get('name', '')) else ['hg-dpo', 'dpo']
+    meta = _meta(answers, config.base, 'adapter', ['lora', 'stable-diffusion', *method])
     text = with_head(
         meta,
         model_card_text(

@@ -14,6 +14,7 @@ from ..curate.splits import SplitInfo
 from .erase import PICTURES
 from .footprint import Footprint, Matcher
 from .search import files_of
+from ..runs import RunConfig
 from ..files import command_line, file_sha256, read_json, UserError, write_json, write_text
 from ..images.photos import tombstone_of
 from ..tables import now
@@ -103,8 +104,8 @@ def rehash_split(ws,          # a `Workspace`
 def _runs_without_split(ws) -> set:
     "Runs whose grids may show anybody."
     def _is_gone(evaluation):
-        split = read_json(evaluation.with_name('config.json'), {}).get('split') or ''
-        return not (ws.root/'splits'/split/'test_prompts.parquet').is_file()
+        config = RunConfig.of(evaluation.parent)
+        return not config or not (ws.root/'splits'/config.split/'test_prompts.parquet').is_file()
     return {f.parent.name for f in (ws.root/'runs').glob('*/evaluation') if _is_gone(f)}
 
 # %% ../../nbs/7_document/11_removal.ipynb #pictures-of-runs

@@ -19,7 +19,8 @@ from ..train.inference import load_for_inference
 from ..train.presets import control_of
 from ..train.recipes import as_dict, InferenceConfig
 from ..workspace import is_begun
-from ..files import command_line, file_sha256, read_json, short_id, UsageError, UserError
+from ..runs import RunConfig
+from ..files import command_line, file_sha256, short_id, UsageError, UserError
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #candidate-2
 @dataclass
@@ -133,9 +134,9 @@ ARMS = {     # name -> folder of the run that holds its LoRA
     'hard + text encoder': 'final',
 }
 
-def arms_of(config: dict) -> dict: # config.json of a run -> name -> folder of the run that holds its LoRA
+def arms_of(config: RunConfig) -> dict: # name -> folder of the run that holds its LoRA
     "The models of a run or a control: base, its own stages, and final/ for the last one."
-    stages = config['preset']['stages']
+    stages = config.stages
     unet = [s['name'] for s in stages if s.get('part', 'unet') == 'unet']
     if not unet: return {'base': None}
     # if fine-tuning follows, `hard` alone means the end of the run
@@ -145,7 +146,7 @@ def arms_of(config: dict) -> dict: # config.json of a run -> name -> folder of t
 
 def _trained(ws, run, arm): # -> (the run's configuration, the LoRA's file or None)
     folder = ws.folder('runs', run)
-    config = read_json(folder/'config.json')
+    config = RunConfig.of(folder)
     if config is None:
         raise UserError(
             f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
@@ -190,8 +191,8 @@ def run_arm(
     "A stage of a run, with the run's inference rules. Raises `UserError` if it is not trained."
     config, lora = _trained(ws, run, arm)
     check_run_base(ws, run, config)
-    rules, text = InferenceConfig(**config['preset']['inference']), arm.endswith('+ text encoder')
-    key, folder, precision = config['base_hash'], lora.parent if lora else None, config['preset']['mixed_precision']
+    rules, text = InferenceConfig(**config.preset['inference']), arm.endswith('+ text encoder')
+    key, folder, precision = config.base_hash, lora.parent if lora else None, config.preset['mixed_precision']
     if lora:
         key = short_id(
             'arm',
@@ -202,7 +203,7 @@ def run_arm(
         )
     draw = _drawing(
         ws,
-        ws.base_at(config['base']),
+        ws.base_at(config.base),
         folder,
         rules,
         text,
@@ -212,7 +213,7 @@ def run_arm(
     return Candidate(
         draw,
         key,
-        config['base_hash'],
+        config.base_hash,
         steps=rules.steps,
         guidance=rules.guidance,
         files=(lora,) if lora else (),
@@ -255,7 +256,7 @@ def named_arms(
     names,  # stages of `run`, whole runs, or RUN/STAGE; None takes all stages of `run`
     run: str = None,  # the run that stages belong to; None takes the newest
     device=None,  # torch device; None takes the best available
-) -> tuple:  # (name -> `Candidate`, run -> its config.json)
+) -> tuple:  # (name -> `Candidate`, run -> its `RunConfig`)
     "Candidates by name. Raises `UsageError` for an unknown name, `UserError` if nothing is trained."
     folder = ws.root/'runs'
     begun = (p for p in folder.glob('*/config.json') if is_begun(p.parent))
@@ -277,7 +278,7 @@ def named_arms(
         )
         if not owner: raise UserError(f'{ws.root} has no runs yet; train one with: {command_line("train", ws)}')
         candidates[name] = run_arm(ws, owner, stage, device)
-        configs[owner] = read_json(folder/owner/'config.json')
+        configs[owner] = RunConfig.of(folder/owner)
     return candidates, configs
 
 def _run_and_stage(folder, name, runs, run, own): # runs oldest first; own: models of the run that stages belong to
@@ -292,7 +293,7 @@ def _run_and_stage(folder, name, runs, run, own): # runs oldest first; own: mode
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #before-each
 def models_before(
     candidates: dict,  # name -> `Candidate`, as `named_arms` gives them
-    configs: dict,     # run -> its config.json
+    configs: dict,     # run -> its `RunConfig`
 ) -> dict:             # name -> name; the first has none
     "The model that each is set against: the nearest earlier one of its own run, else the first of all."
     first, *others = candidates
@@ -307,13 +308,13 @@ def models_before(
 
 def controls_among(candidates: dict, configs: dict) -> dict: # as `models_before` -> name -> key of `CONTROLS`
     "Which models belong to a control's run, and to which control."
-    of_run = {run: control_of(config['preset'].get('name', '')) for run, config in configs.items()}
+    of_run = {run: control_of(config.preset.get('name', '')) for run, config in configs.items()}
     return {n: of_run[c.run] for n, c in candidates.items() if c.stage != 'base' and of_run.get(c.run)}
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #one-split
-def one_split(configs: dict) -> str: # run -> its config.json
+def one_split(configs: dict) -> str: # run -> its `RunConfig`
     "The common split of these runs. Raises `UserError` if there is none."
-    splits = {c['split'] for c in configs.values()}
+    splits = {c.split for c in configs.values()}
     if len(splits) > 1:
         raise UserError(
             f'These runs were trained on different splits ({", ".join(sorted(splits))}), whose test prompts may '

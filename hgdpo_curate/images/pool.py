@@ -57,18 +57,17 @@ def other_base(
 def check_run_base(
     ws,          # a `Workspace`
     run: str,    # name of a run
-    config: dict # its config.json
+    config       # its `RunConfig`
 ):
     "Raises `UserError` where the base of a run is no longer the one it was trained on."
     from hgdpo_curate.pipelines import model_hash
-    model = model_hash(ws.base_at(config['base']))
-    if model != config['base_hash']: raise other_base(ws.folder('runs', run), config['base_hash'], model)
+    model = model_hash(ws.base_at(config.base))
+    if model != config.base_hash: raise other_base(ws.folder('runs', run), config.base_hash, model)
 
 def check_base(ws, model: str): # weights hash of the base about to be used
     "Raises `UserError` for a base whose weights are not those that made this workspace's pool."
     made = ws.table('images').query("domain in ('generated', 'intermediate')").model.dropna()
     if len(made) and (made != model).any(): raise other_base(ws.root, made[made != model].iloc[0], model)
-
 
 # %% ../../nbs/2_images/08_pool.ipynb #open-base
 def open_base(

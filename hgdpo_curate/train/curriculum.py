@@ -15,11 +15,12 @@ from ..adapters import read_lora, state_id
 from ..curate.pairs import PAIR_CONTROLS
 from ..curate.left_out import empty_stage
 from ..curate.splits import load_split
+from ..runs import RunConfig
 from ..files import counted
 from ..images.jobs import announce, in_bytes, Pace
 from ..images.pool import check_base
 from ..show import progress_bar
-from ..files import atomic_path, command_line, read_json, short_id, UsageError, UserError, write_json
+from ..files import atomic_path, command_line, read_json, short_id, UsageError, UserError
 from ..workspace import is_begun, open_workspace, portable_base
 from ..families import denoiser, family_of
 
@@ -253,13 +254,12 @@ def _differences(old, new, where=''): # of two recipes -> 'easy.max_train_steps 
 
 def _check_begun(folder, config):
     "Check a run against the configuration it began with. Raises `UserError` naming the difference."
-    old = read_json(folder/'config.json')
+    old = RunConfig.of(folder)
     if old is None or not is_begun(folder): return
-    config = json.loads(json.dumps(config))
-    fields = [k for k in config if k != 'base' and old.get(k) != config[k]]    # the base is identified by its hash
+    new = json.loads(json.dumps(vars(config)))
+    fields = [k for k, v in new.items() if k not in ('base', 'run') and vars(old)[k] != v]     # a base is its hash
     if not fields: return
-    recipes = [c.get('preset') or {} for c in (old, config)]
-    changed = [*_differences(*recipes)] if fields[0] == 'preset' else []
+    changed = [*_differences(old.preset, new['preset'])] if fields[0] == 'preset' else []
     what = ', '.join(changed[:3]) or f'{fields[0].replace("_", " ")}'
     raise UserError(
         f'{folder} began with another {what}; give this one another name with --run, or delete that folder.'
@@ -420,16 +420,15 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     from hgdpo_curate.pipelines import load_pipeline, model_hash
     _check_resume(resume_from_checkpoint)
     ws, preset, distributed = open_workspace(workspace), load_preset(preset, control, **overrides), Distributed(device)
+    folder = RunFolder(ws.folder('runs', preset.name if run is None else run))
     data, base = load_split(ws, split, verify=verify), base or ws.base_model
     model = model_hash(base)
     check_base(ws, model)
     check_needs(preset, base)
     preset = _as_pool(preset, GenerationConfig(**data.info.pool))
     recipe = recipe_of(preset, distributed.size)
-    folder = RunFolder(ws.folder('runs', preset.name if run is None else run))
-    of_split = dict(split=split, split_content=data.info.content)
-    of_base = dict(base=portable_base(ws.root, base), base_hash=model)
-    config = dict(preset=recipe) | of_split | of_base
+    made_of = dict(split=split, split_content=data.info.content)
+    config = RunConfig(recipe, portable_base(ws.root, base), model, **made_of)
     _check_begun(folder, config)
     pairs = _checked_pairs(ws, data, preset)
     context = RunContext(
@@ -445,7 +444,7 @@ def train_curriculum(workspace,                  # a `Workspace` or its folder
     context.validation = validation_of(ws, preset, data, **of_validation)
     say_plan(context, pairs, folder)
     context.fill_cache([*pairs.values()])
-    if distributed.main: write_json(folder/'config.json', config)
+    if distributed.main: config.write(folder/'config.json')
     how = dict(resume_from=resume_from_checkpoint, reuse=reuse)
     train_stages(context, folder, pairs, **how)
     return folder

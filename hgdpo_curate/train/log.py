@@ -15,6 +15,7 @@ import pandas as pd
 from ..families import denoiser
 from .losses import BINS
 from ..show import contact_sheet, render
+from ..runs import RunConfig
 from ..files import atomic_path, in_batches, read_json, short_id, UserError
 
 # %% ../../nbs/5_train/05_log.ipynb #stepfigures
@@ -285,7 +286,8 @@ _shown_live = set()     # folders of stages whose pictures are already in a note
 
 # %% ../../nbs/5_train/05_log.ipynb #grid-sheet
 def _start_of(folder): # of a stage -> (folder of the first stage, from base; name of the one it started from)
-    stages = (read_json(folder.parent/'config.json') or {}).get('preset', {}).get('stages') or []
+    config = RunConfig.of(folder.parent)
+    stages = config.stages if config else []
     first = next((s['name'] for s in stages if not s['start']), folder.name)
     return folder.parent/first, next((s['start'] for s in stages if s['name'] == folder.name), '')
 

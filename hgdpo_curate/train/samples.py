@@ -8,6 +8,7 @@ __all__ = ['BASE', 'newest_run', 'file_name', 'sheet_of', 'sample_images']
 # %% ../../nbs/5_train/14_samples.ipynb #import-pathlib
 import json, re, textwrap, unicodedata
 from pathlib import Path
+from ..runs import RunConfig
 from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError
 from ..images.jobs import announce
 from ..images.pool import check_run_base
@@ -30,7 +31,7 @@ def _save_sample(image, file, prompt, face, seed, facts): # face: a file, or Non
 
 # %% ../../nbs/5_train/14_samples.ipynb #run-config
 def _run_config(ws, run): # a run's name, or None -> its config
-    config = read_json(ws.folder('runs', run)/'config.json') if run else dict(base=ws.base_model)
+    config = RunConfig.of(ws.folder('runs', run)) if run else RunConfig({}, ws.base_model)
     if config is None:
         raise UserError(
             f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
@@ -40,9 +41,9 @@ def _run_config(ws, run): # a run's name, or None -> its config
 
 def _weights_id(ws, run, config, final, files): # files: the face's and the adapter's, or none
     lora = [file_sha256(f) for f in final.glob('pytorch_lora_weights.safetensors')] if run else [ws.base_model]
-    return short_id(run or 'base', config.get('base_hash'), *lora, *[file_sha256(f) for f in files])
+    return short_id(run or 'base', config.base_hash, *lora, *[file_sha256(f) for f in files])
 def _facts(ws, run, config, rules): # metadata of a picture, besides prompt, face and seed
-    base, weight = str(config['base']), dict(weight=rules.lora_weight) if run else {}
+    base, weight = str(config.base), dict(weight=rules.lora_weight) if run else {}
     name = Path(base).name if Path(base).is_absolute() else base           # no path of this machine
     return dict(
         run=run or 'base',
@@ -146,8 +147,8 @@ def sample_images(workspace,            # a `Workspace` or its folder
     options = dict(preset=rules, device=device, **ws.sampling)
     if face:
         options['identity'] = face_embedding(face, detector_path, accept_noncommercial)
-        pipe = load_personalised(ws.base_at(config['base']), final, ip_adapter, **options)
-    else: pipe = load_for_inference(ws.base_at(config['base']), final, **options)
+        pipe = load_personalised(ws.base_at(config.base), final, ip_adapter, **options)
+    else: pipe = load_for_inference(ws.base_at(config.base), final, **options)
     weights = _weights_id(
         ws,
         run,

@@ -14,7 +14,8 @@ from ..images.pool import choose_prompts
 from .batches import Distributed
 from .curriculum import recipe_of, RunContext, say_plan
 from .recipes import Preset, Stage
-from ..files import short_id, UserError, write_json
+from ..runs import SftRecord
+from ..files import short_id, UserError
 from ..tables import now
 from ..workspace import open_workspace, portable_base, set_base_model
 
@@ -64,7 +65,7 @@ def _save_base(context, base, state, photos): # fused, saved, and the workspace'
     pipe = fused_pipeline(base, state, preset.stages[0].rank, context.distributed.device)
     if not context.distributed.main: return
     save_pipeline(pipe, folder, half=preset.mixed_precision != 'no')
-    record = dict(
+    record = SftRecord(
         at=now(),
         base=portable_base(ws.root, base),
         base_hash=context.model,
@@ -75,7 +76,7 @@ def _save_base(context, base, state, photos): # fused, saved, and the workspace'
         content=_content(photos),
     )
     # not config.json, which makes a folder a run of the curriculum
-    write_json(ws.root/'runs'/'sft'/'sft.json', record)
+    record.write(ws.root/'runs'/'sft'/'sft.json')
     set_base_model(ws, folder)
 
 # %% ../../nbs/5_train/10_sft.ipynb #train-sft
