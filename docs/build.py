@@ -43,7 +43,8 @@ WINGS = dict(
     evaluate='Evaluate',
     document='Document',
 )
-LESSONS = ['curate', 'train', 'document', 'results']      # the tutorials in the order in which they build on each other
+# the tutorials in the order in which they build on each other
+LESSONS = ['curate', 'train', 'document', 'results', 'collapse']
 
 
 def notebooks() -> list: # paths relative to nbs/, without the suffix, in reading order

@@ -167,9 +167,13 @@ def number_type(low, high): # an argparse type
 
 # %% ../nbs/8_run/02_flags.ipynb #help-of
 def help_of(p: Parameter) -> str:
-    "The comment, with expanded names, and the default if it is informative."
+    """The comment, with expanded names, and the default if it is informative.
+
+    What a comment says of None is the default of a flag that is left out: `steps; None takes the workspace's`.
+    """
+    said = re.sub(r"(?:[;.,]) (?:None|none) (?:takes|is) ([^.;]+)", r' (default: \1)', spelled_out(p.comment))
     shown = '' if p.default in (None, '', False, True, (), []) else f' (default: {p.default})'
-    return (spelled_out(p.comment) + shown).replace('%', '%%')
+    return (said + shown).replace('%', '%%')
 
 def add_flag(
     parser,                    # an `argparse.ArgumentParser`

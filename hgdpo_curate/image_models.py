@@ -170,6 +170,21 @@ _add(
             revision='697403c78157020a1ae59d23f111aa58ced35b0a',
         ),
     ),
+    ImageModel(
+        kind='scorer',
+        name='hps_v2',
+        make='hgdpo_curate.judge.clip:HPSv20',
+        measures='preference for a prompt',
+        what='HPS v2.0',
+        weights=Weights(
+            hub='xswu/HPSv2',
+            files=('HPS_v2_compressed.pt',),
+            licence='Apache-2.0',
+            commercial=True,
+            stated='LICENSE of tgxs002/HPSv2',
+            revision='697403c78157020a1ae59d23f111aa58ced35b0a',
+        ),
+    ),
 )
 
 # %% ../nbs/0_base/08_image_models.ipynb #scorers-more
@@ -235,7 +250,7 @@ _add(
         kind='scorer',
         name='clipiqa_sharpness',
         make='hgdpo_curate.judge.clip:ClipQuality',
-        measures='"Sharp photo." against "Blurry photo."',
+        measures='"Sharp photo." against "Blurry photo.", at 224 pixels',
         what='CLIP-IQA, "Sharp photo." against "Blurry photo."',
         weights='clip',
     ),

@@ -66,7 +66,7 @@ def test_a_chapter_is_a_page_with_what_its_cells_show(site):
 
 
 def test_a_table_that_a_cell_writes_in_markdown_is_a_table(site):
-    page = (site/'6_evaluate'/'09_verdicts.html').read_text()
+    page = (site/'6_evaluate'/'10_verdicts.html').read_text()
     assert re.search(r'<th[^>]*><p>score ↑', page) and not re.search(r'<p>\| ', page)
 
 

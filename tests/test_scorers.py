@@ -38,15 +38,17 @@ def test_pickscore_is_the_published_formula_on_fixed_embeddings(clip_folder):
     assert np.allclose(s.score([None]*2, ['', '']), [100*.6, 100])           # exp(logit_scale) * cosine
 
 
-def test_hps_is_the_cosine_of_open_clip_features(tmp_path):
+@pytest.mark.parametrize('name,file', [('hps', 'HPS_v2.1_compressed.pt'), ('hps_v2', 'HPS_v2_compressed.pt')])
+def test_hps_is_the_cosine_of_open_clip_features(tmp_path, name, file):
     import open_clip
     import torch
     from conftest import tiny_open_clip
     cfg = tiny_open_clip(32, 8)
     net = open_clip.CLIP(**cfg).eval()
-    torch.save(dict(state_dict=net.state_dict()), tmp_path/'HPS_v2.1_compressed.pt')
+    torch.save(dict(state_dict=net.state_dict()), tmp_path/file)
     (tmp_path/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=cfg)))
-    s = load_scorer('hps', tmp_path, 'cpu')
+    s = load_scorer(name, tmp_path, 'cpu')
+    assert s.name == name and s.version.startswith(file.removesuffix('.pt') + '/')
     # the authors' code: normalised features, their product, the diagonal
     with torch.no_grad():
         v = net.encode_image(torch.stack([s.prepare(picture(i)) for i in range(2)]), normalize=True)
@@ -123,6 +125,7 @@ def test_of_a_cached_model_only_the_pinned_commit_is_taken(tmp_path):
 def test_missing_weights_name_the_file_and_where_to_put_it(tmp_path):
     for name, file in (
         ('hps', 'HPS_v2.1_compressed.pt'),
+        ('hps_v2', 'HPS_v2_compressed.pt'),
         ('imagereward', 'ImageReward.pt'),
         ('aesthetic', 'sac+logos+ava1-l14-linearMSE.pth'),
         ('clip', 'model.safetensors'),

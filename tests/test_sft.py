@@ -25,6 +25,7 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
     from hgdpo_curate.document.licences import original
     from hgdpo_curate.evaluate.candidates import named_arms
     from hgdpo_curate.pipelines import load_pipeline, model_hash
+    from hgdpo_curate.runs import RunConfig
     ws = create_workspace(tmp_path/'ws', base_model=random_base, resolution='40x56', steps=2)
     import_photos(ws, export_photos(tmp_path/'photos', 5, seed=8), progress=plain)
     before = load_pipeline(random_base, 'cpu').unet.state_dict()
@@ -68,8 +69,8 @@ def test_sft_is_fused_into_a_pipeline_folder_that_is_the_base_from_then_on(tmp_p
     )
     assert str(ws.root) not in text and main(['card', '--workspace', str(ws.root), '--run', 'sft']) == 0
     assert (
-        original(ws, dict(base=ws.config['base_model'], base_hash=model_hash(folder))) == str(random_base)
-        and original(ws, dict(base='x/y', base_hash='0')) == 'x/y'
+        original(ws, RunConfig(base=ws.config['base_model'], base_hash=model_hash(folder))) == str(random_base)
+        and original(ws, RunConfig(base='x/y', base_hash='0')) == 'x/y'
     )
     ws.append(
         'reviews',

@@ -38,6 +38,7 @@ TABLE_SIZES = dict(
         photos=590,
         test_share=.594,
         development=100,
+        guidances=GUIDANCES,
         pool=8,
         per_prompt=2,
         sft=60,
@@ -47,6 +48,7 @@ TABLE_SIZES = dict(
         photos=40,
         test_share=.5,
         development=8,
+        guidances=GUIDANCES[:2],
         pool=3,
         per_prompt=1,
         sft=4,
@@ -67,7 +69,7 @@ def _controls(table): return dict.fromkeys(r.control for r in table.rows)     # 
 def shares_of(table: PaperTable, size: dict) -> dict: # of `TABLE_SIZES` -> step -> rough share, in generated images
     "The cost of a seed of a table: a training step costs about as much as six images, a step on winners only two."
     n = size['photos']*(1 - size['test_share'])
-    drawn = 2*size['per_prompt']*(size['photos'] - n - size['development']) + len(GUIDANCES)*size['development']
+    drawn = 2*size['per_prompt']*(size['photos'] - n - size['development']) + len(size['guidances'])*size['development']
     out = {
         'photos': 40,
         'base': 3*size['sft'],
@@ -169,7 +171,7 @@ def measure_seed(
         progress=progress,
     )
     def best_of(one):
-        at_each = [one.at(g) for g in GUIDANCES]
+        at_each = [one.at(g) for g in size['guidances']]
         figures, _ = sweep(
             ws,
             at_each,
