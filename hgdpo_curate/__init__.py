@@ -10,7 +10,9 @@ def _end_quietly(*_):  # Ctrl-C while `hgdpo` is still being loaded; `cli.exit_c
 
 def _is_command():
     import sys
-    return getattr(sys, 'argv', [''])[0].replace('\\', '/').rsplit('/', 1)[-1] in (
+    name = getattr(sys, 'argv', [''])[0]
+    if name == '-m': return sys.orig_argv[1:3] == ['-m', 'hgdpo_curate']
+    return name.replace('\\', '/').rsplit('/', 1)[-1] in (
         'hgdpo',
         'hgdpo.exe',
         'hgdpo-script.py',
@@ -43,6 +45,7 @@ _PUBLIC = {
         'train.small_models': 'train_tiny',
         'evaluate.candidates': 'Candidate',
         'evaluate.compare': 'compare_arms',
+        'evaluate.guidance': 'tune_base',
         'evaluate.results': 'evaluate_runs pool_picture',
         'evaluate.report': 'report_runs write_report',
         'evaluate.reproduce': 'reproduce_table',

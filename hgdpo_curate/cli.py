@@ -16,7 +16,7 @@ from .flags import add_flag, description_of, Parameter, read_definition, summary
 from .files import UsageError, UserError
 from .tables import stated_columns
 from hgdpo_curate.verbs import (
-    NO_WORKSPACE, print_checks, print_reviews, print_run, print_samples, print_split, print_table, STATED,
+    NO_WORKSPACE, print_checks, print_made, print_reviews, print_run, print_samples, print_split, print_table, STATED,
 )
 
 # %% ../nbs/8_run/04_cli.ipynb #verb
@@ -50,10 +50,10 @@ VERBS = dict(
     init=Verb('verbs.make_workspace'),
     photos=Verb('verbs.bring_in', stated=True, positional='folder'),
     tiny=Verb('verbs.train_small', flags=(('steps', 'steps'),)),
-    tune_base=Verb('evaluate.guidance.tune_base', flags=(('steps', 'steps'),)),
+    tune_base=Verb('evaluate.guidance.tune_base', flags=(('steps', 'steps'), ('prompts', 'prompts'))),
     sft=Verb('train.sft.train_sft'),
-    pool=Verb('images.pool.generate_pool', '{} images made'),
-    recon=Verb('images.recon.reconstruct', '{} images made'),
+    pool=Verb('images.pool.generate_pool', print_made),
+    recon=Verb('images.recon.reconstruct', print_made),
     score=Verb('verbs.score_by'),
     flag=Verb('judge.anatomy.flag_images', print_table, flags=(('path', 'detector_path'),)),
     curate=Verb('verbs.review_in_app'),

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['STATED', 'NO_WORKSPACE', 'make_workspace', 'bring_in', 'step_after_photos', 'train_small', 'score_by',
            'review_in_app', 'ask_people', 'measure_models', 'measure', 'write_card', 'take_out', 'confirmed',
-           'print_split', 'print_reviews', 'print_run', 'print_samples', 'print_table', 'print_checks']
+           'print_made', 'print_split', 'print_reviews', 'print_run', 'print_samples', 'print_table', 'print_checks']
 
 # %% ../nbs/8_run/03_verbs.ipynb #imports
 import getpass, os, shlex, sys, textwrap
 from pathlib import Path
 
-from .files import command_line, UsageError
+from .files import command_line, counted, UsageError
 from .tables import stated_columns
 
 # %% ../nbs/8_run/03_verbs.ipynb #make
@@ -178,7 +178,7 @@ def score_by(
             device=device,
             mixed_precision=mixed_precision,
         )
-        print(score_images(workspace, name, **options), f'images scored by {name}')
+        print(counted(score_images(workspace, name, **options), 'image'), f'scored by {name}')
 
 # %% ../nbs/8_run/03_verbs.ipynb #review-in-app
 def review_in_app(
@@ -197,7 +197,7 @@ def review_in_app(
     if export:
         from hgdpo_curate.curate.exchange import export_view
         n = export_view(workspace, export, format, view or 'real: approved')
-        return f'{n} images written to {export}'
+        return f'{counted(n, "image")} written to {export}'
     if build_only: return f'{build_dataset(workspace, scorer, where).name} is built, with its saved views'
     app = open_app(
         workspace,
@@ -399,12 +399,15 @@ def confirmed(question: str) -> bool:
     return input(f'{question} [y/N] ').strip().lower() in ('y', 'yes')
 
 # %% ../nbs/8_run/03_verbs.ipynb #print-split
+def print_made(n, given): # of `generate_pool` or `reconstruct`
+    "Say how many images were made."
+    print(counted(n, 'image'), 'made')
+
 def print_split(folder, given):
     "A frozen split: pairs per stage, why prompts have none, and the next command."
     from hgdpo_curate.curate.pairs import without_pair
     from hgdpo_curate.curate.left_out import explain_left_out
     from hgdpo_curate.curate.splits import read_stages, SplitInfo
-    from hgdpo_curate.files import counted
     info = SplitInfo.read(folder)
     bare = without_pair(read_stages(folder), info.dropped)
     print(folder)

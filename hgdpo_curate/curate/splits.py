@@ -15,7 +15,7 @@ from hgdpo_curate.curate.pairs import (
     choose_pairs, control_pairs, LeftOut, levels_of, NORMAL_LEVELS, PAIR_CONTROLS, PAIR_STAGES, read_left_out,
     with_pair_ids, with_scores, without_pair, write_left_out,
 )
-from ..files import first_changed
+from ..files import counted, first_changed
 
 # %% ../../nbs/4_curate/02_splits.ipynb #imports-2
 from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError, write_json
@@ -55,7 +55,7 @@ def _check_scores(ws, images, scores, scorer):
     reconstructions = (images.domain == 'intermediate') & levels_of(images).isin(NORMAL_LEVELS)
     wanted = images[(images.domain == 'generated') | reconstructions]
     missing = wanted.score.isna().sum()
-    if missing: raise UserError(f'{missing} images have no score by {scorer!r} yet; {again}')
+    if missing: raise UserError(f'{counted(missing, "image")} without a score by {scorer!r} yet; {again}')
     if wanted.scorer_version.nunique() > 1:
         raise UserError(f'The scores by {scorer!r} come from several versions of it; {again}')
 

@@ -9,7 +9,7 @@ __all__ = ['PACKED', 'TEXTS', 'PICTURES', 'GONE', 'bytes_match', 'read_parquet',
 import json, shutil
 from pathlib import Path
 from .footprint import Matcher, REMOVED
-from ..files import atomic_path, file_sha256, read_json, UserError, write_json, write_text
+from ..files import atomic_path, counted, file_sha256, read_json, UserError, write_json, write_text
 from ..images.folders import SUFFIXES
 
 # %% ../../nbs/7_document/09_erase.ipynb #packed
@@ -137,10 +137,8 @@ def _erase_rows(file, matcher) -> str:
     if not len(kept) and file.parent.parent.name == 'tables': file.unlink()
     else:
         with atomic_path(file) as tmp: pq.write_table(kept.replace_schema_metadata(meta or None), tmp)
-    done = [f'{_counted(own.sum(), "row")} removed'] if own.any() else []
-    return ', '.join(done + ([f'{_counted(redacted, "text")} redacted'] if redacted else []))
-
-def _counted(n, thing): return f'{n} {thing}' if n == 1 else f'{n} {thing}s'
+    done = [f'{counted(own.sum(), "row")} removed'] if own.any() else []
+    return ', '.join(done + ([f'{counted(redacted, "text")} redacted'] if redacted else []))
 
 # %% ../../nbs/7_document/09_erase.ipynb #without
 GONE = object()
@@ -206,7 +204,7 @@ def _erase_tensors(file, matcher) -> str:
         ) from e
     if not kept: return _delete(file, 'all its tensors belong to it')
     with atomic_path(file) as tmp: save_file(kept, tmp, metadata=clean or None)
-    return f'{_counted(len(own), "tensor")} removed'
+    return f'{counted(len(own), "tensor")} removed'
 
 # %% ../../nbs/7_document/09_erase.ipynb #erase-2
 def erase(ws,               # a `Workspace`

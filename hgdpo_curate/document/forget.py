@@ -17,7 +17,7 @@ from hgdpo_curate.document.removal import (
 )
 from .search import files_of, PLAN, search, SearchResult
 from ..files import sweep_temporary
-from ..files import read_json, UsageError, UserError, write_json
+from ..files import counted, read_json, UsageError, UserError, write_json
 from ..show import progress_bar
 from ..workspace import open_workspace
 
@@ -81,9 +81,9 @@ def _about_files(removal) -> list: # sentences
     r, groups = removal, {}
     for f, what in r.done.items(): groups.setdefault(('/'.join(Path(f).parts[:2]), what), []).append(f)
     return [
-        f'{len(r.traces.images)} images (the photo and images generated from it or its caption) '
+        f'{counted(len(r.traces.images), "image")} (the photo and images generated from it or its caption) '
         f'{"would be removed" if r.dry_run else "removed"}; '
-        f'{len(r.done)} files {"would be changed or deleted" if r.dry_run else "changed or deleted"}:'
+        f'{counted(len(r.done), "file")} {"would be changed or deleted" if r.dry_run else "changed or deleted"}:'
     ] + [
         f'  {files[0] if len(files) == 1 else f"{where}: {len(files)} files"}: {what}'
         for (where, what), files in groups.items()
