@@ -170,7 +170,7 @@ def table_markdown(
     together, seeds = over_seeds(with_gains(figures, table.orderings)), sorted(figures.seed.unique())
     labels = {m: label(m) for m in _measured(together, TABLE_METRICS)}
     judged = [judge(together, o, table.ours) for o in table.orderings]
-    images, prompts, photos = (figures[k].iloc[0] for k in ('images', 'prompts', 'photos'))
+    images, prompts, photos = (int(figures[k].iloc[0]) for k in ('images', 'prompts', 'photos'))
     counts = {w: sum(v.verdict == w for v in judged) for w in ('shown', 'not shown', 'reversed', 'not measured')}
     return render(
         'evaluate/reproduction.md',
