@@ -14,6 +14,7 @@ from .measures import higher, label, LABELS, within
 from .paper_tables import Ordering, PaperTable
 from .results import markdown_table, to_markdown
 from .statistics import small_sample_warning
+from ..files import counted
 from ..show import render
 
 # %% ../../nbs/6_evaluate/10_verdicts.ipynb #mean-over-seeds
@@ -242,7 +243,7 @@ def table_figure(table: PaperTable, figures): # of the paper, rows of `run_seed`
         _seeds_panel(axes[0, k], plain[plain.metric == m], each[each.metric == m], heights)
         axes[0, k].set_title(label(m).split(' (')[0], fontsize=8)
         if lines > 1: _paper_panel(axes[1, k], [(r.paper[m], heights[r.name]) for r in table.rows if m in r.paper])
-    for row, title in zip(axes, (f'mean of {figures.seed.nunique()} seeds', f'the paper, {table.source}')):
+    for row, title in zip(axes, (f'mean of {counted(figures.seed.nunique(), "seed")}', f'the paper, {table.source}')):
         row[0].set_ylabel(title, fontsize=8)
         for ax in row:
             ax.set_yticks(list(heights.values()), list(heights), fontsize=7)
