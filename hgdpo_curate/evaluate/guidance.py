@@ -6,16 +6,16 @@
 __all__ = ['GUIDANCES', 'WITHIN', 'near_best', 'best_guidance', 'fewest_steps', 'sweep', 'Tuned', 'photos_for', 'tune_base']
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #imports
-import functools
+import functools, json
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from .candidates import base_arm
 from .compare import compare_arms
 from .measures import label
-from ..images.pool import choose_prompts
+from ..images.pool import base_of, choose_prompts
 from ..show import contact_sheet
-from ..files import atomic_path, command_line, UserError, write_json
+from ..files import atomic_path, UserError, write_json
 from ..workspace import excluded_photos, open_workspace, set_sampling
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #best-guidance
@@ -33,7 +33,8 @@ def best_guidance(figures: pd.DataFrame) -> float: # columns guidance, frechet, 
     return float(near.guidance.iloc[int(near.score.fillna(-1e9).to_numpy().argmax())])
 
 def fewest_steps(figures: pd.DataFrame) -> int: # columns steps, frechet, score
-    "The fewest solver steps near the smallest distance."
+    "The fewest solver steps near the smallest distance; the first, the workspace's, if it is not measured."
+    if figures.frechet.isna().all(): return int(figures.steps.iloc[0])
     return int(near_best(figures).steps.min())
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #sweep
@@ -131,12 +132,7 @@ def tune_base(
     """
     ws = open_workspace(workspace)
     _refuse_late(ws, look)
-    if not (base or ws.base_model):
-        raise UserError(
-            f'{ws.root} has no base model yet; give a hub id or folder with --pretrained_model_name_or_path, or train '
-            f'a small one on your photos with: {command_line("tiny", ws)}'
-        )
-    model, chosen = base_arm(ws, base, device, mixed_precision), choose_prompts(ws)
+    model, chosen = base_arm(ws, base_of(ws, base), device, mixed_precision), choose_prompts(ws)
     photos = photos_for(ws, chosen)
     how = dict(
         per_prompt=1,
@@ -169,7 +165,8 @@ def tune_base(
 def _write(ws, figures, by_steps, compared): # -> the picture's path
     folder = ws.root/'tuning'
     folder.mkdir(exist_ok=True)
-    write_json(folder/'figures.json', dict(guidance=figures.to_dict('records'), steps=by_steps.to_dict('records')))
+    rows = {k: json.loads(f.to_json(orient='records')) for k, f in dict(guidance=figures, steps=by_steps).items()}
+    write_json(folder/'figures.json', rows)
     pictures = [ws.open_image(p) for rows in compared.rows.values() for p in rows.path[:8]]
     columns = min(8, len(next(iter(compared.rows.values()))))
     sheet = contact_sheet(pictures, columns, list(compared.rows), gap=(4, 4))
