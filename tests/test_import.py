@@ -295,3 +295,22 @@ assert sorted(sample_rows(ws).year) == [1987, 1991, 1991]
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r'--year INT +when it was taken', done.stdout) and '2 of them with changed facts' in done.stdout
+
+
+def test_what_a_program_did_to_a_caption_a_place_or_a_picture_is_said(photos, ws, tmp_path):
+    from PIL import Image
+    rows = rows_of(photos)
+    rows[0]['text'], rows[1]['text'] = 'a cafÃ© with a man', 'a man &amp; a dog'
+    with Image.open(photos/rows[2]['file_name']) as im: im = im.convert('RGBA')
+    im.putpixel((0, 0), (0, 0, 0, 0))
+    im.save(photos/rows[2]['file_name'])
+    (photos/rows[3]['file_name']).rename(tmp_path/'elsewhere.png')
+    rows[3]['file_name'] = '../elsewhere.png'
+    os.mkfifo(photos/'pipe.png')
+    write(photos, rows)
+    said = str(import_photos(ws, photos, progress=plain))
+    assert f'1 caption looks like text that was wrongly decoded ({rows[0]["file_name"]})' in said
+    assert f'1 caption looks like text from a web page ({rows[1]["file_name"]})' in said
+    assert f'transparent parts of 1 photo became white ({rows[2]["file_name"]})' in said
+    assert 'outside the folder: ../elsewhere.png' in said and 'pipe.png (a pipe, socket or device, not a file)' in said
+    assert rows[0]['text'] in set(ws.table('prompts').prompt)      # kept as it was written

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'CAPTIONS', 'KNOWN_COLUMNS', 'SYNONYMS', 'NEAR', 'NEAR_PHRASES', 'CAPTION_SUFFIXES', 'DATA_SUFFIXES',
-           'column_of', 'caption_of', 'read_captions', 'stated_facts', 'person_box']
+           'REMEDIES', 'column_of', 'caption_of', 'read_captions', 'stated_facts', 'person_box']
 
 # %% ../../nbs/2_images/03_captions.ipynb #import-json
 import difflib, json, os, re, unicodedata
 from pathlib import Path
 import pandas as pd
-from ..files import UserError
+from ..files import counted, first_few, UserError
 from .folders import count_others, count_reasons, list_photos, PhotoNames, printable
 from .folders import reason_against, SUFFIXES
 from .sources import find_sources, is_empty, plain_value
 from ..tables import CONSENTS, stated_columns
-from .texts import read_text
+from .texts import damage, read_text
 
 # %% ../../nbs/2_images/03_captions.ipynb #facts
 FACTS = tuple(stated_columns())
@@ -319,7 +319,7 @@ def read_captions(
         passed_over=listing.passed_over,
         unnamed=[str(p) for p in listing.photos if str(p) not in reading.named],
         shared_captions=reading.shared,
-        notes=[*dict.fromkeys(reading.notes), *_notes_on_files(reading, sources)],
+        notes=[*dict.fromkeys(reading.notes), *_notes_on_rows(reading.rows), *_notes_on_files(reading, sources)],
     )
     return table
 
@@ -350,6 +350,23 @@ def _refuse_empty(reading, sources):
         f'{reading.folder} contains no photos ({", ".join(sorted(SUFFIXES))}); add some, with a metadata.jsonl or '
         f'a .txt beside each{f" ({there})" if there else ""}.'
     )
+
+# %% ../../nbs/2_images/03_captions.ipynb #note-on-rows
+REMEDIES = {  # of `damage`
+    'wrongly decoded': 'like text that was wrongly decoded ({}); save their file as UTF-8',
+    'HTML': 'like text from a web page ({}); write them in plain words',
+}
+
+def _notes_on_rows(rows): # yields phrases: captions that a program damaged, photos from elsewhere
+    damaged = [(r['file_name'], damage(r['text'])) for r in rows]
+    for kind, remedy in REMEDIES.items():
+        files = [f for f, found in damaged if found == kind]
+        looks = f'{counted(len(files), "caption")} look{"s" if len(files) == 1 else ""} '
+        if files: yield looks + remedy.format(first_few(files))
+    outside = [r['file_name'] for r in rows if _is_outside(r['file_name'])]
+    if outside: yield f'{counted(len(outside), "named photo")} outside the folder: {first_few(outside)}'
+
+def _is_outside(file): return os.path.isabs(file) or Path(file).parts[:1] == ('..',)
 
 # %% ../../nbs/2_images/03_captions.ipynb #consent-files
 def _refuse_consent_files(reading):

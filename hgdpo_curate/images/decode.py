@@ -60,7 +60,9 @@ def _to_rgb(im):
     rgb = _to_srgb(im if im.mode in ('L', 'CMYK', 'LAB') else im.convert('RGB'), profile)
     if alpha is None: return rgb
     rgb.putalpha(alpha)
-    return Image.alpha_composite(Image.new('RGBA', rgb.size, 'white'), rgb).convert('RGB')
+    flat = Image.alpha_composite(Image.new('RGBA', rgb.size, 'white'), rgb).convert('RGB')
+    flat.info['transparent'] = alpha.getextrema()[0] < 255
+    return flat
 
 # %% ../../nbs/2_images/05_decode.ipynb #max-pixels
 MAX_PIXELS = 120_000_000

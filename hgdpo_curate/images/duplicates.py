@@ -226,10 +226,10 @@ def alike_words(
     pairs = ', '.join(f'{a} and {b} ({distance:.2g})' for a, b, distance in alike[:5])
     more = f' and {len(alike) - 5} more' if len(alike) > 5 else ''
     stricter = compared['limit']/2/(1 if compared['measure'] == '1 - cosine' else HASH_BITS)  # as --near takes it
+    remedy = f'; where these are different people, compare more strictly: --near {stricter:.2g}'
     return (
         f'near duplicates by {compared["name"]}, with their distance ({compared["measure"]}, at most '
-        f'{compared["limit"]:g}): {pairs}{more}; where these are different people, compare more strictly: --near '
-        f'{stricter:.2g}'
+        f'{compared["limit"]:g}): {pairs}{more}{remedy if alike[-1][2] > 0 else ""}'
     )
 
 # %% ../../nbs/2_images/04_duplicates.ipynb #stated-otherwise

@@ -70,7 +70,9 @@ def _walk(listing, here, entered): # yields the relative path of each file
             elif n := _pictures_in(listing.root/path):
                 listing.passed_over.append((printable(f'{path}/'), f'{reason}, with {n} picture{"s"*(n > 1)}'))
         elif entry.is_file(): yield path
-        elif is_picture(path): listing.passed_over.append((printable(path), 'a broken link'))
+        elif is_picture(path):
+            reason = 'a broken link' if entry.is_symlink() else 'a pipe, socket or device, not a file'
+            listing.passed_over.append((printable(path), reason))
 
 # %% ../../nbs/2_images/01_folders.ipynb #closed
 def _closed(root, entry, entered): # why a folder is not entered, or ''; `entered`: real paths of linked folders

@@ -59,6 +59,7 @@ class ImportReport:
     compared: dict = field(default_factory=dict)          # how: name, measure, limit
     replaced: list = field(default_factory=list)          # files with a new picture; the earlier one is kept too
     gone: list = field(default_factory=list)              # photos that are no longer at their original path
+    transparent: list = field(default_factory=list)       # files with transparent parts, which become white
     turned: int = 0                                       # photos with a box and EXIF rotation
     fit: FitReport = field(default_factory=FitReport)
     test: str = ''                                        # what the test fold cannot show, see `test_advice`
@@ -140,6 +141,9 @@ def _file_warnings(report): # of files that are left out, changed, missing, or r
     yield r.several and (
         f'{counted(len(r.several), "file")} {"holds" if len(r.several) == 1 else "hold"} several pictures, of which '
         f'the first is taken ({first_few(r.several)})'
+    )
+    yield r.transparent and (
+        f'the transparent parts of {counted(len(r.transparent), "photo")} became white ({first_few(r.transparent)})'
     )
     yield r.turned and (
         f'the EXIF of {counted(r.turned, "photo")} with a person box rotates the picture; the box is read as pixels of '
@@ -335,6 +339,7 @@ class _Reader(_Refusals, _Repeats):
         if image_id in self.known: return self._again(row, stated)
         if self._leaves_out(row, image_id, im, box): return
         if im.info.get('pictures', 1) > 1: self.report.several.append(row['file_name'])
+        if im.info.get('transparent'): self.report.transparent.append(row['file_name'])
         self.report.with_position += bool(gps)
         self.report.turned += box is not None and im.info.get('stored_size', im.size) != im.size
         self.rows.append(_rows_of(self, stated, (im, box, gps)))

@@ -69,8 +69,8 @@ def _curve_name(column): # in a legend
 
 def _draw_panel(ax, log, title, columns): # one panel, smoothed over a twentieth of the steps
     for c in columns:
-        smooth = log[c].rolling(max(1, len(log)//20), min_periods=1).mean()
-        ax.plot(log.step, smooth, label=_curve_name(c))
+        known = log.loc[log[c].notna(), ['step', c]]      # a small batch may hold no timestep of a bin
+        ax.plot(known.step, known[c].rolling(max(1, len(known)//20)).mean(), label=_curve_name(c))
     # where the model is its reference
     if title == 'margin' or len(columns) > 1: ax.axhline(0, color='.7', lw=.8, zorder=0)
     ax.set_xlabel('step', fontsize=8)
@@ -305,8 +305,15 @@ def grid_sheet(
     rows |= {start or 'base': numbered.pop(0)} if 0 in numbered else {}
     rows |= {f'step {n:,}': numbered[n] for n in sorted(numbered)[-most:]}
     rows = {label: Image.open(f) for label, f in rows.items() if f.exists()}
-    margin = 10 + 7*max(map(len, rows))
-    return contact_sheet([*rows.values()], 1, [*rows], margin=margin)
+    height = next(iter(rows.values())).height
+    return contact_sheet(
+        [*rows.values()],
+        1,
+        [*rows],
+        height=height*max(1, 112//height),        # drawn people are small
+        margin=14 + 8*max(map(len, rows)),
+        font_size=12,
+    )
 
 # %% ../../nbs/5_train/05_log.ipynb #logrows
 class LogRows:
