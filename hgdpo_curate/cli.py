@@ -118,6 +118,7 @@ def make_parser(name: str) -> Parser: # a key of `VERBS`
         parser.add_argument(
             '--set',
             nargs='*',
+            action='extend',
             default=[],
             metavar='FIELD=VALUE',
             help='any other field, also of one stage: easy.max_train_steps=200',

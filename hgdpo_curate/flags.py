@@ -194,7 +194,7 @@ def add_flag(
         choices=choices_in(p.comment) or None, metavar=None if choices_in(p.comment) else p.kind.__name__.upper()
     )
     if p.many: options |= dict(nargs='+')
-    parser.add_argument(f'--{flag or p.name}', **options)
+    parser.add_argument(f'--{flag or p.name}', **options, action='extend' if p.many else 'store')
     if positional or p.required:
         place = options | dict(nargs='*' if p.many else '?', metavar=(flag or p.name).upper(), help=argparse.SUPPRESS)
         parser.add_argument(place.pop('dest'), **place)

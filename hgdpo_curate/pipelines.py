@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MANNEQUIN', 'SAMPLERS', 'assets_folder', 'pipeline_folder', 'model_hash', 'check_base_folder', 'best_device',
-           'usable_device', 'torch_dtype', 'load_pipeline', 'set_sampler', 'entered_midway', 'noise_scheduler',
-           'encode_prompts', 'embed_prompts', 'join_conditioning', 'take_conditioning', 'encode_unconditional',
-           'count_truncated', 'to_pixels', 'encode_posterior', 'seeded', 'make_images']
+           'usable_device', 'torch_dtype', 'load_pipeline', 'quiet_libraries', 'set_sampler', 'entered_midway',
+           'noise_scheduler', 'encode_prompts', 'embed_prompts', 'join_conditioning', 'take_conditioning',
+           'encode_unconditional', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded', 'make_images']
 
 # %% ../nbs/0_base/06_pipelines.ipynb #import-functools-json-os
 import contextlib, functools, os
@@ -153,7 +153,7 @@ def load_pipeline(
     folder = pipeline_folder(name)
     family = family_in(folder)
     family.check(folder)
-    _quiet()
+    quiet_libraries()
     pipe = _from_folder(folder, family, torch_dtype(mixed_precision))
     pipe.set_progress_bar_config(disable=True)
     for part in family.weight_parts: getattr(pipe, part).requires_grad_(False).eval()
@@ -176,7 +176,8 @@ def _variant(folder, family): # 'fp16' where a part has no other weights, else N
     names = ({f.name for f in (Path(folder)/part).glob('*.safetensors')} for part in family.weight_parts)
     return 'fp16' if any(n and all('.fp16.' in f or '.fp16-' in f for f in n) for n in names) else None
 
-def _quiet():
+def quiet_libraries():
+    "Stop the progress bars and the advice of diffusers and transformers in this process."
     import diffusers, transformers
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()

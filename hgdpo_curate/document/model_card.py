@@ -18,8 +18,7 @@ from .facts import sft_of
 from hgdpo_curate.document.licences import (
     base_licence, components, FORBIDDEN, hub_licence, licence_text, licences_of, original,
 )
-from ..runs import RunConfig
-from ..files import command_line
+from ..runs import no_such_run, RunConfig
 
 # %% ../../nbs/7_document/06_model_card.ipynb #imports-3
 from .pages import Card, code, escape, is_hub_id, render_card, sheet, shown_base, with_head
@@ -306,9 +305,7 @@ def _read_config(ws, run): # of a run of the curriculum
             f'{folder} was fine-tuned by an older version, which did not record the base; its card '
             'cannot be written.'
         )
-    raise UserError(
-        f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
-    )
+    raise no_such_run(ws, run)
 
 # %% ../../nbs/7_document/06_model_card.ipynb #write-model-card-2
 def write_model_card(

@@ -19,7 +19,7 @@ from ..train.inference import load_for_inference
 from ..train.presets import control_of
 from ..train.recipes import as_dict, InferenceConfig
 from ..workspace import is_begun
-from ..runs import RunConfig
+from ..runs import no_such_run, RunConfig
 from ..files import command_line, file_sha256, short_id, UsageError, UserError
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #candidate-2
@@ -148,9 +148,7 @@ def _trained(ws, run, arm): # -> (the run's configuration, the LoRA's file or No
     folder = ws.folder('runs', run)
     config = RunConfig.of(folder)
     if config is None:
-        raise UserError(
-            f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
-        )
+        raise no_such_run(ws, run)
     own = arms_of(config)
     arms = ARMS | own
     if arm not in arms: raise UsageError(f'There is no model {arm!r} to evaluate; choose among {", ".join(own)}.')

@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 from .candidates import base_arm
 from .compare import compare_arms
-from .measures import label
+from .measures import label, rounded
 from ..images.pool import base_of, choose_prompts
 from ..show import contact_sheet
-from ..files import atomic_path, UserError, write_json
+from ..files import atomic_path, read_json, UserError, write_json
 from ..workspace import excluded_photos, open_workspace, set_sampling
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #best-guidance
@@ -61,13 +61,8 @@ def sweep(
     return pd.concat([pd.DataFrame(found, index=rows.index), measured], axis=1).reset_index(drop=True), c
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #tuned
-_SHOWN = dict(
-    guidance='{:g}',
-    steps='{:.0f}',
-    frechet='{:.0f}',
-    score='{:.2f}',
-    anatomy_failures='{:.0%}',
-)
+_SHOWN = dict(guidance='{:g}'.format, steps='{:.0f}'.format, frechet=rounded, score='{:.3f}'.format,
+              anatomy_failures='{:.0%}'.format)
 
 @dataclass
 class Tuned:
@@ -79,7 +74,7 @@ class Tuned:
     written: bool = True   # into the workspace
 
     def __str__(self):
-        shown = {c: form.format for c, form in _SHOWN.items() if c in self.figures}
+        shown = {c: form for c, form in _SHOWN.items() if c in self.figures and self.figures[c].notna().any()}
         names = [label(c).removesuffix(' ↑').removesuffix(' ↓') for c in shown]
         form = dict(header=names, formatters=shown, index=False)
         table = self.figures.to_string(columns=list(shown), na_rep='', **form)
@@ -106,6 +101,9 @@ def _refuse_late(ws, look):
         '--look to see the figures only, or tune in a new workspace before its pool is made.'
     )
 
+def _usual_steps(ws): # before the first sweep: tuning again would else halve or double what it chose itself
+    return (read_json(ws.root/'tuning'/'figures.json') or {}).get('usual_steps', ws.config['steps'])
+
 def _steps_to_try(given, usual): # the usual ones without those already measured
     return [s for s in (given or (max(2, usual//2), 2*usual)) if s != usual]
 
@@ -114,7 +112,7 @@ def tune_base(
     workspace,  # a `Workspace` or its folder
     base=None,  # base model: hub id or folder; None takes the workspace's
     guidances: list[float] = GUIDANCES,  # guidance scales to try, 0..
-    steps: list[int] = (),  # solver steps to try at the best one, 1..; none takes half and twice the workspace's
+    steps: list[int] = (),  # solver steps to try at the best one, 1..; none takes half and twice the usual ones
     prompts: int = 100,  # training prompts to draw, one image each, 1..
     scorer: str = 'smallscore',  # preference estimator: a key of `SCORERS`
     scorer_path: str = None,  # folder of its weights
@@ -145,13 +143,13 @@ def tune_base(
         progress=progress,
     )
     swept = functools.partial(sweep, prompts=chosen.head(prompts), photos=photos, **how)
-    figures, compared = swept(ws, [model.at(g) for g in guidances])
+    usual = _usual_steps(ws)
+    figures, compared = swept(ws, [model.at(g, usual) for g in guidances])
     guidance = best_guidance(figures)
-    further = [model.at(guidance, s) for s in _steps_to_try(steps, ws.config['steps'])]
-    by_steps, _ = swept(ws, [model.at(guidance), *further])
+    by_steps, _ = swept(ws, [model.at(guidance, s) for s in (usual, *_steps_to_try(steps, usual))])
     found = fewest_steps(by_steps)
     if not look: set_sampling(ws, steps=found, guidance=guidance)
-    picture = _write(ws, figures, by_steps, compared)
+    picture = _write(ws, dict(guidance=figures, steps=by_steps), usual, compared)
     everything = pd.concat([figures, by_steps[1:]], ignore_index=True)
     return Tuned(
         guidance,
@@ -162,11 +160,11 @@ def tune_base(
     )
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #write-tuning
-def _write(ws, figures, by_steps, compared): # -> the picture's path
+def _write(ws, figures, usual, compared): # figures: name -> rows; -> the picture's path
     folder = ws.root/'tuning'
     folder.mkdir(exist_ok=True)
-    rows = {k: json.loads(f.to_json(orient='records')) for k, f in dict(guidance=figures, steps=by_steps).items()}
-    write_json(folder/'figures.json', rows)
+    rows = {k: json.loads(f.to_json(orient='records')) for k, f in figures.items()}
+    write_json(folder/'figures.json', dict(usual_steps=usual) | rows)
     pictures = [ws.open_image(p) for rows in compared.rows.values() for p in rows.path[:8]]
     columns = min(8, len(next(iter(compared.rows.values()))))
     sheet = contact_sheet(pictures, columns, list(compared.rows), gap=(4, 4))

@@ -19,15 +19,17 @@ from hgdpo_curate.evaluate.candidates import (
 )
 from .compare import compare_arms, Comparison
 from .features import workspace_evaluator
-from .measures import higher, HIGHER, label, LABELS, measure_images, paired_gain, SHARES, within
+from hgdpo_curate.evaluate.measures import (
+    higher, HIGHER, label, LABELS, measure_images, paired_gain, rounded, SHARES, within,
+)
 from .statistics import bootstrap, FEW, MORE_PROMPTS
 from ..toy.drawings import is_drawn
 from ..train.presets import about_control
 from ..show import contact_sheet, padded_rows
-from ..files import command_line
+from ..runs import no_such_run
 
 # %% ../../nbs/6_evaluate/06_results.ipynb #imports-2
-from ..files import atomic_path, UserError, write_json, write_text
+from ..files import atomic_path, write_json, write_text
 from ..show import render
 from ..workspace import open_workspace
 
@@ -66,9 +68,8 @@ def _chose(comparison, metric):
 # %% ../../nbs/6_evaluate/06_results.ipynb #phrases
 def _plain(metric): return label(metric).split(' (')[0].rstrip(' ↑↓')
 
-def _rounded(v): return f'{v:,.0f}' if abs(v) >= 100 else f'{v:.3g}'
-def _amount(metric, v): return f'{100*v:.0f}' if metric in SHARES else _rounded(v)      # a share in points
-def _figure(metric, v): return f'{v:.0%}' if metric in SHARES else _rounded(v)
+def _amount(metric, v): return f'{100*v:.0f}' if metric in SHARES else rounded(v)      # a share in points
+def _figure(metric, v): return f'{v:.0%}' if metric in SHARES else rounded(v)
 
 def _before_and_after(comparison, metric, arm, first):
     rows, stats = np.arange(len(comparison.groups)), comparison.stats
@@ -368,9 +369,7 @@ def evaluate_named(
     "Generate the test prompts with every model, measure them, and write the results to the run. Raises `UserError`."
     ws = open_workspace(workspace)
     if run is not None and not (ws.folder('runs', run)/'config.json').exists():
-        raise UserError(
-            f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
-        )
+        raise no_such_run(ws, run)
     candidates, configs = named_arms(ws, arms, run, device)
     split = one_split(configs)
     prompts = frozen_test_prompts(ws, split)

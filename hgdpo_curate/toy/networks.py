@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 import torch.nn.functional as F
+from ..pipelines import quiet_libraries
 from ..files import atomic_path, command_line, UserError, write_json
 
 # %% ../../nbs/1_toy/02_networks.ipynb #merges-2
@@ -102,6 +103,7 @@ def _tiny_unet(size, latent_channels, channels, text_width):
 def stable_diffusion(**parts): # vae, text_encoder, tokenizer, unet, scheduler
     "A `StableDiffusionPipeline` of these parts, without a safety checker."
     from diffusers import StableDiffusionPipeline
+    quiet_libraries()                 # diffusers would warn that the autoencoder is a small one
     return StableDiffusionPipeline(
         safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts
     )

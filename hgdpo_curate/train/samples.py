@@ -8,8 +8,8 @@ __all__ = ['BASE', 'newest_run', 'file_name', 'sheet_of', 'sample_images']
 # %% ../../nbs/5_train/14_samples.ipynb #import-pathlib
 import json, re, textwrap, unicodedata
 from pathlib import Path
-from ..runs import RunConfig
-from ..files import atomic_path, command_line, file_sha256, read_json, short_id, UserError
+from ..runs import no_such_run, RunConfig
+from ..files import atomic_path, file_sha256, read_json, short_id, UserError
 from ..images.jobs import announce
 from ..images.pool import check_run_base
 from ..show import contact_sheet, progress_bar
@@ -33,9 +33,7 @@ def _save_sample(image, file, prompt, face, seed, facts): # face: a file, or Non
 def _run_config(ws, run): # a run's name, or None -> its config
     config = RunConfig.of(ws.folder('runs', run)) if run else RunConfig({}, ws.base_model)
     if config is None:
-        raise UserError(
-            f'There is no run {run!r} in {ws.root / "runs"}; train one with: {command_line("train", ws)}'
-        )
+        raise no_such_run(ws, run)
     if run: check_run_base(ws, run, config)
     return config
 

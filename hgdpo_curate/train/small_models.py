@@ -254,7 +254,7 @@ NAMES = dict(
     sound_called_faulty=('evaluator, false positives', 'of pictures without faults'),
     faulty_called_faulty=('evaluator, detected faults', 'of faulty pictures'),
     test_photos=('test photos measured', ''),
-    anatomy_failures=('anatomy failures', 'not known for photographs'),
+    anatomy_failures=('anatomy failures', '(unknown for photographs)'),
 )
 
 def _plain(name, value):
