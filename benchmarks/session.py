@@ -95,7 +95,9 @@ class Reviewer:
             self.page.wait_for_timeout(500)
 
     def open(self):
-        self.page.locator('[data-cy="looker"]').first.click()
+        tile = self.page.locator('[data-cy="looker"]').first
+        box = tile.bounding_box()
+        tile.click(position=dict(x=box['width']*.7, y=box['height']*.8))       # past the checkbox of a small tile
         self.ready()
 
     def ready(self): self.page.wait_for_function(READY, timeout=120_000)
@@ -165,8 +167,8 @@ def review_photos(me, expected, n, undos, server):
             me.ready()
         if k == n//2:
             server.crash()
-            me.press('d')                                                # refused with a sign, and nothing is written
-            me.page.locator('[data-cy="hgdpo-toast"].bad').first.wait_for(timeout=90_000)
+            me.press('d')                                                # a sign says so, and nothing is written
+            me.page.locator('[data-cy="hgdpo-toast"].bad').first.wait_for(timeout=30_000)
             server.start()
             me.see('real-to-review')
             me.open()
@@ -179,6 +181,8 @@ def judge_pairs(me, expected, n, undos):
     me.see('pairs-easy')
     me.panel('Pairs, side by side', '[data-cy="hgdpo-winner"]')
     look = "() => ['winner', 'loser'].map(r => document.querySelector(`[data-cy=hgdpo-${r}]`)?.dataset.id)"
+    there = int(re.search(r'pair 1 of (\d+)', me.page.locator('[data-cy="hgdpo-pair"]').inner_text())[1])
+    if there < n: raise SystemExit(f'There are only {there} pairs; give more --photos than --pairs.')
     for k in range(n):
         ids = me.page.evaluate(look)
         if k % 5 == 0:
@@ -191,10 +195,10 @@ def judge_pairs(me, expected, n, undos):
                 me.press('Backspace')
                 expected.take_back(me.name)
                 me.page.wait_for_function(f'() => ({look})()[0] === "{ids[0]}"', timeout=120_000)
+        if k + 1 == n: break
+        now = me.page.evaluate(look)[0]
         me.press('ArrowRight')
-        if k + 1 < n: me.page.wait_for_function(f'() => ({look})()[0] !== "{me.page.evaluate(look)[0]}" || true')
-        me.page.wait_for_timeout(30)
-        me.idle()
+        me.page.wait_for_function(f'() => ({look})()[0] !== "{now}"', timeout=120_000)
 
 
 def flag_images(me, expected, n):
@@ -275,6 +279,9 @@ def key_to_picture(me, n):
     return times
 
 
+def say(words): print(f'{time.strftime("%H:%M:%S")}  {words}', flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, n in dict(photos=200, pairs=100, flags=60, undos=20).items():
@@ -306,9 +313,13 @@ def main():
         else:
             expected = Expected()
             times = review_photos(anna, expected, a.photos, a.undos//2, server)
+            say(f'{a.photos} photos reviewed, the server crashed once')
             second_reviewer(ben, expected, max(2, a.photos//10))
+            say('a second reviewer decided differently')
             judge_pairs(anna, expected, a.pairs, a.undos - a.undos//2)
+            say(f'{a.pairs} pairs judged')
             flag_images(anna, expected, a.flags)
+            say(f'{a.flags} images flagged')
             wrong = compare(ws, ds, expected, anna)
             print(f'{anna.keys + ben.keys} keys in {(time.time() - began)/60:.0f} minutes; a photo took '
                   f'{statistics.median(times):.2f} s from key to key')

@@ -9,7 +9,7 @@
   const S = {
     modal: null, looker: null, selected: [], view: null, patches: false, about: null, counts: null,
     acting: null, panelAt: 0, selectAt: 0, progress: null,
-    queue: [], busy: false, hold: null, toasts: [], help: false, asking: false, moveOn: true, panel: null, stale: false,
+    queue: [], panelKeys: [], busy: false, hold: null, toasts: [], help: false, asking: false, moveOn: true, panel: null, stale: false,
     reviewer: localStorage.getItem("hgdpo-reviewer") || "", paces: [], app: {}, sent: Promise.resolve(), trail: [],
   };
   const drawers = new Set();
@@ -22,12 +22,17 @@
   const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
   // --- operators
+  const DOWN = "The App's server does not answer. Start it again and reload this page; a decision without a green " +
+    "message may be missing.";
+  const isUp = () => fetch(location.origin + "/", { cache: "no-store" }).then(() => true, () => false);
   const ask = (name, params, ms = 30000) =>
     new Promise((done) => {
-      // an operator that never answers does not block the keys for ever
-      const late = setTimeout(() => done({ refused: "The App's server does not answer; is it running?" }), ms);
-      const finish = (answer) => (clearTimeout(late), done(answer));
+      const finish = (answer) => (clearTimeout(late), clearTimeout(soon), done(answer));
       const failed = (e) => finish({ refused: `It was not done: ${String((e && e.message) || e).split("\n")[0]}` });
+      // an operator that never answers does not block the keys for ever
+      const late = setTimeout(() => finish({ refused: DOWN }), ms);
+      // FiftyOne itself tries a server that is gone for long, without a word
+      const soon = setTimeout(async () => (await isUp()) || finish({ refused: DOWN }), 2000);
       try {
         __foo__
           .executeOperator(OURS + name, params, {
@@ -44,9 +49,12 @@
   // --- toasts: what was done, of how many, with undo
   let serial = 0;
   function toast(text, { bad = false, undo = false, ms = bad ? 9000 : 5000 } = {}) {
+    if (text === DOWN && S.toasts.some((t) => t.text === DOWN)) return;
     const one = { id: ++serial, text, bad, undo };
     S.toasts = [...S.toasts.slice(-2), one];
     draw();
+    // stands until the page is loaded again
+    if (text === DOWN) return;
     setTimeout(() => ((S.toasts = S.toasts.filter((t) => t !== one)), draw()), ms);
   }
 
@@ -120,7 +128,7 @@
     const natural = NATURAL[flag.name] || "";
     S.hold = { flag, natural };
     draw();
-    for (let n = 0; n < 60 && !S.queue.length; n++) await sleep(15);
+    for (let n = 0; n < 60 && !S.queue.length && S.panelKeys.length < 2; n++) await sleep(15);
     S.hold = S.acting = null;
     draw();
     const next = S.queue[0];
@@ -231,11 +239,12 @@
     const digit = /^Digit(\d)$/.exec(e.code || "");
     const key = undo ? "undo" : digit && (e.shiftKey || /^\d$/.test(e.key)) ? digit[1] : e.key.length === 1 ? e.key.toLowerCase() : e.key;
     // also where the flag itself still waits for its picture
-    const flagged = S.hold || [...(S.acting ? [S.acting] : []), ...S.queue].slice(-1).some((item) => flagOf(item.key));
+    const before = [...(S.acting ? [S.acting] : []), ...S.queue, ...S.panelKeys].slice(-1);
+    const flagged = S.hold || before.some((item) => flagOf(item.key));
     const second = flagged && (PARTS[key] || key === "Enter");
     // a panel of ours takes the keys, unless pictures were selected in the grid since
     const panelFirst = S.panel && S.modal === null && !second && (!S.selected.length || S.panelAt >= S.selectAt);
-    if (panelFirst && S.panel.key(key, e)) return stop();
+    if (panelFirst && S.panel.key(key)) return stop();
     if (!undo && !second && !(key.length === 1 && known(key))) return;
     // nothing open and nothing selected: the letters are FiftyOne's, except those that need no picture
     stop();
@@ -263,7 +272,7 @@
     .hg-count { flex: 1; overflow: hidden; text-overflow: ellipsis; min-width: 60px; padding: 0 6px; }
     .hg-gap { width: 6px; }
     .hg-toasts { position: fixed; left: 0; right: 0; bottom: 44px; z-index: 100001; display: flex; flex-direction: column;
-      align-items: center; gap: 4px; pointer-events: none; }
+      align-items: flex-start; gap: 4px; padding-left: 12px; pointer-events: none; }
     .hg-toast { pointer-events: auto; background: #1d6f46; color: #fff; padding: 6px 12px; border-radius: 6px;
       font: 14px system-ui, sans-serif; box-shadow: 0 2px 8px #0008; display: flex; gap: 10px; align-items: center; }
     .hg-toast.bad { background: #8d2742; }
@@ -351,7 +360,7 @@
 
   function Bar() {
     const s = useS();
-    const sign = s.queue.length ? `${s.queue.length} waiting` : "";
+    const waits = s.queue.length + Math.max(0, s.panelKeys.length - 1), sign = waits ? `${waits} waiting` : "";
     return h(React.Fragment, null,
       h("div", { className: "hg-toasts", role: "status" }, s.toasts.map((t) =>
         h("div", { key: t.id, className: "hg-toast" + (t.bad ? " bad" : ""), "data-cy": "hgdpo-toast" }, t.text,
@@ -387,7 +396,7 @@
   const panelOf = (node, type) =>
     !node ? null : type.test(node.type || "") ? node.id : (node.children || []).map((c) => panelOf(c, type)).find(Boolean) || null;
 
-  // Mounted beside the grid's count, where it stays whatever is open; draws the bar into the page itself.
+  // Mounted beside the grid's count; tells the bar what is open and selected, and how to change it.
   function Mount() {
     useS();
     const fos = __fos__;
@@ -419,6 +428,14 @@
     Object.assign(S, { modal: id, open, looker, view, selected: [...(selected.keys ? selected.keys() : selected)] });
     Object.assign(S.app, { expand, update, form, select, refresh });
     React.useEffect(() => {
+      showBar();
+      // taken away: by a panel that covers the grid, or because the server is gone
+      return () => {
+        Object.assign(S, { modal: null, selected: [] });
+        setTimeout(async () => (await isUp()) || toast(DOWN, { bad: true }), 1000);
+      };
+    }, []);
+    React.useEffect(() => {
       let now = true;
       ask("about", { reviewer: S.reviewer }).then((a) => {
         if (!now || a.refused) return a.refused && toast(a.refused, { bad: true });
@@ -445,9 +462,16 @@
       h("span", { style: { fontSize: 13, opacity: .8, padding: "0 8px", whiteSpace: "nowrap", overflow: "hidden",
         textOverflow: "ellipsis" }, "data-cy": "hgdpo-view", title: sentence }, sentence),
       // for tests and tools: which sample the keys act on, and whether they wait
-      h("span", { "data-cy": "hgdpo-keys", "data-sample": id || undefined, "data-waiting": S.busy ? "" : undefined,
-        style: { display: "none" } }),
-      ReactDOM.createPortal(h(Bar), document.body));
+      h("span", { "data-cy": "hgdpo-keys", "data-sample": id || undefined,
+        "data-waiting": S.busy || S.panelKeys.length ? "" : undefined, style: { display: "none" } }));
+  }
+
+  // The bar has a root of its own: it stays where a panel covers the grid, and where the App loses its server.
+  let bar = null;
+  function showBar() {
+    if (bar) return;
+    bar = ReactDOM.createRoot(document.body.appendChild(document.createElement("div")));
+    bar.render(h(Bar));
   }
   localStorage.setItem("fiftyone-enterprise-tooltip-seen", "true");
 
@@ -462,7 +486,7 @@
       grid: { enabled: true, slots: { [__fop__.SAMPLE_RENDERER_GRID_SLOT.HEADER_AFTER_RESOURCE_COUNT]: Mount } },
     },
   });
-  window.hgdpo = { S, ask, send, inTurn, toast, draw, useS, press, h, flagOf, whichPart };
+  window.hgdpo = { S, ask, send, inTurn, toast, draw, useS, press, h, flagOf, whichPart, sleep };
 
   // the panels lie beside this file; FiftyOne loads one bundle per plugin
   const panels = document.createElement("script");

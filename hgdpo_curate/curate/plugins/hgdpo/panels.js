@@ -1,7 +1,8 @@
 // Two panels: a pair at full size, and the images of one prompt from best to worst. They decide by the bar's operators.
 (function () {
-  const { S, ask, send, inTurn, toast, draw, useS, h, flagOf, whichPart } = window.hgdpo;
+  const { S, ask, send, inTurn, toast, draw, useS, h, flagOf, whichPart, sleep } = window.hgdpo;
   const STAGES = ["easy", "normal", "hard"];
+  const STEPS = { ArrowRight: 1, n: 1, ArrowLeft: -1 };
   const media = (image) => __fos__.getSampleSrc(image.filepath);
 
   const style = document.createElement("style");
@@ -77,9 +78,20 @@
     return [answer, fetchIt];
   }
 
-  function usePanelKeys(key) {
-    const mine = React.useRef({ key: (...a) => mine.current.handle(...a) });
-    mine.current.handle = key;
+  // Keys wait for what the ones before them changed to be on the screen: none acts on a picture that is about to go.
+  const frame = () => Promise.race([sleep(60), new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))]);
+  let turn = Promise.resolve();
+  function usePanelKeys(takes, act) {
+    const mine = React.useRef({});
+    Object.assign(mine.current, { takes, act });
+    mine.current.key = (k) => {
+      if (!mine.current.takes(k)) return false;
+      const item = { key: k }, now = () => mine.current.act(k);
+      S.panelKeys.push(item);
+      turn = turn.then(now).catch((e) => toast(`It was not done: ${(e && e.message) || e}`, { bad: true })).then(frame)
+        .then(() => ((S.panelKeys = S.panelKeys.filter((i) => i !== item)), draw()));
+      return true;
+    };
     React.useEffect(() => {
       S.panel = mine.current;
       S.panelAt = Date.now();
@@ -115,21 +127,19 @@
       return fetchIt();
     };
     const again = () => fetchIt({ sample: null });
-    const key = (k) => {
-      const step = { ArrowRight: 1, n: 1, ArrowLeft: -1 }[k];
-      const known = step || "wdlr0".includes(k) || flagOf(k) || k === "undo";
-      if (!known || !pair || !pair.pairs) return false;
-      if (step) return go({ place: Math.max(0, pair.place + step) }), true;
-      if (k === "l" || k === "r") return setMark(k === "l" ? "winner" : "loser"), true;
-      if (!named()) return true;
-      const pass = { stage: pair.stage };
-      if (k === "undo") inTurn(() => send("undo", {})).then(again);
-      else if (k === "w") inTurn(() => send("swap", { sample_ids: [pair.winner.id], ...pass })).then(again);
-      else if (k === "d") inTurn(() => send("reject_pair", { sample_ids: [pair.winner.id], ...pass })).then(again);
-      else decideOn(pair[mark], k).then(again);
-      return true;
+    const takes = (k) => pair && pair.pairs && (STEPS[k] || "wdlr0".includes(k) || flagOf(k) || k === "undo");
+    const act = async (k) => {
+      if (STEPS[k]) return go({ place: Math.max(0, pair.place + STEPS[k]) });
+      if (k === "l" || k === "r") return setMark(k === "l" ? "winner" : "loser");
+      if (!named()) return;
+      const of = { sample_ids: [pair.winner.id], stage: pair.stage };
+      if (k === "undo") await inTurn(() => send("undo", {}));
+      else if (k === "w") await inTurn(() => send("swap", of));
+      else if (k === "d") await inTurn(() => send("reject_pair", of));
+      else await decideOn(pair[mark], k);
+      return again();
     };
-    usePanelKeys(key);
+    usePanelKeys(takes, act);
     const wheel = (e) => {
       const box = e.currentTarget.getBoundingClientRect(), px = e.clientX - box.left, py = e.clientY - box.top;
       setZoom((z) => {
@@ -167,24 +177,24 @@
       setAt(0);
       return fetchIt();
     };
-    const key = (k) => {
-      if (!pool || !pool.prompts) return false;
-      const images = pool.images, step = { ArrowRight: 1, n: 1, ArrowLeft: -1 }[k];
-      if (step) {
-        // within the prompt; at its end the next one
-        if (at + step >= images.length) pool.place + 1 < pool.prompts ? go(pool.place + 1) : toast("The last prompt.", { ms: 2500 });
-        else if (at + step < 0) pool.place > 0 && go(pool.place - 1);
-        else setAt(at + step);
-        return true;
-      }
-      if (!("adue0w".includes(k) || flagOf(k) || k === "undo") || !named()) return "adue0w".includes(k);
-      const stay = () => fetchIt({ place: pool.place, sample: null });
-      if (k === "undo") inTurn(() => send("undo", {})).then(stay);
-      else if (k === "w") inTurn(() => send("swap", { sample_ids: [images[at].id], stage: "easy" })).then(stay);
-      else decideOn(images[at], k).then(async (r) => (await stay(), r && !r.refused && S.moveOn && at + 1 < images.length && setAt(at + 1)));
-      return true;
+    const takes = (k) => pool && pool.prompts && (STEPS[k] || "adue0w".includes(k) || flagOf(k) || k === "undo");
+    // within the prompt; at its end the next one
+    const step = (to) => {
+      if (to < 0) return pool.place > 0 && go(pool.place - 1);
+      if (to < pool.images.length) return setAt(to);
+      return pool.place + 1 < pool.prompts ? go(pool.place + 1) : toast("The last prompt.", { ms: 2500 });
     };
-    usePanelKeys(key);
+    const act = async (k) => {
+      if (STEPS[k]) return step(at + STEPS[k]);
+      if (!named()) return;
+      const images = pool.images, decides = k !== "undo" && k !== "w";
+      const answer = k === "undo" ? await inTurn(() => send("undo", {}))
+        : k === "w" ? await inTurn(() => send("swap", { sample_ids: [images[at].id], stage: "easy" }))
+        : await decideOn(images[at], k);
+      await fetchIt({ place: pool.place, sample: null });
+      if (decides && answer && !answer.refused && S.moveOn && at + 1 < images.length) setAt(at + 1);
+    };
+    usePanelKeys(takes, act);
     if (!pool) return h("div", { className: "hg-panel" }, h("div", { className: "hg-gone" }, "…"));
     const nothing = pool.refused || (!pool.prompts && "There is no image pool yet.");
     const tile = (image, n) => h("div", { key: image.id, className: `hg-tile ${image.easy || ""}${n === at ? " on" : ""}`,
