@@ -26,7 +26,7 @@ from hgdpo_curate.document.contents import (
 # %% ../../nbs/7_document/03_facts.ipynb #imports-3
 from .pages import shown_base, value_shares
 from ..runs import SftRecord
-from ..files import file_sha256
+from ..files import encoding_words, file_sha256
 from ..images.decode import fit_counts
 from ..judge.anatomy import open_flags
 from ..tables import HARMLESS_FLAGS
@@ -183,6 +183,7 @@ class SplitFacts:
     base_hashes: list        # of the weights that generated images
     pool: dict               # size, levels, sampler, steps, guidance
     seed: int                # of the workspace
+    kept_as: str             # the format of generated images, in words
     taken_out: int           # photos removed from the workspace so far
     sha256: dict             # frozen file -> SHA-256
     content: dict            # stage -> hash of its pairs
@@ -202,6 +203,7 @@ def _origin(ws, info): # fields of `SplitFacts`: models and settings that genera
         base_hashes=drew,
         pool=info.pool,
         seed=ws.config['seed'],
+        kept_as=encoding_words(ws.config),
     )
 
 # %% ../../nbs/7_document/03_facts.ipynb #photo-fields
