@@ -149,11 +149,14 @@ def _is_alive(pid, since):
     except psutil.AccessDenied: return True
 
 # %% ../nbs/0_base/00_files.ipynb #sweep-temporary
-def sweep_temporary(root) -> list: # a folder or a `Workspace`; the files that were deleted
+def sweep_temporary(
+    root,               # a folder or a `Workspace`
+    deep: bool = True,  # also in folders within it
+) -> list:              # the files that were deleted
     "Delete files that killed processes left half written. Files of a running process stay."
     swept = []
     folder = root if isinstance(root, (str, Path)) else root.root      # a Path has a `root` too: the disk's
-    for file in Path(folder).rglob('.*.tmp*'):
+    for file in (Path(folder).rglob if deep else Path(folder).glob)('.*.tmp*'):
         with contextlib.suppress(FileNotFoundError):    # its process has just finished it
             match = TEMPORARY.fullmatch(file.name)
             if not match or _is_written(file, match): continue

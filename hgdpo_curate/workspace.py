@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'EARLIER', 'FORMAT', 'NEXT', 'parse_resolution', 'portable_base', 'is_begun', 'id_at', 'Settings',
-           'Workspace', 'counted_rows', 'counted_images', 'open_workspace', 'create_workspace', 'set_base_model',
-           'set_sampling', 'next_step', 'workspace_status', 'workspace_html', 'approved_photos', 'excluded_photos']
+           'Workspace', 'counted_rows', 'counted_images', 'open_workspace', 'create_workspace', 'refuse_occupied',
+           'set_base_model', 'set_sampling', 'next_step', 'workspace_status', 'workspace_html', 'approved_photos',
+           'excluded_photos']
 
 # %% ../nbs/0_base/04_workspace.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, secrets, tomllib
@@ -314,7 +315,7 @@ def create_workspace(
     if (root/'workspace.toml').exists(): return _open_unchanged(root, config)
     if 'image_quality' in config and config.get('image_format', 'png') == 'png':
         raise UsageError('image_quality is for jpeg and webp, PNG loses nothing; add image_format webp or jpeg.')
-    _refuse_occupied(root)
+    refuse_occupied(root)
     identity = dict(id=secrets.token_hex(8), root=str(root.resolve()), format=FORMAT)
     settings = dict(name=root.resolve().name) | DEFAULTS | config | identity
     _write_readme(root, settings)
@@ -332,7 +333,8 @@ def _open_unchanged(root, config):
         )
     return ws
 
-def _refuse_occupied(root):
+def refuse_occupied(root): # a path
+    "Raises `UserError` where no workspace can be made: something is there, or another workspace is around it."
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f'{root} exists and is not a workspace; give a new or an empty folder.')
     outer = next((p for p in root.resolve().parents if (p/'workspace.toml').exists()), None)
