@@ -327,6 +327,7 @@ def main():
         browser.close()
         server.crash()
         mongod.terminate()
+        mongod.wait()
         if not a.speed and wrong: raise SystemExit(1)
 
 
