@@ -124,7 +124,7 @@ def stage_run(unet, size, pairs, folder, batch, xl=False, **preset):
     from hgdpo_curate.train.recipes import Preset, Stage
     from hgdpo_curate.train.trainer import StageTrainer
     cond = (
-        dict(prompt_embeds=(77, 2048), pooled_prompt_embeds=(1280,))
+        dict(prompt_embeds=(77, unet.config.cross_attention_dim), pooled_prompt_embeds=(1280,))
         if xl
         else dict(prompt_embeds=(77, unet.config.cross_attention_dim))
     )
