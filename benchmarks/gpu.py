@@ -177,7 +177,7 @@ def public_step(m, unet, vae, text, size, batch, checkpointing):
         with torch.no_grad():
             latents = torch.cat([vae.encode(x).latent_dist.sample() for x in pixels.split(8)])*vae.config.scaling_factor
             states = text(ids)[0].repeat(2, 1, 1)
-        noise = torch.randn_like(latents[:batch]).repeat(2, 1, 1, 1)
+        noise = torch.randn_like(latents)[:batch].repeat(2, 1, 1, 1)
         t = torch.randint(0, 1000, (batch,), device=m.device).repeat(2)
         noisy = ddpm.add_noise(latents, noise, t)
         winner, loser = errors(noisy, t, states, noise)
