@@ -103,8 +103,13 @@ class Reviewer:
 
     def ready(self): self.page.wait_for_function(READY, timeout=120_000)
     def moved_from(self, image):
+        from playwright.sync_api import TimeoutError
         moved = f'() => window.hgdpo.S.modal && !window.hgdpo.S.modal.endsWith("{image}")'
-        self.page.wait_for_function(moved, timeout=120_000)
+        try: self.page.wait_for_function(moved, timeout=60_000)
+        except TimeoutError:
+            state = '(({modal, busy, queue, toasts}) => JSON.stringify({modal, busy, queue, toasts}))'
+            raise SystemExit(f'{self.name} pressed {self.keys} keys and still sees {image}: '
+                             f'{self.page.evaluate(state + "(window.hgdpo.S)")}') from None
 
     def idle(self): self.page.wait_for_function('() => !window.hgdpo.S.busy', timeout=120_000)
     def shown(self): return self.page.evaluate('window.hgdpo.S.looker.sample.image_id')
