@@ -10,7 +10,7 @@ __all__ = ['JOB', 'RECORDED', 'in_words', 'in_bytes', 'announce', 'Pace', 'run_b
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 import functools, shutil, sys, time
-from ..files import counted, short_id, sweep_temporary
+from ..files import bytes_a_pixel, counted, short_id, sweep_temporary
 from ..show import bar_class, progress_bar
 
 # %% ../../nbs/2_images/07_jobs.ipynb #in-words
@@ -201,7 +201,7 @@ def _forwards(jobs): # U-Net forwards of one image each
 
 def _cost(ws, todo, jobs, label) -> str:
     width, height = ws.size
-    need, free = 1.7*width*height*len(todo), shutil.disk_usage(ws.root).free     # a PNG, bytes a pixel
+    need, free = bytes_a_pixel(ws.config)*width*height*len(todo), shutil.disk_usage(ws.root).free
     there = f' ({len(jobs) - len(todo):,} are there)' if len(todo) < len(jobs) else ''
     short = f', but only {free/1e9:.1f} GB are free: free some space first' if need > free else ''
     return (
