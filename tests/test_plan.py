@@ -5,7 +5,8 @@ import pytest
 
 from hgdpo_curate import create_workspace, generate_pool, plan_workspace, reconstruct, UserError
 from hgdpo_curate.cli import main
-from hgdpo_curate.plan import Speed
+from hgdpo_curate.plan import Work
+from hgdpo_curate.speed import Speed
 
 GIVEN = dict(images_per_second=2., pairs_per_second=4.)
 
@@ -105,7 +106,6 @@ def test_measured_here_every_step_has_a_time_and_nothing_is_left(finished, rando
 
 
 def test_a_speed_knows_what_was_not_measured():
-    from hgdpo_curate.plan import Work
     speed = Speed(forward=.5, image=.1, pair=dict(unet=2.))
     assert speed.of(Work('pool', 3, 'images', 30), '') == pytest.approx(15.3)
     assert speed.of(Work('training easy', 3, 'pairs'), 'unet') == 6.
