@@ -32,6 +32,7 @@ from .workspace import excluded_photos, open_workspace
 # %% ../nbs/8_run/05_pack.ipynb #packinfo
 PACK_FORMAT = 1    # of the file
 
+# %% ../nbs/8_run/05_pack.ipynb #packinfo-packinfo
 @dataclass(frozen=True)
 class PackInfo:
     "The content of `pack.json`."
@@ -111,6 +112,7 @@ def _add_base(contents) -> str: # hub id or folder of a base that is not in the 
     if (ws.root/'runs'/'sft'/'sft.json').is_file(): contents.add(ws.root/'runs'/'sft'/'sft.json')
     return ''
 
+# %% ../nbs/8_run/05_pack.ipynb #base-base-elsewhere
 def _base_elsewhere(contents, kept) -> str:
     if Path(kept).is_dir():
         contents.notes.append(
@@ -159,6 +161,7 @@ def _add_split(contents, name, prompts_out) -> tuple: # prompts not to take alon
     paths = {p for df in stages.values() for c in ('winner_path', 'loser_path') for p in df[c]}
     return paths, {*test.prompt_id, *(p for df in stages.values() for p in df.prompt_id)}
 
+# %% ../nbs/8_run/05_pack.ipynb #split-add-for-training
 def _add_for_training(contents, split):
     ws = contents.ws
     excluded, prompts = excluded_photos(ws, reviews=False), ws.table('prompts', columns=['prompt_id', 'real_image_id'])
@@ -188,6 +191,7 @@ def _is_left(where, ws): # a path in the workspace, as parts: what every machine
     if where[0] == 'cache' or any(TEMPORARY.fullmatch(p) for p in where): return True
     return where[-1].endswith('.lock') or where in (('workspace.toml',), ('app_outdated.json',))
 
+# %% ../nbs/8_run/05_pack.ipynb #everything-add-everything
 def _add_everything(contents):
     ws = contents.ws
     excluded, prompts, images = excluded_photos(ws, reviews=False), ws.table('prompts'), ws.table('images')
@@ -214,6 +218,7 @@ class Megabytes:
         if whole > self.told: self.bar(whole - self.told)
         self.told = whole
 
+# %% ../nbs/8_run/05_pack.ipynb #megabytes-write-manifest
 def _write_manifest(file, files, bar) -> tuple: # path -> file; how many bytes, SHA-256 of the manifest
     total, whole = 0, hashlib.sha256()
     with open(file, 'wb') as out:
@@ -225,6 +230,7 @@ def _write_manifest(file, files, bar) -> tuple: # path -> file; how many bytes, 
             total += size
     return total, whole.hexdigest()
 
+# %% ../nbs/8_run/05_pack.ipynb #megabytes-measured
 def _measured(file, bar): # size and SHA-256
     size, sha = 0, hashlib.sha256()
     try:
@@ -248,12 +254,14 @@ class Hashed:
         self.bar(len(block))
         return block
 
+# %% ../nbs/8_run/05_pack.ipynb #writing-add-member
 def _add_member(tar, name, size, source): # source: a file that is open
     member = tarfile.TarInfo(name)         # without owner and rights of this machine
     member.size, member.mode = size, 0o644
     tar.addfile(member, source)
     tar.members.clear()                    # tarfile keeps each for ever
 
+# %% ../nbs/8_run/05_pack.ipynb #writing-write-tar
 def _write_tar(file, info: PackInfo, manifest, files: dict, bar):
     text = json.dumps(vars(info), indent=2).encode()
     with tarfile.open(file, 'w', format=tarfile.PAX_FORMAT, copybufsize=2**20) as tar:
@@ -262,6 +270,7 @@ def _write_tar(file, info: PackInfo, manifest, files: dict, bar):
         with open(manifest, encoding='utf-8') as lines:
             for path, size, sha in map(json.loads, lines): _add_hashed(tar, files[path], (path, size, sha), bar)
 
+# %% ../nbs/8_run/05_pack.ipynb #writing-add-hashed
 def _add_hashed(tar, source, entry, bar):
     path, size, sha = entry
     try:
@@ -274,6 +283,7 @@ def _add_hashed(tar, source, entry, bar):
         raise
     if reader.sha.hexdigest() != sha: raise _changed(source)
 
+# %% ../nbs/8_run/05_pack.ipynb #writing-changed
 def _changed(file):
     return UserError(f'{file} changed while it was packed; wait until nothing else writes there and run this again.')
 
@@ -291,11 +301,13 @@ def _record(ws, info, name, subjects):
         subjects=sorted(subjects),
     )])
 
+# %% ../nbs/8_run/05_pack.ipynb #record-check-removal
 def check_removal(ws): # a `Workspace`
     "Raises `UserError` while a removal is unfinished."
     if (ws.root/PLAN).exists():
         raise UserError(f'A removal was interrupted in {ws.root}; finish it first with: {command_line("forget", ws)}')
 
+# %% ../nbs/8_run/05_pack.ipynb #record-check-still-there
 def _check_still_there(ws, subjects):
     check_removal(ws)
     gone = subjects & {*ws.table('tombstones').subject_hash}
@@ -345,6 +357,7 @@ class Pack:
 PURPOSES = ('all', 'train', 'runs')
 LINE = 12.5e6      # bytes a second of a line of 100 Mbit/s
 
+# %% ../nbs/8_run/05_pack.ipynb #pack-workspace-contents
 def _contents(ws, staging, purpose, split, runs) -> tuple: # `Contents`, the base if it is not among them
     contents, base = Contents(ws, staging), ''
     if purpose == 'runs': _add_runs(contents, runs)
@@ -355,6 +368,7 @@ def _contents(ws, staging, purpose, split, runs) -> tuple: # `Contents`, the bas
         base = _add_base(contents)
     return contents, base
 
+# %% ../nbs/8_run/05_pack.ipynb #pack-workspace-say-size
 def _say_size(file, contents, need, progress):
     announce(
         f'{file.name}: {counted(len(contents.files), "file")}, {in_bytes(need)}; on a line of 100 Mbit/s it takes '
@@ -362,6 +376,7 @@ def _say_size(file, contents, need, progress):
         progress,
     )
 
+# %% ../nbs/8_run/05_pack.ipynb #pack-workspace-written
 def _written(file, staging, contents, facts, progress) -> PackInfo: # facts: fields of `PackInfo`
     "Write and record the pack."
     ws, files = contents.ws, contents.files

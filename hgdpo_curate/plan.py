@@ -33,6 +33,7 @@ class Work:
     disk: float = 0        # bytes
     seconds: float = None  # None: not measured
 
+# %% ../nbs/8_run/08_plan.ipynb #work-counts
 @dataclass
 class Counts:
     "What a plan counts with."
@@ -49,6 +50,7 @@ def _prompts(ws, fold): # how many; 0 where there are none
     try: return len(choose_prompts(ws, fold))
     except UserError: return 0
 
+# %% ../nbs/8_run/08_plan.ipynb #counts-count-work
 def count_work(ws, pool: tuple, per_prompt: int, scorer: str) -> Counts: # pool: images a prompt, noise levels
     "Counts from the tables. Raises `UserError` for a workspace without photos."
     n, levels = pool
@@ -87,6 +89,7 @@ def pairs_trained(preset: Preset) -> dict: # stage -> pairs
     passes = preset.gradient_accumulation_steps
     return {s.name: s.max_train_steps*s.train_batch_size*passes for s in preset.stages}
 
+# %% ../nbs/8_run/08_plan.ipynb #training-work-training
 def _training(ws, preset) -> list: # a `Work` for each stage, and one for the pictures drawn meanwhile
     trained = pairs_trained(preset)
     rows = [
@@ -96,6 +99,7 @@ def _training(ws, preset) -> list: # a `Work` for each stage, and one for the pi
     grids = sum(_validations(preset, s) for s in preset.stages)
     return rows + ([Work('training grids', grids, 'images', _drawn(preset, grids))] if grids else [])
 
+# %% ../nbs/8_run/08_plan.ipynb #training-work-evaluation
 def _evaluation(preset, counts): # images of all models of a run
     arms = arms_of(RunConfig(recipe_of(preset)))
     images = len(arms)*counts.test*counts.per_prompt
@@ -222,6 +226,7 @@ def what_fits(preset: Preset, photos: int) -> list: # sentences
         )
     return lines
 
+# %% ../nbs/8_run/08_plan.ipynb #fits-unmeasured
 def _unmeasured(work, speed) -> list: # sentences
     out = [w.step for w in work if w.seconds is None]
     if not out: return []

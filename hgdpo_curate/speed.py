@@ -60,6 +60,7 @@ class Speed:
 # was available yet
 GPUS = {}
 
+# %% ../nbs/8_run/07_speed.ipynb #gpus-given-speed
 def given_speed(ws, preset, gpu: str, figures: tuple) -> Speed: # images and pairs per second; None: measure here
     "The speed that a person knows. Raises `UsageError`."
     images_per_second, pairs_per_second = figures
@@ -92,10 +93,12 @@ def seconds_of(work, seconds: float, most: int = 50) -> float: # the median of o
         took.append(time.perf_counter() - began)
     return median(took)
 
+# %% ../nbs/8_run/07_speed.ipynb #timing-wait
 def _wait(pipe): # for a GPU to finish what it was told
     import torch
     if str(pipe.device).startswith('cuda'): torch.cuda.synchronize()
 
+# %% ../nbs/8_run/07_speed.ipynb #timing-scratch
 def _scratch(ws, folder): # a workspace of the same settings with its captions
     keep = ('resolution', 'sampler', 'steps', 'guidance', 'timestep_spacing', 'carry_levels', 'image_format')
     scratch = create_workspace(folder, **{k: ws.config[k] for k in keep})
@@ -141,6 +144,7 @@ def _measure_score(ws, scratch, scorer, seconds): # seconds an image; None where
 def _side(side, image): # of a pair
     return {f'{side}_id': image['image_id'], f'{side}_path': image['path'], f'{side}_sha256': image['sha256']}
 
+# %% ../nbs/8_run/07_speed.ipynb #measure-training-pairs
 def _pairs(rows, captions, count): # rows of `images` -> pairs of a stage, which train no one well
     import pandas as pd
     return pd.DataFrame([
@@ -157,6 +161,7 @@ def _pairs(rows, captions, count): # rows of `images` -> pairs of a stage, which
         for i in range(count)
     ])
 
+# %% ../nbs/8_run/07_speed.ipynb #measure-training-draw
 def _draw(scratch, count): # drawings of the workspace's size, as images of a pool
     import numpy as np
     from PIL import Image
@@ -171,6 +176,7 @@ def _measure_cache(context, rows, pairs) -> float: # seconds an image; the cache
     _wait(context.pipe)
     return (time.perf_counter() - began)/len(rows)
 
+# %% ../nbs/8_run/07_speed.ipynb #measure-stage-measure-stage
 def _measure_stage(context, stage, pairs, seconds) -> float: # a pair
     from hgdpo_curate.train.trainer import StageTrainer
     stage = replace(stage, start='', reference='start')

@@ -88,6 +88,7 @@ def _new_file(path): # open for writing; it must not be there
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(path, 'xb')
 
+# %% ../nbs/8_run/06_unpack.ipynb #head-read-head
 def read_head(pack: PackReader, manifest) -> PackInfo: # path to write the manifest to
     "What the pack says of itself. Raises `UserError` for a damaged one."
     try: info = PackInfo.of(pack.text('pack.json', 2**28))
@@ -104,10 +105,12 @@ def read_head(pack: PackReader, manifest) -> PackInfo: # path to write the manif
     )
     return info
 
+# %% ../nbs/8_run/06_unpack.ipynb #head-entries
 def entries(manifest): # yields path, size, SHA-256
     "The lines of a manifest."
     with open(manifest, encoding='utf-8') as lines: yield from map(json.loads, lines)
 
+# %% ../nbs/8_run/06_unpack.ipynb #head-extract
 def extract(
     pack: PackReader,  # after `read_head`
     manifest,          # the file that it wrote
@@ -131,6 +134,7 @@ def _unpacked_at(folder) -> dict: # settings of a workspace, as they lie there; 
     try: return tomllib.loads((folder/'workspace.toml').read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
 
+# %% ../nbs/8_run/06_unpack.ipynb #new-folder-check-folder
 def _check_folder(folder, info, file):
     there = _unpacked_at(folder)
     if there.get('unpacked') == info.manifest:
@@ -139,6 +143,7 @@ def _check_folder(folder, info, file):
         raise UserError(f'{folder} is another workspace; give a new folder with --output.')
     refuse_occupied(folder)
 
+# %% ../nbs/8_run/06_unpack.ipynb #new-folder-settle-new
 def _settle_new(staging, folder, info):
     "Give an unpacked workspace an id of its own."
     import tomli_w
@@ -148,6 +153,7 @@ def _settle_new(staging, folder, info):
     write_text(staging/'workspace.toml', tomli_w.dumps(config | own))
     if (staging/'salt').exists(): (staging/'salt').chmod(0o600)
 
+# %% ../nbs/8_run/06_unpack.ipynb #new-folder-into-new-folder
 def _into_new_folder(pack, info, manifest, folder, progress) -> Workspace:
     if info.purpose == 'runs':
         raise UsageError(f'{pack.file} holds runs; give the workspace that they came from with --into WORKSPACE.')
@@ -165,12 +171,14 @@ def _into_new_folder(pack, info, manifest, folder, progress) -> Workspace:
 # %% ../nbs/8_run/06_unpack.ipynb #home
 CARDS = ('README.md', 'config.json')    # of a run: what a workspace writes anew
 
+# %% ../nbs/8_run/06_unpack.ipynb #home-check-home
 def _check_home(ws, info, file):
     if info.purpose != 'runs':
         raise UsageError(f'{file} is a pack for {info.purpose}, not of runs; unpack it with --output NEW_FOLDER.')
     if ws.id not in {info.workspace, *info.origins}:
         raise UserError(f'{file} holds runs of another workspace ({info.title}), not of {ws.root}; give that one.')
 
+# %% ../nbs/8_run/06_unpack.ipynb #home-runs-there
 def _runs_there(ws, manifest, wanted) -> set: # names of runs that are there and equal
     "Raises `UserError` for a run that is there and differs."
     files = {}
@@ -188,20 +196,24 @@ def _runs_there(ws, manifest, wanted) -> set: # names of runs that are there and
             )
     return there
 
+# %% ../nbs/8_run/06_unpack.ipynb #home-is-equal
 def _is_equal(file, size, sha): return file.is_file() and file.stat().st_size == size and file_sha256(file) == sha
 
 # %% ../nbs/8_run/06_unpack.ipynb #removed
 WITHOUT_PICTURES = ('config.json', 'done.json', 'inference.json', 'metrics.parquet', 'curves.png', 'sft.json')
 
+# %% ../nbs/8_run/06_unpack.ipynb #removed-shows-nobody
 def _shows_nobody(path: str) -> bool: # in the pack
     parts = Path(path).parts
     harmless = parts[-1].endswith('.safetensors') or parts[-1] in WITHOUT_PICTURES or 'checkpoints' in parts
     return parts[0] == 'runs' and harmless
 
+# %% ../nbs/8_run/06_unpack.ipynb #removed-removed-since
 def removed_since(ws, info: PackInfo) -> set: # subject hashes
     "Photos that the runs of a pack were made with and that were removed from the workspace."
     return {tombstone_of(ws, i) for i in info.photos} & {*ws.table('tombstones').subject_hash}
 
+# %% ../nbs/8_run/06_unpack.ipynb #removed-register
 def _register(ws, subjects, runs): # names of runs that came home
     entries = read_json(ws.root/REGISTER, [])
     for entry in (e for e in entries if e['subject'] in subjects):
@@ -229,6 +241,7 @@ def _move(ws, staging, runs) -> int: # names; how many samples are new
         new += 1
     return new
 
+# %% ../nbs/8_run/06_unpack.ipynb #moved-name-base
 def _name_base(ws, folder): # of a run
     "A base that lay in a folder of the other machine is the one of this workspace here."
     config = RunConfig.of(folder)
@@ -257,6 +270,7 @@ class Homecoming:
             )
         return '\n'.join(lines)
 
+# %% ../nbs/8_run/06_unpack.ipynb #into-workspace-into-workspace
 def _into_workspace(pack, info, manifest, into, progress) -> Homecoming:
     ws = open_workspace(into)
     _check_home(ws, info, pack.file)
@@ -287,6 +301,7 @@ def _into_workspace(pack, info, manifest, into, progress) -> Homecoming:
         out,
     )
 
+# %% ../nbs/8_run/06_unpack.ipynb #into-workspace-run-of
 def _run_of(path): # '' for a sample
     parts = Path(path).parts
     if parts[0] == 'samples' and len(parts) == 2: return ''
