@@ -15,7 +15,8 @@ from .pages import escape
 from ..runs import RunConfig
 from ..files import UserError
 from ..images.decode import pixel_hash, read_photo
-from ..images.photos import offered_files, tombstone_of
+from ..images.duplicates import offered_files
+from ..images.photos import tombstone_of
 from ..train.cache import prompt_key
 from ..files import pair_id_of
 from ..workspace import is_begun

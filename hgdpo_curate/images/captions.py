@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'CAPTIONS', 'KNOWN_COLUMNS', 'SYNONYMS', 'NEAR', 'NEAR_PHRASES', 'CAPTION_SUFFIXES', 'DATA_SUFFIXES',
-           'REMEDIES', 'column_of', 'caption_of', 'read_captions', 'stated_facts', 'person_box']
+           'LOOSE_SUFFIXES', 'UNCAPTIONED', 'REMEDIES', 'column_of', 'caption_of', 'read_captions', 'stated_facts',
+           'person_box']
 
 # %% ../../nbs/2_images/03_captions.ipynb #import-json
 import difflib, json, os, re, unicodedata
 from pathlib import Path
 import pandas as pd
 from ..files import counted, first_few, UserError
-from .folders import count_others, count_reasons, list_photos, PhotoNames, printable
+from .folders import CLUTTER, count_others, count_reasons, list_photos, PhotoNames, printable
 from .folders import reason_against, SUFFIXES
 from .sources import find_sources, is_empty, plain_value
 from ..tables import CONSENTS, stated_columns
@@ -92,6 +93,11 @@ def caption_of(value) -> str: # of a cell; raises `ValueError` with the problem
     if isinstance(value, str) and any(c.isalpha() for c in value): return value.replace('\ufeff', '').strip()
     raise ValueError(f'has no caption in words, but {value!r}')
 
+class _NoCaption(UserError): "A photo has no caption, or an empty one."
+
+def _unusable(error, file, where): # error: of `caption_of`
+    return (_NoCaption if str(error) == 'has no caption' else UserError)(f'{file} {error}; write one into {where}.')
+
 def _list_in(text): # a list stored as text in a CSV
     try: value = json.loads(text)
     except ValueError: return text
@@ -104,6 +110,10 @@ def _no_column(path, column, columns):
         f'{path} has no column {column!r}, only {there}; every row needs file_name and text (the caption).'
     )
 
+def _is_caption(value): # whether a cell might be one
+    try: return bool(caption_of(value))
+    except ValueError: return False
+
 def _filled_captions(records, columns): # of `CAPTIONS`, those that are not empty
     return [
         c for c in CAPTIONS
@@ -112,7 +122,8 @@ def _filled_captions(records, columns): # of `CAPTIONS`, those that are not empt
 
 def _caption_column(records, columns, path, beside=False): # which of `CAPTIONS` counts; '': captions are beside photos
     there = [c for c in CAPTIONS if c in columns.values()]
-    if not there and beside: return ''
+    aside = {h for h, column in columns.items() if not column}
+    if not there and (beside or not any(_is_caption(r.stated.get(h)) for r in records for h in aside)): return ''
     if not there: raise _no_column(path, 'text', columns)
     return [*_filled_captions(records, columns), *there][0]
 
@@ -144,13 +155,14 @@ def _stated_row(record, columns) -> dict: # column -> value, without empty cells
 # %% ../../nbs/2_images/03_captions.ipynb #reading
 class _Reading:
     "Collects the rows of a folder while reading."
-    def __init__(self, folder, skip_bad):
-        self.folder, self.skip_bad = folder, skip_bad
+    def __init__(self, folder, skip_bad, uncaptioned=None):
+        self.folder, self.skip_bad, self.uncaptioned = folder, skip_bad, uncaptioned
         self.listing = list_photos(folder)
         self.names, self.passed_over = PhotoNames(self.listing), dict(self.listing.passed_over)
         self.rows, self.left_out, self.notes, self.shared = [], [], [], []
         self.sources, self.used, self.named = {}, set(), set()   # used: files that were read; named: photos
         self.caption_files, self.users = _caption_index(self.listing), {}   # users: caption file -> its photos
+        self.bare, self.without = {}, []   # photos without a caption: name -> error; sources without captions
 
     def leave_out(self, file, error):
         "List a photo with the reason, or raise the error."
@@ -163,6 +175,7 @@ class _Reading:
         "Add a row under its photo's name, which must be unique."
         if file in self.sources:
             first = self.sources[file]
+            if file in self.bare: raise self.bare[file]
             raise UserError(f'{file} is named twice, by {first} and {where}; keep one row per photo.')
         self.sources[file] = where
         self.named.add(file)
@@ -177,7 +190,9 @@ def _read_source(reading, source):
     if records and 'file_name' not in columns.values() and not pictures:
         raise _no_column(path, 'file_name', columns)
     if not records: raise UserError(f'{path} has no rows; describe your photos in it, or delete it.')
-    caption = _caption_column(records, columns, path, bool(reading.caption_files) and not pictures)
+    beside = bool(reading.uncaptioned) or bool(reading.caption_files) and not pictures
+    caption = _caption_column(records, columns, path, beside)
+    if not caption: reading.without.append(source.path)
     reading.notes += _notes_on_columns(records, columns, source.path)
     several = 0
     for n, record in enumerate(records):
@@ -191,9 +206,7 @@ def _read_source(reading, source):
                 n,
             )
             if printable(file) != file: raise _bad_name(reading.folder/file)
-            row = _stated_row(record, columns)
-            if not caption: row['text'] = _caption_beside(reading, Path(file))
-            row = _with_caption(row, caption or 'text', reading.folder/printable(file), record.where)
+            row = _captioned_row(reading, record, columns, (file, caption))
         except UserError as e:
             if file not in reading.named: reading.leave_out(file, e)
             # a later row of the same photo would state something else
@@ -208,8 +221,19 @@ def _read_source(reading, source):
 # %% ../../nbs/2_images/03_captions.ipynb #with-caption
 def _with_caption(row, caption, file, where):
     try: text = caption_of(row.get(caption))
-    except ValueError as e: raise UserError(f'{file} {e}; write one into {where}.') from e
-    return dict(text=text) | {k: v for k, v in row.items() if k not in (*CAPTIONS, 'file_name')}
+    except ValueError as e: raise _unusable(e, file, where) from e
+    return dict(text=text) | _facts_of(row)
+
+def _facts_of(row): return {k: v for k, v in row.items() if k not in (*CAPTIONS, 'file_name')}
+
+def _captioned_row(reading, record, columns, which): # which: the photo, and the column with captions, '' for none
+    row, (file, caption) = _stated_row(record, columns), which
+    try:
+        if not caption: row['text'] = _caption_beside(reading, Path(file))
+        return _with_caption(row, caption or 'text', reading.folder/printable(file), record.where)
+    except _NoCaption as e:
+        if file not in reading.sources: reading.bare[file] = e
+        return dict(text=None) | _facts_of(row)
 
 # %% ../../nbs/2_images/03_captions.ipynb #file-of
 def _file_of(reading, source, record, columns, n): # -> (path relative to the folder of photos, dict(bytes=...) or {})
@@ -251,19 +275,29 @@ def _captions_beside(reading, photos):
     "The captions of photos that no source describes."
     for photo in photos:
         try: reading.take(str(photo), dict(text=_caption_beside(reading, photo)), 'a caption beside it')
+        except _NoCaption as e:
+            reading.take(str(photo), dict(text=None), 'its file')
+            reading.bare[str(photo)] = e
         except UserError as e: reading.leave_out(str(photo), e)
     reading.shared = [shared for shared in reading.users.values() if len(shared) > 1]
 
 # %% ../../nbs/2_images/03_captions.ipynb #caption-beside
 DATA_SUFFIXES = {'.csv', '.tsv', '.json', '.jsonl', '.parquet', '.xlsx', '.xls', '.ods', '.yaml', '.yml', '.xml'}
 
+# what may hold captions besides, under a name that is not read
+LOOSE_SUFFIXES = {'.cap', '.text', '.tags', '.rtf', '.doc', '.docx', '.odt', '.md', '.html', '.htm'}
+
+def _may_hold_captions(path):
+    known = {*CAPTION_SUFFIXES, *DATA_SUFFIXES, *LOOSE_SUFFIXES}
+    return path.suffix.lower() in known and path.name.lower() not in CLUTTER
+
 def _caption_beside(reading, photo) -> str: # raises `UserError`
     folder, files = reading.folder, _caption_files(photo, reading.caption_files)
     reading.used.update(files)
     for f in files: reading.users.setdefault(f, []).append(str(photo))
     if not files:
-        unread = [str(p) for p in reading.listing.others if p.suffix.lower() in DATA_SUFFIXES and p not in reading.used]
-        raise UserError(
+        unread = [str(p) for p in reading.listing.others if _may_hold_captions(p) and p not in reading.used]
+        raise _NoCaption(
             f'{folder/photo} has no caption; write one into {photo.with_suffix(".txt")} beside it, or all of them into '
             'a metadata.jsonl with file_name and text'
             + (f' ({_listed(unread[:3])} not read).' if unread else '.')
@@ -272,7 +306,32 @@ def _caption_beside(reading, photo) -> str: # raises `UserError`
     if len(texts) > 1:
         raise UserError(f'{folder/photo} has different captions in {" and ".join(map(str, texts.values()))}; keep one.')
     try: return caption_of(*texts)
-    except ValueError as e: raise UserError(f'{folder/photo} {e}; write one into {files[0]}.') from e
+    except ValueError as e: raise _unusable(e, folder/photo, files[0]) from e
+
+# %% ../../nbs/2_images/03_captions.ipynb #settle-bare
+UNCAPTIONED = ('keep', 'drop')
+
+def _settle_bare(reading):
+    "Keep, drop, leave out or ask about photos without a caption."
+    bare, captioned = reading.bare, len(reading.rows) - len(reading.bare)
+    if not bare: return
+    meant = [p for p in reading.listing.others if _may_hold_captions(p) and p not in reading.without]
+    if reading.uncaptioned == 'keep' or not (reading.uncaptioned or captioned or meant): return
+    reading.rows = [r for r in reading.rows if r['file_name'] not in bare]
+    if reading.uncaptioned == 'drop':
+        few = f'{counted(len(bare), "photo")} without a caption left out, as asked ({first_few([*map(printable, bare)])})'
+        reading.notes.append(few)
+        reading.bare = {}
+    elif reading.skip_bad:
+        for file, error in bare.items(): reading.leave_out(file, error)
+        reading.bare = {}
+    else:
+        first = next(iter(bare.values()))
+        raise UserError(
+            f'{str(first)[:-1]}. Of {counted(len(bare) + captioned, "photo")} {len(bare)} '
+            f'{"has" if len(bare) == 1 else "have"} no caption: take them with --uncaptioned keep, and caption them '
+            'later with hgdpo caption, or leave them out with --uncaptioned drop.'
+        ) from first
 
 # %% ../../nbs/2_images/03_captions.ipynb #plain-caption
 def _plain_caption(path) -> str: # raises `UserError`
@@ -294,15 +353,17 @@ def _plain_caption(path) -> str: # raises `UserError`
 def read_captions(
     folder,                  # of photos, with their captions
     skip_bad: bool = False,  # leave photos without a usable caption out instead of stopping
-) -> pd.DataFrame:  # file_name, text, and everything else that is stated
+    # 'keep' or 'drop': what happens to photos without a caption; None: kept where no photo has one, else refused
+    uncaptioned: str = None,
+) -> pd.DataFrame:  # file_name, text (None for a photo without a caption), and everything else that is stated
     """One row per photo of a folder.
 
     `attrs` of the result: `left_out` (photos) and `passed_over` (not photographs), each file with a reason; `unnamed`
-    (photos that the metadata does not name); `shared_captions` (lists of photos); `notes` (phrases for a report, which
-    count skipped files too). Raises `UserError` for an empty folder, a column that may mean consent, and without
-    `skip_bad` for a photo without a caption.
+    (photos that the metadata does not name); `shared_captions` (lists of photos); `uncaptioned` (photos); `notes`
+    (phrases for a report, which count skipped files too). Raises `UserError` for an empty folder, a column that may
+    mean consent, and without `skip_bad` or `uncaptioned` for a photo without a caption where others have one.
     """
-    reading = _Reading(Path(folder), skip_bad)
+    reading = _Reading(Path(folder), skip_bad, uncaptioned)
     listing, sources = reading.listing, find_sources(reading.listing)
     _refuse_consent_files(reading)
     _leave_out_badly_named(reading)
@@ -311,6 +372,7 @@ def read_captions(
     described = {s.path.parent for s in sources}
     loose = [p for p in listing.photos if not described & set(p.parents) and str(p) not in reading.named]
     _captions_beside(reading, loose)
+    _settle_bare(reading)
     _refuse_unread_consent(reading)
     _refuse_empty(reading, sources)
     table = pd.DataFrame(reading.rows, dtype=object)
@@ -319,6 +381,7 @@ def read_captions(
         passed_over=listing.passed_over,
         unnamed=[str(p) for p in listing.photos if str(p) not in reading.named],
         shared_captions=reading.shared,
+        uncaptioned=[*reading.bare],
         notes=[*dict.fromkeys(reading.notes), *_notes_on_rows(reading.rows), *_notes_on_files(reading, sources)],
     )
     return table
@@ -358,7 +421,7 @@ REMEDIES = {  # of `damage`
 }
 
 def _notes_on_rows(rows): # yields phrases: captions that a program damaged, photos from elsewhere
-    damaged = [(r['file_name'], damage(r['text'])) for r in rows]
+    damaged = [(r['file_name'], damage(r['text'])) for r in rows if r['text']]
     for kind, remedy in REMEDIES.items():
         files = [f for f, found in damaged if found == kind]
         looks = f'{counted(len(files), "caption")} look{"s" if len(files) == 1 else ""} '
