@@ -43,7 +43,7 @@ def image_details(
     ws, ids = workspace_of(ds), list(ids)
     shown = [dict(zip(_FIELDS, v)) for v in zip(*ds.select(ids, ordered=True).values(list(_FIELDS)))]
     names, boxes = [s['image_id'] for s in shown], _boxes(ds, ids)
-    scores, flags = ws.table('scores', only=('image_id', names)), open_flags(ws, names)
+    scores, flags = ws.table('scores', only=('image_id', names)).dropna(subset='score'), open_flags(ws, names)
     def score_of(i): return {r.scorer: round(r.score, 4) for r in scores[scores.image_id == i].itertuples()}
     def flags_of(i):
         columns = ['flag', 'status', 'part', 'side', 'reason']

@@ -319,8 +319,8 @@ def _settle_bare(reading):
     if reading.uncaptioned == 'keep' or not (reading.uncaptioned or captioned or meant): return
     reading.rows = [r for r in reading.rows if r['file_name'] not in bare]
     if reading.uncaptioned == 'drop':
-        few = f'{counted(len(bare), "photo")} without a caption left out, as asked ({first_few([*map(printable, bare)])})'
-        reading.notes.append(few)
+        few = first_few([*map(printable, bare)])
+        reading.notes.append(f'{counted(len(bare), "photo")} without a caption left out, as asked ({few})')
         reading.bare = {}
     elif reading.skip_bad:
         for file, error in bare.items(): reading.leave_out(file, error)
