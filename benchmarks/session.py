@@ -95,15 +95,21 @@ class Reviewer:
             self.page.wait_for_timeout(500)
 
     def open(self):
-        tile = self.page.locator('[data-cy="looker"]').first
-        box = tile.bounding_box()
+        # the grid keeps its tiles in any order
+        tiles = [(t.bounding_box(), t) for t in self.page.locator('[data-cy="looker"]').all()]
+        box, tile = min(((b, t) for b, t in tiles if b), key=lambda x: (x[0]['y'], x[0]['x']))
         tile.click(position=dict(x=box['width']*.7, y=box['height']*.8))       # past the checkbox of a small tile
         self.ready()
 
     def ready(self): self.page.wait_for_function(READY, timeout=120_000)
     def moved_from(self, image):
+        from playwright.sync_api import TimeoutError
         moved = f'() => window.hgdpo.S.modal && !window.hgdpo.S.modal.endsWith("{image}")'
-        self.page.wait_for_function(moved, timeout=120_000)
+        try: self.page.wait_for_function(moved, timeout=60_000)
+        except TimeoutError:
+            state = '(({modal, busy, queue, toasts}) => JSON.stringify({modal, busy, queue, toasts}))'
+            raise SystemExit(f'{self.name} pressed {self.keys} keys and still sees {image}: '
+                             f'{self.page.evaluate(state + "(window.hgdpo.S)")}') from None
 
     def idle(self): self.page.wait_for_function('() => !window.hgdpo.S.busy', timeout=120_000)
     def shown(self): return self.page.evaluate('window.hgdpo.S.looker.sample.image_id')
@@ -279,6 +285,29 @@ def key_to_picture(me, n):
     return times
 
 
+def key_times(me, images):
+    times = key_to_picture(me, 30)
+    print(f'key to the next picture, {images:,} images: median {statistics.median(times):.2f} s, '
+          f'slowest {max(times):.2f} s')
+
+
+def an_hour(a, ws, ds, server, anna, ben): # where tables, App and panel differ
+    expected, began = Expected(), time.time()
+    times = review_photos(anna, expected, a.photos, a.undos//2, server)
+    say(f'{a.photos} photos reviewed, the server crashed once')
+    second_reviewer(ben, expected, max(2, a.photos//10))
+    say('a second reviewer decided differently')
+    judge_pairs(anna, expected, a.pairs, a.undos - a.undos//2)
+    say(f'{a.pairs} pairs judged')
+    flag_images(anna, expected, a.flags)
+    say(f'{a.flags} images flagged')
+    wrong = compare(ws, ds, expected, anna)
+    print(f'{anna.keys + ben.keys} keys in {(time.time() - began)/60:.0f} minutes; a photo took '
+          f'{statistics.median(times):.2f} s from key to key')
+    print('tables, App and panel agree' if not wrong else f'{len(wrong)} differ:\n' + '\n'.join(wrong[:20]))
+    return wrong
+
+
 def say(words): print(f'{time.strftime("%H:%M:%S")}  {words}', flush=True)
 
 
@@ -303,31 +332,17 @@ def main():
         ds = build_dataset(ws)
         ds.info['opened'] = now()
         ds.save()
-        server, began = Server(), time.time()
+        server = Server()
         browser = pw.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
-        anna, ben = (Reviewer(browser, server, ds.name, name) for name in ('anna', 'ben'))
-        if a.speed:
-            times = key_to_picture(anna, 30)
-            print(f'key to the next picture, {len(ds):,} images: median {statistics.median(times):.2f} s, '
-                  f'slowest {max(times):.2f} s')
-        else:
-            expected = Expected()
-            times = review_photos(anna, expected, a.photos, a.undos//2, server)
-            say(f'{a.photos} photos reviewed, the server crashed once')
-            second_reviewer(ben, expected, max(2, a.photos//10))
-            say('a second reviewer decided differently')
-            judge_pairs(anna, expected, a.pairs, a.undos - a.undos//2)
-            say(f'{a.pairs} pairs judged')
-            flag_images(anna, expected, a.flags)
-            say(f'{a.flags} images flagged')
-            wrong = compare(ws, ds, expected, anna)
-            print(f'{anna.keys + ben.keys} keys in {(time.time() - began)/60:.0f} minutes; a photo took '
-                  f'{statistics.median(times):.2f} s from key to key')
-            print('tables, App and panel agree' if not wrong else f'{len(wrong)} differ:\n' + '\n'.join(wrong[:20]))
-        browser.close()
-        server.crash()
-        mongod.terminate()
-        if not a.speed and wrong: raise SystemExit(1)
+        try:
+            anna, ben = (Reviewer(browser, server, ds.name, name) for name in ('anna', 'ben'))
+            wrong = key_times(anna, len(ds)) if a.speed else an_hour(a, ws, ds, server, anna, ben)
+        finally:
+            browser.close()
+            server.crash()
+            mongod.terminate()
+            mongod.wait()
+        if wrong: raise SystemExit(1)
 
 
 if __name__ == '__main__': main()

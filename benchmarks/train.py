@@ -124,7 +124,7 @@ def stage_run(unet, size, pairs, folder, batch, xl=False, **preset):
     from hgdpo_curate.train.recipes import Preset, Stage
     from hgdpo_curate.train.trainer import StageTrainer
     cond = (
-        dict(prompt_embeds=(77, 2048), pooled_prompt_embeds=(1280,))
+        dict(prompt_embeds=(77, unet.config.cross_attention_dim), pooled_prompt_embeds=(1280,))
         if xl
         else dict(prompt_embeds=(77, unet.config.cross_attention_dim))
     )
@@ -274,8 +274,8 @@ def count_memory(config, size, name, batch, checkpointing, xl=False, way='ours')
 
     What cuDNN and cuBLAS take as workspace and fragmentation come on top.
 
-    `way`: 'ours' (one U-Net, latents cached; VAE and text encoder, idle while training, not counted), 'cached' (the
-    same with a frozen copy as reference), 'public' (the copy, and VAE and text encoder in the loop).
+    The reference is the U-Net with its LoRA switched off, in public scripts too. `way`: 'ours' (latents cached; VAE and
+    text encoder, idle while training, not counted), 'public' (both in the loop, no statistics matching).
     """
     from diffusers import DDPMScheduler
 
@@ -284,7 +284,6 @@ def count_memory(config, size, name, batch, checkpointing, xl=False, way='ours')
     ours = way == 'ours'
     with torch.device('meta'):
         unet = meta_unet(config, checkpointing)
-        frozen = unet if ours else meta_unet(config, False)
         beside = models(True, 'meta', torch.bfloat16)[1:] if way == 'public' else ()
         ddpm, t = DDPMScheduler(clip_sample=False), torch.zeros(2*batch, dtype=torch.long)
         inputs = dict(
@@ -295,7 +294,7 @@ def count_memory(config, size, name, batch, checkpointing, xl=False, way='ours')
                 text_embeds=torch.empty(2 * batch, 1280, dtype=torch.bfloat16),
                 time_ids=torch.empty(2 * batch, 6, dtype=torch.bfloat16),
             )
-        weights = sum(p.nbytes for m in {unet, frozen, *beside} for p in m.parameters())
+        weights = sum(p.nbytes for m in {unet, *beside} for p in m.parameters())
         fused = lambda q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **kw: Flash.apply(
             q,
             k,
@@ -334,8 +333,7 @@ def count_memory(config, size, name, batch, checkpointing, xl=False, way='ours')
                     )
                     inputs['encoder_hidden_states'] = beside[1](torch.zeros(2*batch, 77, dtype=torch.long))[0]
             pred = unet(x, t, **inputs).sample
-            with torch.no_grad(), reference(unet) if ours else contextlib.nullcontext():
-                ref = frozen(x, t, **inputs).sample
+            with torch.no_grad(), reference(unet): ref = unet(x, t, **inputs).sample
             (w, l), (rw, rl) = denoising_error(pred, x).chunk(2), denoising_error(ref, x).chunk(2)
             loss = diffusion_dpo_loss(
                 w,
@@ -395,7 +393,7 @@ def count():
             ('ours', False, 'ours'),
             ('ours', True, 'ours with checkpointing'),
             ('public', True, 'plain: VAE and text encoder in the loop, checkpointing'),
-            ('cached', False, 'plain: cached, no checkpointing'),
+            ('public', False, 'plain: VAE and text encoder in the loop'),
         ):
             count_memory(
                 SD15,
@@ -452,14 +450,11 @@ def models(full, device, dtype):
     return unet, vae, text
 
 
-def plain_way(unet, vae, text, pairs, size, batch, cached, checkpointing, dtype, frozen):
-    """A step as public scripts make it: a function that trains one batch.
-
-    `frozen` is a copy of the U-Net that is the reference.
-    """
+def plain_way(unet, vae, text, pairs, size, batch, cached, checkpointing, dtype):
+    "A step as public scripts make it: a function that trains one batch. The reference has its LoRA switched off."
     from diffusers import DDPMScheduler
 
-    from hgdpo_curate.adapters import add_lora
+    from hgdpo_curate.adapters import add_lora, reference
     from hgdpo_curate.train.losses import denoising_error, diffusion_dpo_loss
     device, rng = next(unet.parameters()).device, torch.Generator().manual_seed(1)
     params = add_lora(unet, 'unet', 8)
@@ -490,7 +485,7 @@ def plain_way(unet, vae, text, pairs, size, batch, cached, checkpointing, dtype,
         noisy = ddpm.add_noise(x, noise, t)
         with mixed:
             err = denoising_error(unet(noisy, t, c).sample, noise)
-            with torch.no_grad(): ref = denoising_error(frozen(noisy, t, c).sample, noise)
+            with torch.no_grad(), reference(unet): ref = denoising_error(unet(noisy, t, c).sample, noise)
         (w, l), (rw, rl) = err.chunk(2), ref.chunk(2)
         diffusion_dpo_loss(
             w,
@@ -536,7 +531,6 @@ def speed(full, batch, rounds, size):
             batch,
             fixed_draws=1,
         )
-        frozen = copy.deepcopy(unet)
         ways = {
             'ours': lambda: ours.train_step(),
             'ours, fixed draws': lambda: fixed.train_step(),
@@ -551,7 +545,6 @@ def speed(full, batch, rounds, size):
                 False,
                 True,
                 dtype,
-                frozen,
             ),
             'plain: cached, no checkpointing': plain_way(
                 copy.deepcopy(unet),
@@ -563,7 +556,6 @@ def speed(full, batch, rounds, size):
                 True,
                 False,
                 dtype,
-                frozen,
             ),
         }
         took, peak = {k: [] for k in ways}, {}

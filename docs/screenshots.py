@@ -68,6 +68,7 @@ def main():
         browser.close()
         server.crash()
         mongod.terminate()
+        mongod.wait()
 
 
 if __name__ == '__main__': main()

@@ -54,6 +54,8 @@ _PUBLIC = {
         'document.data_card': 'make_card',
         'document.model_card': 'write_model_card',
         'document.forget': 'forget',
+        'pack': 'pack_workspace',
+        'unpack': 'unpack_workspace',
         'demo': 'run_demo',
         'doctor': 'check_machine',
     }.items()

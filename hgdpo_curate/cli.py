@@ -72,6 +72,8 @@ VERBS = dict(
     study=Verb('verbs.ask_people'),
     card=Verb('verbs.write_card'),
     forget=Verb('verbs.take_out', positional='subject'),
+    pack=Verb('pack.pack_workspace', flags=(('purpose', 'for'),)),
+    unpack=Verb('unpack.unpack_workspace'),
     status=Verb('workspace.workspace_status'),
     doctor=Verb('doctor.check_machine', print_checks),
     demo=Verb('demo.run_demo', None),
@@ -111,7 +113,8 @@ def make_parser(name: str) -> Parser: # a key of `VERBS`
     parser = Parser(f'hgdpo {name.replace("_", "-")}', description=description_of(definition.text), allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     where = 'folder of the project (default: the one that contains the current folder, else HGDPO_WORKSPACE)'
-    parser.add_argument('--workspace', help=argparse.SUPPRESS if name == 'doctor' else where)
+    # a pack goes into a new folder, or --into a workspace
+    if name != 'unpack': parser.add_argument('--workspace', help=argparse.SUPPRESS if name == 'doctor' else where)
     of_photos = parser.add_argument_group('of all these photos, where their own metadata does not say')
     for p, flag in parameters_of(verb):
         add_flag(of_photos if verb.stated and p.name in STATED else parser, p, flag, p.name == verb.positional)
@@ -160,7 +163,7 @@ def find_workspace(given: str = None) -> str: # its folder, or None
 
 def means_no_workspace(name: str, given: dict) -> bool:
     "Whether a command has its own meaning without `--workspace`."
-    return name in ('demo', 'doctor') or any(given.get(f) for f in ('mannequins', 'package', 'table'))
+    return name in ('demo', 'doctor', 'unpack') or any(given.get(f) for f in ('mannequins', 'package', 'table'))
 
 # %% ../nbs/8_run/04_cli.ipynb #given-of
 def given_of(name: str, argv: list) -> dict: # parameter -> value, of the given flags

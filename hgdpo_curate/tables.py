@@ -206,6 +206,18 @@ SCHEMAS |= dict(
         subject_hash=Column('str', 'salted hash of the photo, so that it is not imported again'),
         reason=Column('str', 'why it was removed'),
     ),
+    packs=_schema(
+        'manifest name',
+        manifest=Column('str', 'SHA-256 of the list of its files, each with size and SHA-256'),
+        name=Column('str', 'file name of the pack'),
+        purpose=Column('str', 'what for: all, train or runs'),
+        split=Column('str', 'the frozen split that a pack for training holds'),
+        photos=Column('int', 'photos of which it holds the picture, the caption, or images made from them'),
+        files=Column('int', 'how many files it holds'),
+        bytes=Column('int', 'their sizes together'),
+        host=Column('str', 'where it was taken to; empty until a person writes it'),
+        subjects=Column('strs', 'salted hashes of these photos, as in `tombstones`'),
+    ),
 )
 
 # %% ../nbs/0_base/02_tables.ipynb #flags

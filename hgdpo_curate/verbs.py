@@ -27,6 +27,8 @@ def make_workspace(
     guidance: float = None,   # classifier-free guidance scale (default: 5)
     seed: int = None,         # seed of everything random, 0..
     test_share: float = None, # share of prompts held out for testing (default: 0.05)
+    image_format: str = None, # 'png', 'jpeg' or 'webp': of generated images; photos stay PNG (default: png)
+    image_quality: int = None, # of jpeg and webp, 1..100 (default: 95)
 ):
     "Make a workspace, the folder of one project."
     from hgdpo_curate.pipelines import check_base_folder
@@ -47,6 +49,8 @@ def make_workspace(
         base_model=base_model,
         seed=seed,
         test_share=test_share,
+        image_format=image_format,
+        image_quality=image_quality,
         **settings,
     )
     step = next_step(ws, terminal=True)

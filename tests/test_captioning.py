@@ -180,7 +180,7 @@ def test_bad_answers_are_counted_and_leave_no_bad_caption(bare):
     says = Says('', None, 'word '*2000, '街で帽子をかぶった男', 'an asian woman in a hat')
     report = caption_photos(bare, says, progress=quiet)
     said = str(report)
-    assert report.silent and report.cut >= 1 and 'cut at max_tokens' in said and 'not like English' in said
+    assert report.silent and report.cut >= 1 and 'cut at max_tokens' in said and 'Not like English' in said
     assert 'of identity or origin' in said and 'no answer for' in said and 'by says' in said
     texts = standing_prompts(bare.table('prompts')).prompt
     assert len(texts) + len(report.silent) == 6 and texts.str.split().str.len().max() == 60

@@ -203,6 +203,25 @@ def test_only_the_page_with_the_token_is_answered_and_only_by_the_local_host(wor
     server.server_close()
 
 
+@pytest.mark.parametrize('image_format', ['png', 'jpeg', 'webp'])
+def test_pictures_are_sent_as_what_they_are(image_format, tmp_path):
+    from PIL import Image
+    ws = create_workspace(tmp_path/'ws', resolution='40x56', image_format=image_format)
+    arms = {
+        arm: pd.DataFrame([
+            ws.save_image(Image.new('RGB', (40, 56)), 'evaluation', f'{n:016x}', prompt_id='p', seed=0)
+            | dict(prompt='a person')
+        ])
+        for n, arm in enumerate(('base', 'hard'))
+    }
+    server = serve(ws, arms, 'cat')
+    base, token = server.url.split('?token=')
+    answer = urllib.request.urlopen(f'{base}image/0/left?token={token}', timeout=5)
+    assert answer.headers['Content-Type'] == f'image/{image_format}'
+    server.shutdown()
+    server.server_close()
+
+
 def raw(server, request): # -> status of the answer to bytes that no client library would send
     with socket.create_connection(server.server_address[:2], timeout=5) as s:
         s.sendall(request)

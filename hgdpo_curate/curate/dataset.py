@@ -170,7 +170,7 @@ def load_dataset(fo, name: str): # the module fiftyone; as `dataset_name`
     return ds
 
 # %% ../../nbs/4_curate/06_dataset.ipynb #parts
-def _parts(ws): return {t: ws.parts(t) for t in SCHEMAS if t not in ('pairs', 'tombstones')}
+def _parts(ws): return {t: ws.parts(t) for t in SCHEMAS if t not in ('pairs', 'tombstones', 'packs')}
 
 def _names(parts): return {t: [p.name for p in files] for t, files in parts.items()}
 

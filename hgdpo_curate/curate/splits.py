@@ -123,9 +123,10 @@ def pairs_of(ws,                         # a `Workspace`
 
 def _scores_by(ws, scorer, images): # image_id, score, scorer_version
     columns = ['image_id', 'scorer', 'score', 'scorer_version']
-    return ws.table('scores', only=images if images is None else ('image_id', images), columns=columns).query(
-        'scorer == @scorer'
-    )
+    scores = ws.table('scores', only=images if images is None else ('image_id', images), columns=columns)
+    scores = scores[scores.scorer == scorer]
+    # without a version a score was withdrawn, because the caption of its photo changed
+    return scores[scores.score.notna() | scores.scorer_version.notna()]
 
 # %% ../../nbs/4_curate/02_splits.ipynb #left-out
 def _add_unmet(ws, stages, reviews, prompts):

@@ -249,7 +249,7 @@ def _other_rows(facts): # values of the template: captions, duplicates, provenan
         for group, listed in facts.words.groups.items()
     ]
     pairs_of = lambda counts: ', '.join(f'{escape(k)} {n}' for k, n in counts) or 'none'
-    rows = software(facts.versions, facts.card_versions)
+    rows, counts = software(facts.versions, facts.card_versions), ('purpose', 'photos', 'removed')
     return dict(
         words=words,
         captions_by=caption_words(facts.captions, facts.words.prompts),
@@ -261,6 +261,10 @@ def _other_rows(facts): # values of the template: captions, duplicates, provenan
         ],
         software=rows if any(r[2] for r in rows) else [r[:2] for r in rows],
         hashes=[[code(k), code(v)] for k, v in facts.sha256.items()],
+        packs=[
+            [code(p['name']), p['at'][:10], *(p[k] for k in counts), code(p['manifest']), escape(p['host'])]
+            for p in facts.packs
+        ],
     )
 
 # %% ../../nbs/7_document/07_data_card.ipynb #card-text

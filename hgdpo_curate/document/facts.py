@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cohen_kappa', 'judged', 'Agreement', 'rule_agreement', 'flags_by_kind', 'judges', 'Reviewing', 'reviewing',
-           'SplitFacts', 'sft_of', 'split_facts', 'facts_json']
+           'SplitFacts', 'sft_of', 'packs_of', 'split_facts', 'facts_json']
 
 # %% ../../nbs/7_document/03_facts.ipynb #imports-2
 import json
@@ -26,7 +26,7 @@ from hgdpo_curate.document.contents import (
 # %% ../../nbs/7_document/03_facts.ipynb #imports-3
 from .pages import shown_base, value_shares
 from ..runs import SftRecord
-from ..files import file_sha256
+from ..files import encoding_words, file_sha256
 from ..images.decode import fit_counts
 from ..judge.anatomy import open_flags
 from ..tables import HARMLESS_FLAGS
@@ -184,7 +184,9 @@ class SplitFacts:
     base_hashes: list        # of the weights that generated images
     pool: dict               # size, levels, sampler, steps, guidance
     seed: int                # of the workspace
+    kept_as: str             # the format of generated images, in words
     taken_out: int           # photos removed from the workspace so far
+    packs: list              # dicts: name, at, purpose, photos, removed since, manifest, host
     sha256: dict             # frozen file -> SHA-256
     content: dict            # stage -> hash of its pairs
     versions: dict           # package -> version at freezing; empty for an older split
@@ -203,6 +205,7 @@ def _origin(ws, info): # fields of `SplitFacts`: models and settings that genera
         base_hashes=drew,
         pool=info.pool,
         seed=ws.config['seed'],
+        kept_as=encoding_words(ws.config),
     )
 
 # %% ../../nbs/7_document/03_facts.ipynb #photo-fields
@@ -233,6 +236,23 @@ def _pair_fields(ws, data, dropped): # fields of `SplitFacts`: winners and loser
         latents=channel_statistics(ws, data),
     )
 
+# %% ../../nbs/7_document/03_facts.ipynb #packs-of
+def packs_of(ws, split: str) -> list: # dicts
+    "Packs that left the workspace, without those of other splits."
+    rows, removed = ws.table('packs'), {*ws.table('tombstones').subject_hash}
+    return [
+        dict(
+            name=r.name,
+            at=r.written_at.isoformat(),
+            purpose=r.purpose,
+            photos=int(r.photos),
+            removed=sum(s in removed for s in (r.subjects if r.subjects is not None else ())),
+            manifest=r.manifest,
+            host=r.host or '',
+        )
+        for r in rows[rows.split.isin(['', split])].itertuples(index=False)
+    ]
+
 # %% ../../nbs/7_document/03_facts.ipynb #split-facts-2
 def split_facts(workspace, name: str = 'v1') -> SplitFacts:
     "Everything that can be computed about a frozen split. Raises `UserError` if it is absent or was changed."
@@ -256,6 +276,7 @@ def split_facts(workspace, name: str = 'v1') -> SplitFacts:
         reviewing=reviewing(ws, data, photos),
         judges=judges(ws, used),
         taken_out=len(ws.table('tombstones')),
+        packs=packs_of(ws, name),
         sha256={f.name: file_sha256(f) for f in sorted((ws.root/'splits'/name).glob('*.parquet'))},
         content=info.content,
         versions=info.versions,                                                # older splits did not record theirs

@@ -12,7 +12,7 @@ from pathlib import Path
 from .erase import erase, PACKED
 from .footprint import Footprint, footprint_of, Matcher, photo_of
 from hgdpo_curate.document.removal import (
-    break_split, cards_of, clean_app_or_mark, drawn_from, OUTDATED, pictures_of_runs, register_removal,
+    break_split, cards_of, clean_app_or_mark, drawn_from, OUTDATED, packs_with, pictures_of_runs, register_removal,
     rehash_split, renew_cards, write_tombstone,
 )
 from .search import files_of, PLAN, search, SearchResult
@@ -156,6 +156,8 @@ def _carry_out(ws, t, reason, app, progress) -> Removal:
         renewed, notes = renew_cards(ws, t)
         removal.done |= renewed
         removal.notes += notes
+        # after the tombstone: a pack that is being written looks for it after it is recorded
+        removal.notes += packs_with(ws, t.subject_hash)
         bar(1)
     removal.proof = search(ws, t, progress)
     if removal.proof.found:
@@ -215,7 +217,7 @@ def forget(
             progress,
         )  # the interrupted removal first
         t = footprint_of(ws, str(subject))
-    if dry_run: return Removal(t, True, _planned(ws, t, progress))
+    if dry_run: return Removal(t, True, _planned(ws, t, progress), packs_with(ws, t.subject_hash))
     return _carry_out(
         ws,
         t,

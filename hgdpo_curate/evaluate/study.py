@@ -244,7 +244,7 @@ class StudyHandler(LocalHandler):
 
     def send_image(self, file): # None or a missing file: 404
         "Send an image file."
-        try: self.reply(file.read_bytes(), 'image/png' if file.suffix == '.png' else 'image/jpeg')
+        try: self.reply(file.read_bytes(), f'image/{file.suffix[1:].replace("jpg", "jpeg")}')
         except (AttributeError, FileNotFoundError): self.reply('{}', code=404)
 
     def do_POST(self):

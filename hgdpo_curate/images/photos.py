@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError, write_text
 from .captions import person_box, read_captions, stated_facts, UNCAPTIONED
-from ..files import counted, first_few
+from ..files import counted, first_few, ImageFiles
 from hgdpo_curate.images.decode import (
     check_box, check_corners, coverage, enlarged_words, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
 )
@@ -23,7 +23,7 @@ from .texts import identity_phrase
 from ..prompts import CaptionChange, change_captions, check_no_removal, complete_changes, what_hangs
 from ..show import bar_class, render
 from ..tables import is_missing
-from ..workspace import ImageFiles, open_workspace
+from ..workspace import open_workspace
 from ..files import command_line
 
 # %% ../../nbs/2_images/06_photos.ipynb #tombstone-of

@@ -10,13 +10,13 @@
     .hg-panel { height: 100%; display: flex; flex-direction: column; background: #16191d; color: #e6e9ee; outline: none;
       font: 14px/1.4 system-ui, sans-serif; overflow: hidden; }
     .hg-head { display: flex; gap: 10px; align-items: center; padding: 6px 12px; flex-wrap: wrap; }
-    .hg-head button { font: inherit; color: inherit; background: #323a45; border: 0; border-radius: 4px; padding: 3px 8px;
-      cursor: pointer; } .hg-head button.on { background: #3478c9; }
+    .hg-head button { font: inherit; color: inherit; background: #323a45; border: 0; border-radius: 4px;
+      padding: 3px 8px; cursor: pointer; } .hg-head button.on { background: #3478c9; }
     .hg-caption { padding: 0 12px 6px; max-height: 5.6em; overflow: auto; }
     .hg-two { flex: 1; min-height: 0; display: flex; gap: 8px; padding: 0 8px; }
     .hg-side { flex: 1; min-width: 0; display: flex; flex-direction: column; }
-    .hg-look { flex: 1; min-height: 0; overflow: hidden; position: relative; border: 4px solid #5d7390; border-radius: 4px;
-      cursor: zoom-in; } .hg-look.winner, .hg-tile.winner { border-color: #2a9d5c; }
+    .hg-look { flex: 1; min-height: 0; overflow: hidden; position: relative; border: 4px solid #5d7390;
+      border-radius: 4px; cursor: zoom-in; } .hg-look.winner, .hg-tile.winner { border-color: #2a9d5c; }
     .hg-look.loser, .hg-tile.loser { border-color: #d97b29; } .hg-look.marked { box-shadow: 0 0 0 3px #ffd166; }
     .hg-look img { width: 100%; height: 100%; object-fit: contain; transform-origin: 0 0; image-rendering: auto;
       user-select: none; }
@@ -49,8 +49,10 @@
   function Picture({ image, style }) {
     const [gone, setGone] = React.useState(false);
     React.useEffect(() => setGone(false), [image.id]);
-    if (gone) return h("div", { className: "hg-gone" }, `The file ${image.filepath} cannot be shown; was it moved or deleted?`);
-    return h("img", { src: media(image), style, draggable: false, alt: image.prompt || "", onError: () => setGone(true) });
+    const sentence = `The file ${image.filepath} cannot be shown; was it moved or deleted?`;
+    if (gone) return h("div", { className: "hg-gone" }, sentence);
+    return h("img", { src: media(image), style, draggable: false, alt: image.prompt || "",
+      onError: () => setGone(true) });
   }
 
   function Crops({ image }) {
@@ -60,7 +62,8 @@
       const side = Math.max(w * image.width, bh * image.height) * 1.4, k = 84 / side;
       const left = (x + w / 2) * image.width - side / 2, top = (y + bh / 2) * image.height - side / 2;
       return h("div", { key: n, title: label, style: { backgroundImage: `url("${media(image)}")`,
-        backgroundSize: `${image.width * k}px ${image.height * k}px`, backgroundPosition: `${-left * k}px ${-top * k}px` } });
+        backgroundSize: `${image.width * k}px ${image.height * k}px`,
+        backgroundPosition: `${-left * k}px ${-top * k}px` } });
     };
     return h("div", { className: "hg-crops", "data-cy": "hgdpo-crops" }, image.boxes.slice(0, 12).map(crop));
   }
@@ -79,7 +82,8 @@
   }
 
   // Keys wait for what the ones before them changed to be on the screen: none acts on a picture that is about to go.
-  const frame = () => Promise.race([sleep(60), new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))]);
+  const twoFrames = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const frame = () => Promise.race([sleep(60), twoFrames()]);
   let turn = Promise.resolve();
   function usePanelKeys(takes, act) {
     const mine = React.useRef({});
@@ -104,7 +108,9 @@
   const decideOn = async (image, key, more = {}) => {
     const flag = flagOf(key);
     const name = { a: "approve", d: "reject", u: "duplicate", e: "undecide", 0: "clear" }[key];
-    if (flag) return inTurn(async () => send("flag", { sample_ids: [image.id], flag: flag.name, ...(await whichPart(flag)), ...more }));
+    const flagIt = async () =>
+      send("flag", { sample_ids: [image.id], flag: flag.name, ...(await whichPart(flag)), ...more });
+    if (flag) return inTurn(flagIt);
     return name && inTurn(() => send(name, { sample_ids: [image.id], ...more }));
   };
   const named = () => {
@@ -149,7 +155,8 @@
     };
     const move = (e) => drag.current && setZoom((z) => ({ ...z, x: z.x + e.movementX, y: z.y + e.movementY }));
     const side = (role, letter) => h("div", { className: "hg-side", key: role },
-      h("div", { className: `hg-look ${role}${mark === role ? " marked" : ""}`, "data-cy": `hgdpo-${role}`, "data-id": pair[role].id,
+      h("div", { className: `hg-look ${role}${mark === role ? " marked" : ""}`, "data-cy": `hgdpo-${role}`,
+        "data-id": pair[role].id,
         onWheel: wheel, onMouseDown: () => ((drag.current = true), setMark(role)), onMouseMove: move,
         onMouseUp: () => (drag.current = null), onMouseLeave: () => (drag.current = null) },
         h(Picture, { image: pair[role], style: { transform: `translate(${zoom.x}px,${zoom.y}px) scale(${zoom.k})` } })),
@@ -160,7 +167,8 @@
     const nothing = pair.refused || (!pair.pairs && `There are no pairs of the ${pair.stage} stage.`);
     return h("div", { className: "hg-panel", onMouseDown: () => (S.panelAt = Date.now()), "data-cy": "hgdpo-pair" },
       h("div", { className: "hg-head" }, stages, !nothing && h("span", null, `pair ${pair.place + 1} of ${pair.pairs}`),
-        h("span", { style: { opacity: .7 } }, "w swap · d reject · l r which side flags go to · 1–9 flag · ← → · wheel zooms both")),
+        h("span", { style: { opacity: .7 } },
+          "w swap · d reject · l r which side flags go to · 1–9 flag · ← → · wheel zooms both")),
       nothing ? h("div", { className: "hg-gone" }, nothing) : h(React.Fragment, null,
         h("div", { className: "hg-caption" }, pair.prompt),
         h("div", { className: "hg-two" }, side("winner", "l"), side("loser", "r"))));
@@ -197,12 +205,14 @@
     usePanelKeys(takes, act);
     if (!pool) return h("div", { className: "hg-panel" }, h("div", { className: "hg-gone" }, "…"));
     const nothing = pool.refused || (!pool.prompts && "There is no image pool yet.");
-    const tile = (image, n) => h("div", { key: image.id, className: `hg-tile ${image.easy || ""}${n === at ? " on" : ""}`,
+    const tile = (image, n) => h("div", { key: image.id,
+      className: `hg-tile ${image.easy || ""}${n === at ? " on" : ""}`,
       "data-cy": "hgdpo-tile", "data-id": image.id, onClick: () => n >= 0 && setAt(n) },
       h(Picture, { image }), h(Words, { image, role: n < 0 ? "the photo" : `${image.rank + 1}. ${image.easy || ""}` }));
     return h("div", { className: "hg-panel", onMouseDown: () => (S.panelAt = Date.now()), "data-cy": "hgdpo-pool" },
       h("div", { className: "hg-head" }, !nothing && h("span", null, `prompt ${pool.place + 1} of ${pool.prompts}`),
-        h("span", { style: { opacity: .7 } }, "1–9 flag · d reject · 0 clear · w let the loser win · ← → within the prompt, then the next")),
+        h("span", { style: { opacity: .7 } },
+          "1–9 flag · d reject · 0 clear · w let the loser win · ← → within the prompt, then the next")),
       nothing ? h("div", { className: "hg-gone" }, nothing) : h(React.Fragment, null,
         h("div", { className: "hg-caption" }, pool.prompt),
         h("div", { className: "hg-pool" }, pool.images.map(tile), pool.photo && tile(pool.photo, -1))));
