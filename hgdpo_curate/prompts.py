@@ -25,6 +25,7 @@ def uncaptioned(prompts): # rows of the table `prompts` -> of these rows
     rows = standing_prompts(prompts, captioned=False)
     return rows[rows.prompt.isna()]
 
+# %% ../nbs/0_base/13_prompts.ipynb #standing-prompts-2
 def uncaptioned_words(ws, count: int) -> str: # '' for none
     "How many photos have no caption, and what to do."
     if not count: return ''
@@ -33,6 +34,7 @@ def uncaptioned_words(ws, count: int) -> str: # '' for none
         f'{"it" if count == 1 else "them"} with: {command_line("caption", ws)}'
     )
 
+# %% ../nbs/0_base/13_prompts.ipynb #standing-prompts-3
 def at_prompts(photos, prompts):
     """Rows of `images` of photos, each under the one of these prompts that describes it.
 
@@ -42,6 +44,7 @@ def at_prompts(photos, prompts):
     place = dict(zip(prompts.real_image_id, prompts.prompt_id))
     return photos.assign(prompt_id=photos.image_id.map(place).fillna(photos.prompt_id))
 
+# %% ../nbs/0_base/13_prompts.ipynb #standing-prompts-4
 def without_former_places(images, prompts):
     """Rows of `images` without those of photos under a prompt that was replaced; both read for some prompts only.
 
@@ -86,6 +89,7 @@ def _changed_rows(prompts, captions) -> tuple: # rows of `prompts`; `CaptionChan
         of_photo[photo] = new
     return rows, told
 
+# %% ../nbs/0_base/13_prompts.ipynb #change-captions-2
 def check_no_removal(ws):
     "Raises `UserError` during a removal, which would not know of a new caption."
     if not (ws.root/'forget.json').exists(): return
@@ -94,6 +98,7 @@ def check_no_removal(ws):
         f'{command_line("forget", ws)}'
     )
 
+# %% ../nbs/0_base/13_prompts.ipynb #change-captions-3
 def change_captions(
     ws,        # a `Workspace`
     captions,  # dicts with image_id (of a photo), prompt (its caption), and keys of `CAPTION_FACTS`
@@ -134,6 +139,7 @@ from images left join (select distinct image_id, 1 as scored from scores where s
 where domain <> 'real' and prompt_id in (select unnest(?::varchar[])) group by domain
 """
 
+# %% ../nbs/0_base/13_prompts.ipynb #what-hangs-2
 def what_hangs(ws, replaced) -> str: # ids of prompts that were replaced; '' where nothing was made with them
     "What was made with earlier captions and is used no more, in words."
     if not len(replaced): return ''
@@ -148,6 +154,7 @@ def what_hangs(ws, replaced) -> str: # ids of prompts that were replaced; '' whe
         f'{command_line("pool", ws)}{_frozen_words(ws, replaced)}'
     )
 
+# %% ../nbs/0_base/13_prompts.ipynb #what-hangs-3
 def _frozen_words(ws, replaced):
     import pyarrow.parquet as pq
     files = sorted((ws.root/'splits').glob('[!.]*/*.parquet'))

@@ -290,6 +290,7 @@ def photo_of_sample(ds, sample: str) -> dict: # a sample id -> row of `prompts` 
     if not rows: raise UserError('No photo is chosen; open or select one.')
     return rows[0]
 
+# %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-2
 def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> str: # a sample id; what was done, in words
     "Approve the caption of a sample's photo, or replace it by another text. Raises `UserError`."
     row, ws, who = photo_of_sample(ds, sample), workspace_of(ds), reviewer or reviewer_name()
@@ -303,6 +304,7 @@ def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> str: # a s
     build_dataset(ws, where=(ds.info.get('choices') or {}).get('where'))
     return '. '.join(filter(None, ['caption changed', what_hangs(ws, told.replaced)]))
 
+# %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-3
 class EditCaption(foo.Operator):
     "One field with the caption of the photo."
     @property
@@ -325,6 +327,7 @@ class EditCaption(foo.Operator):
         ctx.ops.reload_dataset()
         return dict(said=said)
 
+# %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-4
 def _chosen(ctx): return ctx.current_sample or next(iter(ctx.selected or []), None)
 
 # %% ../../nbs/4_curate/09_panels.ipynb #register-panels

@@ -226,6 +226,7 @@ class CaptionSources:
     approved: int      # captions that a person approved
     identity: int      # captions with words on who a person is, see `images.texts.identity_words`
 
+# %% ../../nbs/7_document/02_contents.ipynb #caption-sources-2
 def caption_sources(prompts) -> CaptionSources: # rows of the table `prompts`
     "Count captions by their source."
     known, n = prompts.fillna(dict(source='unknown', captioner_version='')), max(len(prompts), 1)

@@ -231,6 +231,7 @@ _WRITERS = dict(
     unknown='unknown',
 )
 
+# %% ../../nbs/7_document/07_data_card.ipynb #provenance-2
 def caption_words(sources, count: int) -> str: # `CaptionSources`; captions
     "Who wrote the captions, in sentences."
     if not count: return 'There are no captions.'
@@ -243,6 +244,7 @@ def caption_words(sources, count: int) -> str: # `CaptionSources`; captions
         f'or origin: {sources.identity}.'
     )
 
+# %% ../../nbs/7_document/07_data_card.ipynb #provenance-3
 def _other_rows(facts): # values of the template: captions, duplicates, provenance
     words = [
         [group, ', '.join(f'{w} {n} ({share:.0%})' for w, n, share in listed) or 'none']

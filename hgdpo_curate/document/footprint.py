@@ -16,7 +16,7 @@ from ..runs import RunConfig
 from ..files import UserError
 from ..images.decode import pixel_hash, read_photo
 from ..images.duplicates import offered_files
-from ..images.photos import tombstone_of
+from ..workspace import tombstone_of
 from ..train.cache import prompt_key
 from ..files import pair_id_of
 from ..workspace import is_begun

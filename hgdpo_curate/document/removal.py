@@ -17,7 +17,7 @@ from .footprint import Footprint, Matcher
 from .search import files_of
 from ..runs import RunConfig
 from ..files import command_line, file_sha256, read_json, UserError, write_json, write_text
-from ..images.photos import tombstone_of
+from ..workspace import tombstone_of
 from ..tables import now
 from ..workspace import open_workspace
 

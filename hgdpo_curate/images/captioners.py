@@ -54,6 +54,7 @@ INSTRUCTION = (
     'Answer with the sentence only.'
 )
 
+# %% ../../nbs/2_images/11_captioners.ipynb #instruction-2
 def answer_to(net, processor, inputs, max_tokens: int) -> tuple: # inputs: of one photo -> (text, whether it was cut)
     "What a model says, greedily; of a decoder without what it was asked."
     import torch
@@ -81,7 +82,8 @@ class Blip:
         max_tokens: int = MAX_TOKENS,   # of a caption
     ):
         folder, self.max_tokens = find_weights(self.name, path, '--captioner_path'), max_tokens
-        self.net, self.processor = load_captioner(self.kind, folder, self.model_type, device, mixed_precision)
+        how = dict(device=device, mixed_precision=mixed_precision)
+        self.net, self.processor = load_captioner(self.kind, folder, self.model_type, **how)
         self.version = _asked(weights_version(folder), self.task, max_tokens)
 
     task = ''                  # what the model is asked, in its own words
@@ -96,6 +98,7 @@ class Blip:
         self.was_cut = [cut for _, cut in answers]
         return [text for text, _ in answers]
 
+# %% ../../nbs/2_images/11_captioners.ipynb #blip-2
 class Florence2(Blip):
     "Florence-2 of transformers, without the code of its first repository: a detailed caption."
     name, kind, model_type = 'florence2', 'Florence2ForConditionalGeneration', 'florence2'
@@ -119,6 +122,7 @@ def model_folder(model: str): # a folder or a hub id -> its folder
         'FOLDER.'
     )
 
+# %% ../../nbs/2_images/11_captioners.ipynb #chat-captioner-2
 class ChatCaptioner(Blip):
     "An image-text-to-text model of transformers: it is told what a caption is for."
     def __init__(
@@ -144,6 +148,7 @@ class ChatCaptioner(Blip):
 
     def _inputs(self, image): return self.processor(images=image, text=self.question, return_tensors='pt')
 
+# %% ../../nbs/2_images/11_captioners.ipynb #chat-captioner-3
 def open_captioner(
     name: str,        # a key of `CAPTIONERS`, or a hub id or folder
     ws=None,          # the workspace that stores what was stated about a captioner from outside the package
@@ -151,7 +156,8 @@ def open_captioner(
     **how,            # device, mixed_precision, max_tokens, instruction
 ):  # a `Captioner`
     "Load a captioner. Raises `UsageError` for an unknown name, `UserError` for missing weights."
-    if name in CAPTIONERS: return open_model('captioner', name, ws, path=path, **how)
+    how |= dict(path=path) if name in CAPTIONERS else {}
+    if name in CAPTIONERS: return open_model('captioner', name, ws, **how)
     if Path(name).is_dir() or re.fullmatch(r'[\w.-]+/[\w.-]+', name): return ChatCaptioner(name, **how)
     raise UsageError(
         f'There is no captioner {name!r}; choose one of {", ".join(CAPTIONERS)}, or give the hub id or folder of an '
@@ -235,6 +241,7 @@ def _file_names(ws): # image id -> name of the photo's file
     facts = ws.table('photo_facts')
     return {i: Path(p).name for i, p in zip(facts.image_id, facts.original_path) if isinstance(p, str)}
 
+# %% ../../nbs/2_images/11_captioners.ipynb #wanted-2
 def _finished(ws, report) -> CaptionReport:
     "Complete a report by what can be said of all captions."
     names, texts = _file_names(ws), report.texts

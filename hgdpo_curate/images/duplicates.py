@@ -7,12 +7,12 @@ __all__ = ['HASH_BITS', 'HASH_LIMIT', 'COSINE_LIMIT', 'FINE', 'PLAIN', 'FINE_LIM
            'FEW_TESTED', 'ENOUGH', 'perceptual_hashes', 'thumbnails', 'fine_distances', 'close_pairs', 'look_alikes',
            'find_near_duplicates', 'propose_duplicates', 'last_compared', 'alike_words', 'stated_otherwise',
            'other_words', 'near_distance', 'offered_files', 'restate', 'assign_folds', 'test_advice', 'folds_are_free',
-           'assign_folds_after_captions']
+           'assign_folds_after_captions', 'keep_settings']
 
 # %% ../../nbs/2_images/04_duplicates.ipynb #imports
 import hashlib, os
 import numpy as np
-from ..files import in_batches, read_json, write_json
+from ..files import in_batches, read_json, write_json, write_text
 from .captions import FACTS
 from ..prompts import standing_prompts
 from ..tables import is_missing, now
@@ -398,3 +398,11 @@ def assign_folds_after_captions(ws):
     before = held_out()
     assign_folds(ws)
     if held_out() < before and folds_are_free(ws): assign_folds(ws, anew=True)
+
+# %% ../../nbs/2_images/04_duplicates.ipynb #keep-settings
+def keep_settings(ws, changed) -> bool: # whether the folds must be assigned again
+    import tomli_w
+    if not changed: return False
+    ws.config.update(changed)
+    write_text(ws.root/'workspace.toml', tomli_w.dumps(ws.config))
+    return set(changed) != {'fit'} and folds_are_free(ws)

@@ -135,6 +135,7 @@ _IDENTITY = re.compile(
     re.I,
 )
 
+# %% ../../nbs/2_images/00_texts.ipynb #identity-words-2
 def identity_words(text: str) -> list: # e.g. ['asian'], ['black woman']
     "Words of a caption on who a person is: origin, skin, religion, fame."
     return list(dict.fromkeys(' '.join(found.lower().split()) for found in _IDENTITY.findall(text)))
