@@ -49,6 +49,7 @@ RECIPE_FIELDS = ('train.recipes.Stage', 'train.recipes.Preset')
 VERBS = dict(
     init=Verb('verbs.make_workspace'),
     photos=Verb('verbs.bring_in', stated=True, positional='folder'),
+    caption=Verb('images.captioners.caption_photos', flags=(('path', 'captioner_path'),)),
     tiny=Verb('verbs.train_small', flags=(('steps', 'steps'),)),
     tune_base=Verb('evaluate.guidance.tune_base', flags=(('steps', 'steps'), ('prompts', 'prompts'))),
     sft=Verb('train.sft.train_sft'),

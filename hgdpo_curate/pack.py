@@ -21,12 +21,13 @@ from hgdpo_curate.files import (
 
 # %% ../nbs/8_run/05_pack.ipynb #imports-2
 from .images.jobs import announce, in_bytes, in_words
-from .images.photos import tombstone_of
+from .workspace import tombstone_of
 from .parts import Table
 from .runs import no_such_run
 from .show import progress_bar
 from .tables import now, SCHEMAS
 from .toy.drawings import DRAWN
+from .prompts import at_prompts
 from .workspace import excluded_photos, open_workspace
 
 # %% ../nbs/8_run/05_pack.ipynb #packinfo
@@ -128,7 +129,10 @@ _FACTS = ('image_id', 'licence', 'consent', 'minors', 'box', 'fit', 'photo_width
 
 def _add_rows(contents, paths, prompt_ids): # images and prompts of a split
     ws = contents.ws
-    prompts, images = ws.table('prompts', only=('prompt_id', prompt_ids)), ws.table('images')
+    prompts = ws.table('prompts', only=('prompt_id', prompt_ids))
+    # a caption that replaced one of these stays at home
+    prompts = prompts.assign(replaced_by=prompts.replaced_by.where(prompts.replaced_by.isin(prompts.prompt_id), None))
+    images = at_prompts(ws.table('images'), prompts)
     facts = ws.table('photo_facts', only=('image_id', prompts.real_image_id.dropna()))
     facts = facts[[*_FACTS]].assign(source=[s if s == DRAWN else None for s in facts.source])
     contents.photos |= {*prompts.real_image_id.dropna()}

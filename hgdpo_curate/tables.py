@@ -55,9 +55,14 @@ SCHEMAS = dict(
     prompts=_schema(
         'prompt_id',
         prompt_id=Column('str', 'hash of the text and of its photo, see `prompt_id_of`'),
-        prompt=Column('str', 'the caption'),
+        prompt=Column('str', 'the caption; null for a photo that has none yet'),
         real_image_id=Column('str', 'the photo that it describes'),
         fold=Column('str', 'train or test'),
+        source=Column('str', 'who wrote the caption: file (beside the photo), person or captioner; null: unknown'),
+        captioner=Column('str', 'which model wrote it'),
+        captioner_version=Column('str', 'its weights, and a hash of what it was asked'),
+        approved_by=Column('str', 'the person who read and approved it'),
+        replaced_by=Column('str', 'the prompt that took its place when the caption changed; null: it stands'),
     )
 )
 

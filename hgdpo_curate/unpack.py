@@ -16,7 +16,7 @@ from hgdpo_curate.files import (
     checked_name, command_line, counted, file_sha256, first_few, read_json, sweep_temporary, temporary_path, UsageError,
     UserError, write_json, write_text,
 )
-from .images.photos import tombstone_of
+from .workspace import tombstone_of
 from .pack import check_removal, Hashed, Megabytes, PackInfo
 
 # %% ../nbs/8_run/06_unpack.ipynb #imports-2

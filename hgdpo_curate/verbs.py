@@ -80,6 +80,10 @@ def bring_in(
     fit: str = None,
     # 'stop' or 'keep': what to do if a file contains another picture than at an earlier import
     replaced: str = 'stop',
+    # 'keep' or 'drop': what to do with photos without a caption where others have one: import them, to be captioned
+    # with hgdpo caption, or leave them out (default: keep where nothing in the folder looks like a caption, else stop)
+    uncaptioned: str = None,
+    update_captions: bool = False, # take the folder's captions for photos imported before, except where a person wrote
     # distance within which photos look alike, 0 to 1: the share of a hash's bits (default: 0.125), or 1 - cosine of a
     # model's embeddings (default: 0.06); smaller is stricter
     near: float = None,
@@ -89,7 +93,7 @@ def bring_in(
     clip_path: str = None,
     **stated                       # what holds for all these photos where their own metadata does not say: of `STATED`
 ):
-    "Import a folder of photos with captions."
+    "Import a folder of photos, with captions or without."
     from hgdpo_curate.images.photos import import_photos
     from hgdpo_curate.judge.scores import photo_embedder
     if unknown := sorted(stated.keys() - set(STATED)):
@@ -108,6 +112,8 @@ def bring_in(
         replaced=replaced,
         near=near,
         test_share=test_share,
+        uncaptioned=uncaptioned,
+        update_captions=update_captions,
     )
     if from_fiftyone:
         from hgdpo_curate.curate.exchange import decisions_from_fiftyone
@@ -118,10 +124,12 @@ def bring_in(
 # %% ../nbs/8_run/03_verbs.ipynb #step-after-photos
 def step_after_photos(workspace) -> str: # a command; '' for nothing
     "The next command after an import."
+    from hgdpo_curate.prompts import standing_prompts
     from hgdpo_curate.workspace import excluded_photos
     from hgdpo_curate.workspace import next_step, open_workspace
     ws = open_workspace(workspace)
-    images, prompts = ws.table('images'), ws.table('prompts').query("fold == 'train'")
+    if not len(standing_prompts(ws.table('prompts'))): return command_line('caption', ws)
+    images, prompts = ws.table('images'), standing_prompts(ws.table('prompts')).query("fold == 'train'")
     drawn = set(images.prompt_id[images.domain == 'generated'])
     wanted = set(prompts.prompt_id[~prompts.real_image_id.isin(excluded_photos(ws))])
     if drawn and drawn >= wanted: return next_step(ws, terminal=True)

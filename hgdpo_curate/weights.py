@@ -16,8 +16,8 @@ def missing_sentence(name: str, flag='--scorer_path') -> str: # a key of `WEIGHT
     "What to download, and where to put it."
     w = WEIGHTS[name]
     how = (
-        f'run `hf download {w.hub} {" ".join(w.files + w.also)} --revision {w.revision} --local-dir FOLDER` where '
-        'there is a network, copy FOLDER here'
+        f'run `hf download {w.hub} {" ".join(w.files + w.also)}{f" --revision {w.revision}" if w.revision else ""} '
+        '--local-dir FOLDER` where there is a network, copy FOLDER here'
         if w.hub
         else f'fetch {w.files[0]} where there is a network ({w.stated}), put it into a folder here'
     )
@@ -55,7 +55,7 @@ def _snapshot(weights, download): # None if it is not available
         try:
             folder = Path(
                 snapshot_download(
-                    weights.hub, revision=weights.revision, allow_patterns=patterns, local_files_only=local
+                    weights.hub, revision=weights.revision or None, allow_patterns=patterns, local_files_only=local
                 )
             )
         except Exception: continue     # not there: the hub and the network raise classes of several libraries

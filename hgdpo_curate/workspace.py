@@ -6,10 +6,10 @@
 __all__ = ['DEFAULTS', 'EARLIER', 'FORMAT', 'NEXT', 'parse_resolution', 'portable_base', 'is_begun', 'id_at', 'Settings',
            'Workspace', 'counted_rows', 'counted_images', 'open_workspace', 'create_workspace', 'refuse_occupied',
            'set_base_model', 'set_sampling', 'next_step', 'workspace_status', 'workspace_html', 'approved_photos',
-           'excluded_photos']
+           'excluded_photos', 'tombstone_of']
 
 # %% ../nbs/0_base/04_workspace.ipynb #import-contextlib-errno-hashlib-json-os
-import contextlib, secrets, tomllib
+import contextlib, hashlib, secrets, tomllib
 from pathlib import Path
 from hgdpo_curate.files import (
     check_encoding, checked_name, command_line, ImageFiles, read_json, short_id, UsageError, UserError, write_json,
@@ -457,3 +457,12 @@ def excluded_photos(
     refused = facts.consent[facts.consent.isin(['no', 'withdrawn'])]
     excluded |= {i: f'consent of the photo: {consent}' for i, consent in refused.items()}
     return excluded | dict.fromkeys(facts.index[facts.minors == 'yes'], 'the photo shows a minor')
+
+# %% ../nbs/0_base/04_workspace.ipynb #tombstone-of
+def tombstone_of(ws, image_id: str) -> str: # 64 hex digits
+    """The hash by which a removed photo (`hgdpo forget`) is recognised.
+
+    It hashes the pixel hash with the workspace's salt. Without the salt nobody can test a photo against it.
+    """
+    salt = ws.root/'salt'
+    return hashlib.sha256(f'{salt.read_text() if salt.exists() else ""}{image_id}'.encode()).hexdigest()

@@ -88,7 +88,7 @@ def test_exact_duplicates_are_kept_by_name_once_each_whatever_import_they_came_w
     import shutil
     from hgdpo_curate import create_workspace, import_photos
     from hgdpo_curate.toy.drawings import export_photos
-    from hgdpo_curate.images.photos import offered_files
+    from hgdpo_curate.images.duplicates import offered_files
     folder = export_photos(tmp_path/'photos', 3, seed=4)
     lines = (folder/'metadata.jsonl').read_text().splitlines()
     shutil.copy(folder/'00001.png', folder/'twin.png')

@@ -14,7 +14,7 @@ from .reviews import decide, flag_images_by_hand
 from .samples import VIEWS
 from ..files import counted, short_id, UsageError, UserError
 from ..flag_kinds import flag_kinds
-from ..images.photos import offered_files
+from ..images.duplicates import offered_files
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/10_exchange.ipynb #photos-from-fiftyone

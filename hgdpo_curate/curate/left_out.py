@@ -25,6 +25,7 @@ MEANINGS = {
         "the best reconstruction scores below the pool's best image, so the paper's filter excludes it",
         '',
     ),
+    'photo has no caption': ('the photo has no caption', 'write one (caption)'),
     'swap met no pair': ('a person swapped a pair that is drawn no more, since other images win or lose now', ''),
     'reject met no pair': ('a person rejected a pair that is drawn no more, since other images win or lose now', ''),
     'duplicate met no pair': ('a person set aside a pair that is drawn no more', ''),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PANEL_OPERATORS', 'image_details', 'pair_order', 'pair_details', 'pool_details', 'scorers_of', 'about_review',
            'About', 'PairShown', 'PoolShown', 'SwitchScorer', 'progress_text', 'score_plots', 'Progress', 'CountAgain',
-           'register_all']
+           'photo_of_sample', 'edit_caption', 'EditCaption', 'register_all']
 
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports
 import os
@@ -20,6 +20,8 @@ from .samples import ROLE_COLOURS, VIEWS
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports-2
 from ..files import UserError
 from ..flag_kinds import flag_kinds
+from ..images.duplicates import assign_folds_after_captions
+from ..prompts import CAPTION_FACTS, change_captions, standing_prompts, what_hangs
 from ..judge.anatomy import open_flags
 from ..show import render
 
@@ -43,7 +45,7 @@ def image_details(
     ws, ids = workspace_of(ds), list(ids)
     shown = [dict(zip(_FIELDS, v)) for v in zip(*ds.select(ids, ordered=True).values(list(_FIELDS)))]
     names, boxes = [s['image_id'] for s in shown], _boxes(ds, ids)
-    scores, flags = ws.table('scores', only=('image_id', names)), open_flags(ws, names)
+    scores, flags = ws.table('scores', only=('image_id', names)).dropna(subset='score'), open_flags(ws, names)
     def score_of(i): return {r.scorer: round(r.score, 4) for r in scores[scores.image_id == i].itertuples()}
     def flags_of(i):
         columns = ['flag', 'status', 'part', 'side', 'reason']
@@ -248,8 +250,13 @@ class Progress(foo.Panel):
         "The text, a button that counts again, and a histogram per stage."
         panel = types.Object()
         panel.md(ctx.panel.get_state('text', 'Counting ...'), name='text', componentsProps=dict(container=_MARGINS))
-        margins = dict(container=_MARGINS)
-        panel.btn('refresh', label='Count again', icon='refresh', on_click=self.refresh, componentsProps=margins)
+        panel.btn(
+            'refresh',
+            label='Count again',
+            icon='refresh',
+            on_click=self.refresh,
+            componentsProps=dict(container=_MARGINS),
+        )
         for s in ctx.panel.get_state('stages', []):
             title = dict(text=f'{s}: scores of winners and losers', font=dict(size=12))
             layout = dict(
@@ -277,8 +284,59 @@ class CountAgain(foo.Operator):
         except UserError as e: text = str(e)
         ctx.ops.patch_panel_state(dict(text=text), panel_id=ctx.params['panel'])
 
+# %% ../../nbs/4_curate/09_panels.ipynb #edit-caption
+def photo_of_sample(ds, sample: str) -> dict: # a sample id -> row of `prompts` that stands for the photo of its prompt
+    "The caption that is read and edited. Raises `UserError` for a sample without a photo."
+    ws, at = workspace_of(ds), ds.select([sample]).values('prompt_id') if sample else []
+    prompts = ws.table('prompts')
+    photos = prompts.real_image_id[prompts.prompt_id.isin(at)]
+    rows = standing_prompts(prompts, captioned=False)
+    rows = rows[rows.real_image_id.isin(photos)].to_dict('records')
+    if not rows: raise UserError('No photo is chosen; open or select one.')
+    return rows[0]
+
+# %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-2
+def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> str: # a sample id; what was done, in words
+    "Approve the caption of a sample's photo, or replace it by another text. Raises `UserError`."
+    row, ws, who = photo_of_sample(ds, sample), workspace_of(ds), reviewer or reviewer_name()
+    text = ' '.join((text or '').split())
+    if not any(c.isalpha() for c in text): raise UserError('A caption needs words; leave the caption, or write one.')
+    same = text == row['prompt']
+    about = {k: row[k] for k in CAPTION_FACTS} if same else dict(source='person')
+    told = change_captions(ws, [about | dict(image_id=row['real_image_id'], prompt=text, approved_by=who)])
+    if same: return 'caption approved'
+    assign_folds_after_captions(ws)
+    build_dataset(ws, where=(ds.info.get('choices') or {}).get('where'))
+    return '. '.join(filter(None, ['caption changed', what_hangs(ws, told.replaced)]))
+
+# %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-3
+class EditCaption(foo.Operator):
+    "One field with the caption of the photo."
+    @property
+    def config(self):
+        return foo.OperatorConfig(name='edit_caption', label='Read, edit or approve the caption', dynamic=True)
+
+    def resolve_input(self, ctx):
+        "The caption as it stands, and who wrote it."
+        row, form = photo_of_sample(ctx.dataset, _chosen(ctx)), types.Object()
+        by = row['captioner'] if row['source'] == 'captioner' else row['source']
+        form.str('text', label=f'Caption by {by or "an unknown source"}', default=row['prompt'] or '', required=True)
+        return types.Property(form, view=types.View(label='Read, edit or approve the caption'))
+
+    def execute(self, ctx):
+        "Write it, and show the photo under it."
+        try: said = edit_caption(ctx.dataset, _chosen(ctx), ctx.params['text'])
+        except UserError as e:
+            ctx.ops.notify(str(e), variant='error')
+            raise
+        ctx.ops.reload_dataset()
+        return dict(said=said)
+
+# %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-4
+def _chosen(ctx): return ctx.current_sample or next(iter(ctx.selected or []), None)
+
 # %% ../../nbs/4_curate/09_panels.ipynb #register-panels
-PANEL_OPERATORS = [About, PairShown, PoolShown, SwitchScorer, CountAgain, Progress]
+PANEL_OPERATORS = [About, PairShown, PoolShown, SwitchScorer, EditCaption, CountAgain, Progress]
 
 def register_all(plugin):
     "Called by FiftyOne, as the plugin's `register`."

@@ -17,6 +17,7 @@ from ..judge.anatomy import open_flags
 from ..judge.detections import face_detectors, latest_detections
 from ..files import pair_id_of
 from ..flag_kinds import flag_kinds, harmless_flags
+from ..prompts import without_former_places
 from ..tables import current_name, last_decisions
 
 # %% ../../nbs/4_curate/03_reviews.ipynb #imports-2
@@ -239,9 +240,10 @@ def _image_rows(ws, scorer, prompts): # None: all prompts
     "Images with their prompt, score, and rank in the pool of their prompt."
     among = ('prompt_id', prompts) if prompts is not None else None
     images = ws.table('images', only=among).drop(columns=['written_at', 'sha256'])
-    texts = ws.table('prompts', only=among)[['prompt_id', 'prompt', 'fold']]
+    prompts = ws.table('prompts', only=among)
+    images, texts = without_former_places(images, prompts), prompts[['prompt_id', 'prompt', 'fold']]
     rows = images.merge(texts, on='prompt_id', how='left')
-    scores = ws.table('scores', only=None if prompts is None else ('image_id', list(rows.image_id)))
+    scores = ws.table('scores', only=among and ('image_id', list(rows.image_id)))
     rows['score'] = rows.image_id.map(scores.query('scorer == @scorer').set_index('image_id').score)
     rows['scored_by'] = [None if s != s else f'{scorer} {s:.3g}' for s in rows.score]
     pool = rows[rows.domain == 'generated']

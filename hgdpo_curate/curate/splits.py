@@ -23,6 +23,7 @@ from .left_out import empty_stage
 from ..flag_kinds import harmless_flags
 from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
+from ..prompts import standing_prompts, uncaptioned, without_former_places
 from ..show import render
 from ..tables import current_name, last_decisions, now
 from ..workspace import open_workspace
@@ -90,8 +91,10 @@ def pairs_of(ws,                         # a `Workspace`
     if not len(scores): raise UserError(_next_step(ws, images, scorer))
     reviews = ws.table('reviews') if use_reviews else None
     flags = open_flags(ws, subjects) if use_flags else None
-    train = ws.table('prompts', only=among).query("fold == 'train'")
-    reasons = excluded_photos(ws, use_reviews, approved_only)
+    prompts = ws.table('prompts', only=among)
+    train = standing_prompts(prompts, captioned=False).query("fold == 'train'")
+    reasons = _without_caption(train) | excluded_photos(ws, use_reviews, approved_only)
+    images = without_former_places(images, prompts)
     images = images[images.prompt_id.isin(train.prompt_id[~train.real_image_id.isin(reasons)])]
     _check_pool(ws, images)
     images = with_scores(images, scores)
@@ -120,9 +123,10 @@ def pairs_of(ws,                         # a `Workspace`
 
 def _scores_by(ws, scorer, images): # image_id, score, scorer_version
     columns = ['image_id', 'scorer', 'score', 'scorer_version']
-    return ws.table('scores', only=images if images is None else ('image_id', images), columns=columns).query(
-        'scorer == @scorer'
-    )
+    scores = ws.table('scores', only=images if images is None else ('image_id', images), columns=columns)
+    scores = scores[scores.scorer == scorer]
+    # without a version a score was withdrawn, because the caption of its photo changed
+    return scores[scores.score.notna() | scores.scorer_version.notna()]
 
 # %% ../../nbs/4_curate/02_splits.ipynb #left-out
 def _add_unmet(ws, stages, reviews, prompts):
@@ -136,6 +140,9 @@ def _add_unmet(ws, stages, reviews, prompts):
         rows = rows[~rows.pair_id.isin([*stage.attrs.get('met', ())])]
         unmet = dict(prompt_id=rows.prompt_id, image_id='', reason=rows.pair_id.map(decided) + ' met no pair')
         stage.attrs['dropped'] = LeftOut.of(stage.attrs['dropped']) + LeftOut(pd.DataFrame(unmet))
+
+def _without_caption(prompts): # rows of `prompts` -> image id -> reason
+    return dict.fromkeys(uncaptioned(prompts).real_image_id, 'photo has no caption')
 
 def _left_out(prompts, reasons): # rows of `prompts`; image id -> reason
     "The prompts whose photo is left out, for `attrs['dropped']`."
@@ -262,7 +269,8 @@ def _with_files(drafted, ws): # stage -> pairs; yields (stage, arrow table), of 
 # %% ../../nbs/4_curate/02_splits.ipynb #test-fold
 def _test_fold(ws, trained) -> tuple: # prompt ids of the pairs -> (prompts and photos, records of those left out)
     "The held-out test prompts. Raises `UserError` if one is among the training pairs."
-    prompts, reasons = ws.table('prompts').query("fold == 'test'"), excluded_photos(ws)
+    prompts = standing_prompts(ws.table('prompts'), captioned=False).query("fold == 'test'")
+    reasons = _without_caption(prompts) | excluded_photos(ws)
     test = prompts[~prompts.real_image_id.isin(reasons)].merge(
         ws.sql("select image_id, path, sha256 from images where domain = 'real'"),
         left_on='real_image_id',

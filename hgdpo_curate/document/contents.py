@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WORDS', 'YOUTH', 'read_split', 'prompts_of', 'image_counts', 'image_sizes', 'told_sizes', 'PhotoSizes', 'sizes_of',
            'Copies', 'copies_of', 'Statements', 'stated', 'Leakage', 'leakage', 'CaptionWords', 'prompt_words',
-           'longer_than_read', 'Margins', 'margins', 'FilterCut', 'filter_cut', 'levels_won', 'latent_files',
-           'read_latents', 'cosine_distance', 'mean_and_deviation', 'ChannelStatistics', 'channel_statistics']
+           'longer_than_read', 'CaptionSources', 'caption_sources', 'Margins', 'margins', 'FilterCut', 'filter_cut',
+           'levels_won', 'latent_files', 'read_latents', 'cosine_distance', 'mean_and_deviation', 'ChannelStatistics',
+           'channel_statistics']
 
 # %% ../../nbs/7_document/02_contents.ipynb #imports
 import re
@@ -21,6 +22,7 @@ from .pages import value_shares
 from ..files import read_json
 from ..tables import stated_columns
 from ..images.duplicates import COMPARED
+from ..images.texts import identity_words
 from ..workspace import open_workspace
 
 # %% ../../nbs/7_document/02_contents.ipynb #read-split-2
@@ -145,7 +147,8 @@ def leakage(ws, data) -> Leakage:
     alike = ws.table('duplicates')
     alike = alike[alike.image_id.isin(fold) & alike.other_id.isin(fold)]
     shown = [h for s in PAIR_STAGES for w in ('winner', 'loser') for h in data[s][f'{w}_sha256']]
-    photos = ws.table('images').query("domain == 'real'").set_index('prompt_id').sha256
+    photos = ws.table('images').query("domain == 'real'").set_index('image_id').sha256
+    learned = photos.reindex(prompts.real_image_id.reindex(used['train'])).dropna()
     train, test = (prompts.prompt.reindex(used[f]).dropna() for f in ('train', 'test'))
     both = lambda a, b: len(set(a) & set(b))
     return Leakage(
@@ -153,7 +156,7 @@ def leakage(ws, data) -> Leakage:
         by_hand=int(alike.distance.isna().sum()),
         compared=read_json(ws.root/COMPARED, {}),
         prompts_in_both=both(used['train'], used['test']),
-        files_in_both=both([*shown, *photos.reindex(used['train']).dropna()], data['test'].sha256.dropna()),
+        files_in_both=both([*shown, *learned], data['test'].sha256.dropna()),
         captions_in_both=both(train, test),
         near_duplicates_across=sum(fold[a] != fold[b] for a, b in zip(alike.image_id, alike.other_id)),
     )
@@ -212,6 +215,29 @@ def longer_than_read(ws, prompts): # how many, or None if the tokenizer is not a
     if not len(prompts): return 0
     ids = tokenizer(list(prompts), truncation=False).input_ids
     return sum(len(i) > tokenizer.model_max_length for i in ids)
+
+# %% ../../nbs/7_document/02_contents.ipynb #caption-sources
+@dataclass(frozen=True)
+class CaptionSources:
+    "Who wrote the captions of a split."
+    writers: list      # (person, file, captioner or unknown; a captioner's version, else ''; captions)
+    models: list       # names of the captioners
+    by_machine: float  # share of captions that a model wrote
+    approved: int      # captions that a person approved
+    identity: int      # captions with words on who a person is, see `images.texts.identity_words`
+
+# %% ../../nbs/7_document/02_contents.ipynb #caption-sources-2
+def caption_sources(prompts) -> CaptionSources: # rows of the table `prompts`
+    "Count captions by their source."
+    known, n = prompts.fillna(dict(source='unknown', captioner_version='')), max(len(prompts), 1)
+    writers = known.groupby(['source', 'captioner_version']).size()
+    return CaptionSources(
+        writers=[(who, version, int(k)) for (who, version), k in writers.items()],
+        models=sorted(prompts.captioner[prompts.source == 'captioner'].dropna().unique()),
+        by_machine=float((prompts.source == 'captioner').sum()/n),
+        approved=int(prompts.approved_by.notna().sum()),
+        identity=sum(bool(identity_words(t)) for t in prompts.prompt.dropna()),
+    )
 
 # %% ../../nbs/7_document/02_contents.ipynb #margins-2
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GREEN', 'ORANGE', 'GREY', 'INK', 'ROLES', 'bins', 'draw_scores', 'draw_channels', 'draw_pairs', 'answered', 'number',
-           'three', 'margin_row', 'software', 'card_text', 'size_category', 'card_files', 'tiles', 'renew_model_cards',
-           'make_card']
+           'three', 'margin_row', 'software', 'caption_words', 'card_text', 'size_category', 'card_files', 'tiles',
+           'renew_model_cards', 'make_card']
 
 # %% ../../nbs/7_document/07_data_card.ipynb #imports-2
 import shutil
@@ -25,6 +25,7 @@ from .model_card import write_model_card
 from .pages import Card, code, escape, render_card, save_figure, sheet, to_html, with_head
 from ..runs import RunConfig
 from ..files import write_text
+from ..registry import licence_of
 from ..toy.drawings import DRAWN, is_drawn
 from ..workspace import open_workspace
 
@@ -223,6 +224,27 @@ def software(made, now) -> list: # versions that froze the split, {} if not reco
     return [row(name) for name in dict.fromkeys([*made, *now])]
 
 # %% ../../nbs/7_document/07_data_card.ipynb #provenance
+_WRITERS = dict(
+    captioner='a model ({})',
+    person='people',
+    file='files beside the photos',
+    unknown='unknown',
+)
+
+# %% ../../nbs/7_document/07_data_card.ipynb #provenance-2
+def caption_words(sources, count: int) -> str: # `CaptionSources`; captions
+    "Who wrote the captions, in sentences."
+    if not count: return 'There are no captions.'
+    writers = ', '.join(f'{_WRITERS[who].format(code(version))} {n}' for who, version, n in sources.writers)
+    licences = [f'{code(m)} {escape(licence_of(m, "captioners")["licence"])}' for m in sources.models]
+    return (
+        f'Written by a model: {sources.by_machine:.0%} of the captions'
+        f'{f" (licence of its weights: {chr(44).join(licences)})" if licences else ""}. By source: {writers}. Read and '
+        f'approved by a person: {sources.approved} of {count} ({sources.approved/count:.0%}). With words on identity '
+        f'or origin: {sources.identity}.'
+    )
+
+# %% ../../nbs/7_document/07_data_card.ipynb #provenance-3
 def _other_rows(facts): # values of the template: captions, duplicates, provenance
     words = [
         [group, ', '.join(f'{w} {n} ({share:.0%})' for w, n, share in listed) or 'none']
@@ -232,6 +254,7 @@ def _other_rows(facts): # values of the template: captions, duplicates, provenan
     rows, counts = software(facts.versions, facts.card_versions), ('purpose', 'photos', 'removed')
     return dict(
         words=words,
+        captions_by=caption_words(facts.captions, facts.words.prompts),
         attributes=pairs_of(facts.stated.attributes),
         tags=pairs_of(facts.stated.tags),
         compared=[

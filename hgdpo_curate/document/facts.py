@@ -18,9 +18,9 @@ from ..evaluate.statistics import bootstrap
 
 # %% ../../nbs/7_document/03_facts.ipynb #imports-contents
 from hgdpo_curate.document.contents import (
-    CaptionWords, channel_statistics, Copies, copies_of, filter_cut, FilterCut, image_counts, image_sizes, leakage,
-    Leakage, levels_won, longer_than_read, margins, PhotoSizes, prompt_words, prompts_of, read_split, sizes_of,
-    stated, Statements,
+    caption_sources, CaptionSources, CaptionWords, channel_statistics, Copies, copies_of, filter_cut, FilterCut,
+    image_counts, image_sizes, leakage, Leakage, levels_won, longer_than_read, margins, PhotoSizes, prompt_words,
+    prompts_of, read_split, sizes_of, stated, Statements,
 )
 
 # %% ../../nbs/7_document/03_facts.ipynb #imports-3
@@ -169,6 +169,7 @@ class SplitFacts:
     stated: Statements       # licence, consent and the rest, as people stated them
     leakage: Leakage         # near duplicates, and overlap of the folds
     words: CaptionWords      # of the captions
+    captions: CaptionSources # who wrote them
     truncated: int           # captions longer than the text encoder reads; None without a tokenizer
     margins: dict            # stage -> `Margins`
     filter: FilterCut        # effect of the normal stage's filter
@@ -220,6 +221,7 @@ def _photo_fields(ws, used): # -> ids of the photos; fields of `SplitFacts` abou
         copies=copies_of(photo_facts),
         stated=stated(photo_facts),
         words=prompt_words(texts),
+        captions=caption_sources(prompts.loc[[p for ids in used.values() for p in ids if p in prompts.index]]),
         truncated=longer_than_read(ws, texts),
     )
 

@@ -15,7 +15,8 @@ from .pages import escape
 from ..runs import RunConfig
 from ..files import UserError
 from ..images.decode import pixel_hash, read_photo
-from ..images.photos import offered_files, tombstone_of
+from ..images.duplicates import offered_files
+from ..workspace import tombstone_of
 from ..train.cache import prompt_key
 from ..files import pair_id_of
 from ..workspace import is_begun
@@ -157,13 +158,14 @@ def _alike(ws, photo) -> list: # image ids of its near duplicates
     return sorted((set(dup.other_id[dup.image_id == photo]) | set(dup.image_id[dup.other_id == photo])) - {photo})
 
 # %% ../../nbs/7_document/08_footprint.ipynb #pair-ids
-def _pair_ids(images) -> list: # of every possible pair of one prompt's images, for any stage and order
+def _pair_ids(images, photo) -> list: # of every possible pair of one prompt's images, for any stage and order
+    "Also of the photo under the prompts that it had: its row only names the one that stands."
     return sorted(
         {
             pair_id_of(stage, prompt, *two)
             for prompt, g in images.groupby('prompt_id')
             for stage in PAIR_STAGES
-            for two in permutations(sorted(set(g.image_id)), 2)
+            for two in permutations(sorted({photo, *g.image_id}), 2)
         }
     )
 
@@ -251,7 +253,7 @@ def footprint_of(ws, subject: str) -> Footprint: # an image id, a prompt id or a
         captions=captions,
         shared=shared,
         images=sorted({photo, *own.image_id}),
-        pairs=_pair_ids(own),
+        pairs=_pair_ids(own, photo),
         keys=keys,
         alike=_alike(ws, photo),
     )

@@ -26,6 +26,7 @@ from ..evaluate.candidates import ARMS, arms_of, run_arm
 from ..evaluate.measures import label
 from ..families import family_in
 from ..files import file_sha256, read_json, short_id, UserError, write_text
+from ..prompts import standing_prompts
 from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..pipelines import MANNEQUIN, pipeline_folder
@@ -239,7 +240,7 @@ def model_card_text(
 
 # %% ../../nbs/7_document/06_model_card.ipynb #sft-photos
 def _sft_photos(ws): # rows of `prompts` and `images` that SFT would use today
-    prompts = ws.table('prompts').query("fold == 'train'")
+    prompts = standing_prompts(ws.table('prompts')).query("fold == 'train'")
     files = ws.table('images')[['image_id', 'sha256']]
     return prompts[~prompts.real_image_id.isin(excluded_photos(ws))].merge(
         files, left_on='real_image_id', right_on='image_id'

@@ -17,7 +17,7 @@ from .footprint import Footprint, Matcher
 from .search import files_of
 from ..runs import RunConfig
 from ..files import command_line, file_sha256, read_json, UserError, write_json, write_text
-from ..images.photos import tombstone_of
+from ..workspace import tombstone_of
 from ..tables import now
 from ..workspace import open_workspace
 
@@ -205,6 +205,10 @@ def _clean_dataset(ws, ds, name) -> int: # number of deleted samples
     view = ds.match({'prompt_id': {'$in': own}})
     taken = len(view)
     ds.delete_samples(view)
+    known = {*ws.table('images', columns=['image_id']).image_id}     # a photo may have had other captions before
+    gone = [s for s, i in zip(*ds.values(['id', 'image_id'])) if i is not None and i not in known]
+    taken += len(gone)
+    if gone: ds.delete_samples(gone)
     ds.info['samples'] = len(ds)
     ds.save()
     alike = {p for p, other in zip(prompts, alike_ids) if p not in own and _is_removed(other)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from .erase import bytes_match, column_texts, nested_texts, PACKED, read_parquet
 from .footprint import Footprint, Matcher, placed
-from ..images.photos import offered_files
+from ..images.duplicates import offered_files
 from ..show import progress_bar
 
 # %% ../../nbs/7_document/10_search.ipynb #plan

@@ -26,6 +26,7 @@ from ..judge.faces import distances_to_photos
 from ..judge.hand_rules import FINGERS
 from ..judge.hands import HAND_FIGURES, hand_figures
 from ..judge.scores import score_images
+from ..prompts import at_prompts, standing_prompts, uncaptioned_words
 from ..tables import current_name, HARMLESS_FLAGS
 from ..workspace import open_workspace
 
@@ -35,7 +36,11 @@ ENOUGH_PHOTOS = 200     # in the test fold; a Fréchet distance needs many
 def photos_of(ws, prompts) -> tuple: # a `Workspace`, rows of `prompts` -> (rows of `images` with `prompt`, notes)
     "The reference photos: the test fold's if there are enough, else all. Excluded photos are left out."
     images, known = ws.table('images'), ws.table('prompts')
-    real, notes = images[(images.domain == 'real') & ~images.image_id.isin(excluded_photos(ws))], []
+    real = at_prompts(images[(images.domain == 'real') & ~images.image_id.isin(excluded_photos(ws))], prompts)
+    text = known.set_index('prompt_id').prompt.reindex(real.prompt_id).to_numpy()
+    real, notes = real.assign(prompt=text), []
+    if words := uncaptioned_words(ws, int(real.prompt.isna().sum())): notes.append(f'{words}.')
+    real = real[real.prompt.notna()]
     if bare := set(prompts.prompt_id) - set(real.prompt_id):
         notes.append(
             f'{len(bare)} of {len(prompts)} prompts have no photo; their images are measured and shown '
@@ -49,8 +54,7 @@ def photos_of(ws, prompts) -> tuple: # a `Workspace`, rows of `prompts` -> (rows
         )
     if len(held_out) >= ENOUGH_PHOTOS: real = held_out
     if not len(real): notes.append('There are no reference photos, so distances to photos are not measured.')
-    text = known.set_index('prompt_id').prompt.reindex(real.prompt_id).to_numpy()
-    return real.assign(prompt=text).reset_index(drop=True), notes
+    return real.reset_index(drop=True), notes
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #comparison-2
 @dataclass
@@ -137,7 +141,7 @@ def compare_arms(
     Raises `UserError` if they differ in base, prompts or seeds, or weights are missing.
     """
     ws = open_workspace(workspace)
-    prompts = ws.table('prompts').query("fold == 'test'") if prompts is None else prompts
+    prompts = standing_prompts(ws.table('prompts')).query("fold == 'test'") if prompts is None else prompts
     if not len(prompts): raise UserError(f'There are no test prompts to measure in {ws.root}. {MORE_PROMPTS}')
     base_first = dict(sorted(arms.items(), key=lambda a: a[0] != 'base'))
     rows = draw_arms(

@@ -16,6 +16,7 @@ from .measures import label, rounded
 from ..images.pool import base_of, choose_prompts
 from ..show import contact_sheet
 from ..files import atomic_path, read_json, UserError, write_json
+from ..prompts import at_prompts
 from ..workspace import excluded_photos, open_workspace, set_sampling
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #best-guidance
@@ -61,8 +62,13 @@ def sweep(
     return pd.concat([pd.DataFrame(found, index=rows.index), measured], axis=1).reset_index(drop=True), c
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #tuned
-_SHOWN = dict(guidance='{:g}'.format, steps='{:.0f}'.format, frechet=rounded, score='{:.3f}'.format,
-              anatomy_failures='{:.0%}'.format)
+_SHOWN = dict(
+    guidance='{:g}'.format,
+    steps='{:.0f}'.format,
+    frechet=rounded,
+    score='{:.3f}'.format,
+    anatomy_failures='{:.0%}'.format,
+)
 
 @dataclass
 class Tuned:
@@ -90,7 +96,8 @@ class Tuned:
 def photos_for(ws, prompts) -> pd.DataFrame: # a `Workspace`, rows of `prompts` -> rows of `images` with `prompt`
     "The photos of prompts, without the excluded ones."
     text, images = prompts.set_index('prompt_id').prompt, ws.table('images')
-    real = images[(images.domain == 'real') & images.prompt_id.isin(text.index)]
+    real = at_prompts(images[images.domain == 'real'], prompts)
+    real = real[real.prompt_id.isin(text.index)]
     real = real[~real.image_id.isin(excluded_photos(ws))]
     return real.assign(prompt=text.reindex(real.prompt_id).to_numpy()).reset_index(drop=True)
 

@@ -10,7 +10,8 @@ from ..files import UserError
 from hgdpo_curate.images.duplicates import (
     assign_folds, find_near_duplicates, last_compared, near_distance, propose_duplicates,
 )
-from .photos import changed_settings, keep_settings
+from .duplicates import keep_settings
+from .photos import changed_settings
 from ..workspace import open_workspace
 
 # %% ../../nbs/2_images/10_likeness.ipynb #set-near

@@ -11,6 +11,7 @@ import warnings
 import pandas as pd
 from ..files import command_line, UsageError, UserError
 from .jobs import image_job, run_jobs, seed_of
+from ..prompts import standing_prompts, uncaptioned_words
 from ..workspace import excluded_photos
 from ..toy.drawings import is_drawn
 from ..workspace import open_workspace, set_base_model
@@ -22,13 +23,16 @@ def choose_prompts(
     limit: int = None,    # only the first ones
     prompts=None,         # only these prompt ids
 ) -> pd.DataFrame:        # rows of `prompts`, by id
-    """Prompts of a fold whose photo is not excluded (see `excluded_photos`).
+    """Prompts of a fold whose photo is not excluded (see `excluded_photos`) and that have a caption that stands.
 
     Raises `UserError` if there are none.
     """
-    rows = ws.table('prompts').query('fold == @fold')
+    rows = standing_prompts(ws.table('prompts'), captioned=False).query('fold == @fold')
     rows = rows[~rows.real_image_id.isin(excluded_photos(ws))].sort_values('prompt_id')
     if prompts is not None: rows = rows[rows.prompt_id.isin(list(prompts))]
+    bare, rows = uncaptioned_words(ws, int(rows.prompt.isna().sum())), rows[rows.prompt.notna()]
+    if bare and len(rows): warnings.warn(f'{bare}.', stacklevel=3)
+    if bare and not len(rows): raise UserError(f'{ws.root} has no usable prompts in the {fold} fold: {bare}')
     if not len(rows):
         raise UserError(
             f'{ws.root} has no usable prompts in the {fold} fold; import photos first with: '

@@ -18,6 +18,7 @@ from ..files import command_line
 
 # %% ../../nbs/3_judge/02_scores.ipynb #imports-2
 from ..files import UserError
+from ..prompts import standing_prompts
 from ..tables import current_name
 from ..workspace import open_workspace
 
@@ -115,12 +116,14 @@ def workspace_scorer(
 
 # %% ../../nbs/3_judge/02_scores.ipynb #unscored
 def _unscored(ws, scorer, domains, images): # rows of `images` with their prompt
-    "The images that this scorer version has not scored yet."
+    "The images that this scorer version has not scored yet; of earlier captions only those that were asked for."
     have = ws.table('scores').query('scorer == @scorer.name and scorer_version == @scorer.version').image_id
     im = ws.table('images')
     im = im[im.domain.isin(domains) & ~im.image_id.isin(have)]
     if images is not None: im = im[im.image_id.isin(set(images))]
-    return im.merge(ws.table('prompts')[['prompt_id', 'prompt']], on='prompt_id')
+    prompts = ws.table('prompts')
+    prompts = standing_prompts(prompts) if images is None else prompts[prompts.prompt.notna()]
+    return im.merge(prompts[['prompt_id', 'prompt']], on='prompt_id')
 
 def _score_rows(ws, scorer, rows, pictures):
     "Rows of `scores` for rows of `images`. Raises `UserError` if a score is not finite."
