@@ -55,6 +55,7 @@ _PUBLIC = {
         'document.model_card': 'write_model_card',
         'document.forget': 'forget',
         'pack': 'pack_workspace',
+        'plan': 'plan_workspace',
         'unpack': 'unpack_workspace',
         'demo': 'run_demo',
         'doctor': 'check_machine',

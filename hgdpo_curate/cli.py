@@ -72,6 +72,7 @@ VERBS = dict(
     study=Verb('verbs.ask_people'),
     card=Verb('verbs.write_card'),
     forget=Verb('verbs.take_out', positional='subject'),
+    plan=Verb('plan.plan_workspace', also=RECIPE_FIELDS, hidden=('name',)),
     pack=Verb('pack.pack_workspace', flags=(('purpose', 'for'),)),
     unpack=Verb('unpack.unpack_workspace'),
     status=Verb('workspace.workspace_status'),

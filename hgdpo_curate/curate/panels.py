@@ -251,8 +251,13 @@ class Progress(foo.Panel):
         "The text, a button that counts again, and a histogram per stage."
         panel = types.Object()
         panel.md(ctx.panel.get_state('text', 'Counting ...'), name='text', componentsProps=dict(container=_MARGINS))
-        margins = dict(container=_MARGINS)
-        panel.btn('refresh', label='Count again', icon='refresh', on_click=self.refresh, componentsProps=margins)
+        panel.btn(
+            'refresh',
+            label='Count again',
+            icon='refresh',
+            on_click=self.refresh,
+            componentsProps=dict(container=_MARGINS),
+        )
         for s in ctx.panel.get_state('stages', []):
             title = dict(text=f'{s}: scores of winners and losers', font=dict(size=12))
             layout = dict(

@@ -62,8 +62,13 @@ def sweep(
     return pd.concat([pd.DataFrame(found, index=rows.index), measured], axis=1).reset_index(drop=True), c
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #tuned
-_SHOWN = dict(guidance='{:g}'.format, steps='{:.0f}'.format, frechet=rounded, score='{:.3f}'.format,
-              anatomy_failures='{:.0%}'.format)
+_SHOWN = dict(
+    guidance='{:g}'.format,
+    steps='{:.0f}'.format,
+    frechet=rounded,
+    score='{:.3f}'.format,
+    anatomy_failures='{:.0%}'.format,
+)
 
 @dataclass
 class Tuned:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JOB', 'RECORDED', 'in_words', 'in_bytes', 'announce', 'Pace', 'run_batches', 'map_images', 'seed_of', 'image_job',
-           'run_jobs']
+           'unet_forwards', 'run_jobs']
 
 # %% ../../nbs/2_images/07_jobs.ipynb #from-hgdpo-curate-workspace-import-pro
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -193,7 +193,8 @@ def _maker(ws, pipe, jobs, start_of): # -> batch of jobs -> PIL images
     return _make
 
 # %% ../../nbs/2_images/07_jobs.ipynb #cost
-def _forwards(jobs): # U-Net forwards of one image each
+def unet_forwards(jobs) -> float: # of `image_job`
+    "About how many U-Net forwards of one image they take."
     return sum(
         j['steps']*(2 if j['guidance'] > 1 else 1)*(j['timestep'] or 1000)/1000 for j in jobs
     )
@@ -205,7 +206,7 @@ def _cost(ws, todo, jobs, label) -> str:
     there = f' ({len(jobs) - len(todo):,} are there)' if len(todo) < len(jobs) else ''
     short = f', but only {free/1e9:.1f} GB are free: free some space first' if need > free else ''
     return (
-        f'{label}: {len(todo):,} images of {width} x {height} to make{there}, about {_forwards(todo):,.0f} U-Net '
+        f'{label}: {len(todo):,} images of {width} x {height} to make{there}, about {unet_forwards(todo):,.0f} U-Net '
         f'forwards and {in_bytes(need)} of disk{short}.'
     )
 
@@ -266,8 +267,8 @@ def run_jobs(
             label,
             batch,
             progress,
-            cost=_forwards,
-            work=_forwards(todo),
+            cost=unet_forwards,
+            work=unet_forwards(todo),
         )
         saving.finish()
     return len(todo)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOW', 'SINCE', 'SHARED', 'PASSES', 'recipe_of', 'fingerprint_of', 'run_stage', 'finished_stage', 'RunContext',
-           'stage_pairs', 'validation_of', 'check_needs', 'check_stages', 'plan_of', 'train_stages', 'say_plan',
-           'train_curriculum']
+           'stage_pairs', 'validation_of', 'check_needs', 'check_stages', 'forwards_per_pair', 'plan_of',
+           'train_stages', 'say_plan', 'train_curriculum']
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #imports
 import dataclasses, json, shutil
@@ -296,7 +296,8 @@ def _checked_pairs(ws, data, preset): # -> stage's name -> its pairs
 # %% ../../nbs/5_train/09_curriculum.ipynb #plan
 PASSES = 100     # over the pairs; a rule of thumb for few photos, not a measured figure
 
-def _forwards_per_pair(stage, preset): # U-Net forwards that a pair costs, counted (benchmarks/RESULTS.md)
+def forwards_per_pair(stage: Stage, preset: Preset) -> float:
+    "U-Net forwards that a pair costs, counted (benchmarks/RESULTS.md)."
     objective = OBJECTIVES[stage.objective]
     if not objective.needs_loser: return 3
     return 6.3 if objective.needs_reference and not preset.fixed_draws else 4.3
@@ -319,7 +320,7 @@ def plan_of(
     batch = {s.name: s.train_batch_size*preset.gradient_accumulation_steps*processes for s in preset.stages}
     steps = {s.name: s.max_train_steps for s in preset.stages}
     unit = 'pair' if any(OBJECTIVES[s.objective].needs_loser for s in preset.stages) else 'photo'
-    forwards = sum(steps[s.name]*batch[s.name]*_forwards_per_pair(s, preset) for s in preset.stages)
+    forwards = sum(steps[s.name]*batch[s.name]*forwards_per_pair(s, preset) for s in preset.stages)
     sentences = [
         f'{preset.name}: {sum(steps.values()):,} steps ({", ".join(f"{n} {k:,}" for n, k in steps.items())}) of '
         f'{max(batch.values())} {unit}s, about {forwards:,.0f} U-Net forwards of one image, {in_bytes(disk)} of disk.'

@@ -23,8 +23,9 @@
   const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
   // --- operators
-  const DOWN = "The App's server does not answer. Start it again and reload this page; a decision without a green " +
-    "message may be missing.";
+  // FiftyOne tries again by itself: if the server comes back, the last decision may still be written
+  const DOWN = "The App's server does not answer. Start it again, reload this page and look: a decision without a " +
+    "green message may be missing.";
   const isUp = () => fetch(location.origin + "/", { cache: "no-store" }).then(() => true, () => false);
   const ask = (name, params, ms = 30000) =>
     new Promise((done) => {
