@@ -24,6 +24,7 @@ from ..images.duplicates import assign_folds_after_captions
 from ..prompts import CAPTION_FACTS, change_captions, standing_prompts, what_hangs
 from ..judge.anatomy import open_flags
 from ..show import render
+from ..tables import is_missing
 
 # %% ../../nbs/4_curate/09_panels.ipynb #an-image
 _FIELDS = ('id', 'image_id', 'prompt_id', 'prompt', 'domain', 'filepath', 'width', 'height', 'rank', 'decision',
@@ -293,7 +294,7 @@ def photo_of_sample(ds, sample: str) -> dict: # a sample id -> row of `prompts` 
     rows = standing_prompts(prompts, captioned=False)
     rows = rows[rows.real_image_id.isin(photos)].to_dict('records')
     if not rows: raise UserError('No photo is chosen; open or select one.')
-    return rows[0]
+    return {k: None if is_missing(v) else v for k, v in rows[0].items()}
 
 # %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-2
 def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> str: # a sample id; what was done, in words
