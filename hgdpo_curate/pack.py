@@ -295,7 +295,7 @@ def _changed(file):
 def _record(ws, info, name, subjects):
     ws.append('packs', [dict(
         manifest=info.manifest,
-        name=name,
+        file=name,
         purpose=info.purpose,
         split=info.split,
         photos=len(subjects),

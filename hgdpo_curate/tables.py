@@ -207,9 +207,9 @@ SCHEMAS |= dict(
         reason=Column('str', 'why it was removed'),
     ),
     packs=_schema(
-        'manifest name',
+        'manifest file',
         manifest=Column('str', 'SHA-256 of the list of its files, each with size and SHA-256'),
-        name=Column('str', 'file name of the pack'),
+        file=Column('str', 'file name of the pack'),
         purpose=Column('str', 'what for: all, train or runs'),
         split=Column('str', 'the frozen split that a pack for training holds'),
         photos=Column('int', 'photos of which it holds the picture, the caption, or images made from them'),

@@ -186,7 +186,7 @@ def test_packed_then_forgotten(ws, tmp_path, capsys):
         assert 'people-train.tar' in str(removal) and 'delete it, its copies' in str(removal)
     assert grep(ws.root, one['photo'], one['prompt'], one['winner'], one['sha']) == []
     # a pack of one who was not in it is not named
-    ws.append('packs', [dict(manifest='m', name='other.tar', purpose='train', split='v1', photos=0, subjects=[])])
+    ws.append('packs', [dict(manifest='m', file='other.tar', purpose='train', split='v1', photos=0, subjects=[])])
     other = ws.table('prompts').query("fold == 'train'").real_image_id.iloc[0]
     assert 'other.tar' not in str(forget(ws, other, app=False, progress=quiet))
 

@@ -242,7 +242,7 @@ def packs_of(ws, split: str) -> list: # dicts
     rows, removed = ws.table('packs'), {*ws.table('tombstones').subject_hash}
     return [
         dict(
-            name=r.name,
+            name=r.file,
             at=r.written_at.isoformat(),
             purpose=r.purpose,
             photos=int(r.photos),

@@ -70,7 +70,7 @@ def packs_with(
 ) -> list:              # sentences
     "The packs that hold a photo or something made from it, and what to do."
     return [
-        f'The pack {r.name} of {r.written_at.date()} (for {r.purpose}) holds the photo, its caption, or images made '
+        f'The pack {r.file} of {r.written_at.date()} (for {r.purpose}) holds the photo, its caption, or images made '
         f'from them; delete it, its copies, and every folder that it was unpacked to{_on(r.host)}.'
         for r in ws.table('packs').itertuples(index=False)
         if subject_hash in (r.subjects if r.subjects is not None else ())
