@@ -66,7 +66,7 @@ _SHOWN = dict(
     guidance='{:g}'.format,
     steps='{:.0f}'.format,
     frechet=rounded,
-    score='{:.3f}'.format,
+    score='{:.2f}'.format,
     anatomy_failures='{:.0%}'.format,
 )
 

@@ -412,6 +412,7 @@
     return (node.children || []).map((c) => panelOf(c, type)).find(Boolean) || null;
   };
 
+  let mounts = 0;
   // Mounted beside the grid's count; tells the bar what is open and selected, and how to change it.
   function Mount() {
     useS();
@@ -445,10 +446,12 @@
     Object.assign(S.app, { expand, update, form, select, refresh });
     React.useEffect(() => {
       showBar();
-      // taken away: by a panel that covers the grid, or because the server is gone
+      mounts += 1;
+      // taken away for good: by a panel that covers the grid, or because the server is gone; else another stands already
       return () => {
-        Object.assign(S, { modal: null, selected: [] });
-        setTimeout(async () => (await isUp()) || toast(DOWN, { bad: true }), 1000);
+        mounts -= 1;
+        setTimeout(() => mounts || Object.assign(S, { modal: null, selected: [] }), 100);
+        setTimeout(async () => mounts || (await isUp()) || toast(DOWN, { bad: true }), 1000);
       };
     }, []);
     React.useEffect(() => {
