@@ -108,8 +108,12 @@ class Reviewer:
     def shoot(self, name):
         self.page.screenshot(path=str(Path(self.shots)/f'{name}.png'))
 
+    def in_order(self): # the tiles of the grid, which keeps them in any order
+        found = [(t.bounding_box(), t) for t in self.page.locator('[data-cy="looker"]').all()]
+        return [t for b, t in sorted((x for x in found if x[0]), key=lambda x: (round(x[0]['y']), x[0]['x']))]
+
     def open(self, place=0): # in the grid
-        tile = self.page.locator('[data-cy="looker"]').nth(place)
+        tile = self.in_order()[place]
         box = tile.bounding_box()
         tile.click(position=dict(x=box['width']*.7, y=box['height']*.8))       # past the checkbox of a small tile
         self.ready()
@@ -125,10 +129,10 @@ class Reviewer:
         return self.page.locator('[data-cy="hgdpo-toast"]', has_text=text).first
 
     def select(self, first, last): # in the grid, with two clicks
-        tiles = self.page.locator('[data-cy="looker"]')
+        tiles = self.in_order()
         for place, modifiers in ((first, []), (last, ['Shift'])):
-            tiles.nth(place).hover()
-            tiles.nth(place).click(position=dict(x=16, y=16), modifiers=modifiers)          # its checkbox
+            tiles[place].hover()
+            tiles[place].click(position=dict(x=16, y=16), modifiers=modifiers)          # its checkbox
             self.actions += 1
 
     def tiles(self): return self.page.locator('[data-cy="looker"]').count()
