@@ -100,6 +100,8 @@ class Reviewer:
         self.page.goto('about:blank')
         self.page.goto(f'{self.address}?view={view}', wait_until='commit')
         self.page.locator('[data-cy="looker"]').first.wait_for(timeout=240_000)
+        # keys are refused until the workspace is read
+        self.page.wait_for_function('() => window.hgdpo && window.hgdpo.S.about', timeout=240_000)
         # thumbnails are drawn after they are there
         self.page.wait_for_timeout(1500)
         self.close()                                                           # the App remembers a picture left open
