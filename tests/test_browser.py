@@ -130,6 +130,9 @@ class Reviewer:
     def toast(self, text): # one that says this
         return self.page.locator('[data-cy="hgdpo-toast"]', has_text=text).first
 
+    def told(self, text): # waits for such a message; each stands for seconds only
+        self.until(lambda: self.toast(text).count() > 0, 90)
+
     def select(self, first, last): # in the grid, with two clicks
         tiles = self.in_order()
         for place, modifiers in ((first, []), (last, ['Shift'])):
@@ -196,8 +199,6 @@ def world(tmp_path_factory, mongo):
 def reviews(ws): return ws.table('reviews').set_index('subject_id').decision
 
 
-# outside pytest all ten messages are seen; here the tenth is waited for in vain, and why is not known yet
-@pytest.mark.xfail(strict=False, reason='the tenth message is not seen, see the comment')
 def test_ten_hasty_keys_are_ten_decisions_and_undo_takes_back(world):
     ws, me = world
     me.see('real-to-review')
@@ -207,7 +208,7 @@ def test_ten_hasty_keys_are_ten_decisions_and_undo_takes_back(world):
         me.page.keyboard.press(key)
         me.page.wait_for_timeout(120)
         me.actions += 1
-    me.toast('10 of 12').wait_for(timeout=90_000)
+    me.told('10 of 12')
     me.idle()
     me.shoot('reviewing')
     assert me.actions - before == 10                                               # one key per photo
@@ -215,7 +216,7 @@ def test_ten_hasty_keys_are_ten_decisions_and_undo_takes_back(world):
     shown = me.shown()
     for left in (9, 8):
         me.page.keyboard.press('Backspace')
-        me.toast(f'{left} of 12' if left < 9 else 'taken back').wait_for(timeout=60_000)
+        me.told(f'{left} of 12' if left < 9 else 'taken back')
         me.ready()
     taken = reviews(ws).value_counts()
     assert taken['taken back'] == 2 and me.shown() != shown                        # the picture is shown again
@@ -236,13 +237,13 @@ def test_a_selection_is_flagged_and_taken_back_with_one_key(world):
     me.page.keyboard.press('8')
     me.page.locator('[data-cy="hgdpo-hold"]').wait_for(timeout=20_000)             # the words for a second key
     me.shoot('flagging')
-    me.toast(f'{tiles} flagged impossible pose').wait_for(timeout=90_000)
+    me.told(f'{tiles} flagged impossible pose')
     assert me.actions + 1 - before <= 4 and tiles >= 9
     mine = ws.table('flags').query("source == 'human' and flag == 'impossible_pose'")
     assert len(mine) == tiles and set(mine.status) == {'confirmed'}
     me.idle()
     me.page.keyboard.press('Backspace')
-    me.toast('taken back: impossible pose').wait_for(timeout=90_000)
+    me.told('taken back: impossible pose')
     me.idle()
     assert set(ws.table('flags').query("flag == 'impossible_pose' and source == 'human'").status) == {'taken back'}
 
@@ -317,8 +318,8 @@ def test_a_pair_is_judged_side_by_side_and_trained_that_way(world):
     ids = [x.get_attribute('data-id') for x in (winner, loser)]
     winner.hover()
     me.page.mouse.wheel(0, -300)
-    zooms = {x.locator('img').evaluate('i => i.style.transform') for x in (winner, loser)}
-    assert len(zooms) == 1 and 'scale(1)' not in zooms.pop()                       # both pictures zoom together
+    zooms = lambda: {x.locator('img').evaluate('i => i.style.transform') for x in (winner, loser)}  # noqa: E731
+    me.until(lambda: len(zooms()) == 1 and 'scale(1)' not in zooms().pop())        # both pictures zoom together
     me.shoot('pair')
     me.page.keyboard.press('w')
     me.until(lambda: (reviews(ws) == 'swap').any())

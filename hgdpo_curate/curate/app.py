@@ -136,12 +136,22 @@ def _check_port(port):
 # %% ../../nbs/4_curate/07_app.ipynb #launch
 def _launch(fo, ds, **launch): # arguments of `fiftyone.launch_app`
     try:
-        with _patience(): return fo.launch_app(ds, address='127.0.0.1', **launch)
+        with _patience(): session = fo.launch_app(ds, address='127.0.0.1', **launch)
     except Exception as e:      # FiftyOne does not promise where this class stands
         if type(e).__name__ != 'ServiceListenTimeout': raise
         raise UserError(
             "The App's server did not start within five minutes; the machine may be busy, try again later."
         ) from e
+    _wait_until_connected(session)
+    return session
+
+def _wait_until_connected(session, seconds=60):
+    """The session sends every page its own state when it connects, which closes a picture opened before.
+
+    It connects in the background, and only ten seconds later if the server did not answer at once.
+    """
+    end = time.monotonic() + seconds
+    while not getattr(session._client, '_connected', True) and time.monotonic() < end: time.sleep(.1)
 
 @contextlib.contextmanager
 def _patience(seconds=300):

@@ -9,7 +9,8 @@
   const S = {
     modal: null, looker: null, selected: [], view: null, patches: false, about: null, counts: null,
     acting: null, panelAt: 0, selectAt: 0, progress: null,
-    queue: [], busy: false, hold: null, toasts: [], help: false, asking: false, moveOn: true, panel: null, stale: false,
+    queue: [], panelKeys: [], busy: false, hold: null, toasts: [], help: false, asking: false, moveOn: true,
+    panel: null, stale: false,
     reviewer: localStorage.getItem("hgdpo-reviewer") || "", paces: [], app: {}, sent: Promise.resolve(), trail: [],
   };
   const drawers = new Set();
@@ -22,12 +23,18 @@
   const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
   // --- operators
+  // FiftyOne tries again by itself: if the server comes back, the last decision may still be written
+  const DOWN = "The App's server does not answer. Start it again, reload this page and look: a decision without a " +
+    "green message may be missing.";
+  const isUp = () => fetch(location.origin + "/", { cache: "no-store" }).then(() => true, () => false);
   const ask = (name, params, ms = 30000) =>
     new Promise((done) => {
-      // an operator that never answers does not block the keys for ever
-      const late = setTimeout(() => done({ refused: "The App's server does not answer; is it running?" }), ms);
-      const finish = (answer) => (clearTimeout(late), done(answer));
+      const finish = (answer) => (clearTimeout(late), clearTimeout(soon), done(answer));
       const failed = (e) => finish({ refused: `It was not done: ${String((e && e.message) || e).split("\n")[0]}` });
+      // an operator that never answers does not block the keys for ever
+      const late = setTimeout(() => finish({ refused: DOWN }), ms);
+      // FiftyOne itself tries a server that is gone for long, without a word
+      const soon = setTimeout(async () => (await isUp()) || finish({ refused: DOWN }), 2000);
       try {
         __foo__
           .executeOperator(OURS + name, params, {
@@ -44,9 +51,12 @@
   // --- toasts: what was done, of how many, with undo
   let serial = 0;
   function toast(text, { bad = false, undo = false, ms = bad ? 9000 : 5000 } = {}) {
+    if (text === DOWN && S.toasts.some((t) => t.text === DOWN)) return;
     const one = { id: ++serial, text, bad, undo };
     S.toasts = [...S.toasts.slice(-2), one];
     draw();
+    // stands until the page is loaded again
+    if (text === DOWN) return;
     setTimeout(() => ((S.toasts = S.toasts.filter((t) => t !== one)), draw()), ms);
   }
 
@@ -55,7 +65,8 @@
     for (let n = 0; n < 400; n++) {
       const l = S.looker, state = l && l.state;
       const shown = l && l.sample && (l.sample._id === id || l.sample.id === id);
-      if (S.modal === null || (S.modal === id && shown && (l.loaded || (state && (state.loaded || state.error))))) return;
+      const drawn = l && (l.loaded || (state && (state.loaded || state.error)));
+      if (S.modal === null || (S.modal === id && shown && drawn)) return;
       await sleep(15);
     }
   };
@@ -115,12 +126,12 @@
   // one after the other, in the order of the keys
   const inTurn = (work) => (S.sent = S.sent.then(work, work));
 
-  // After a flag one more key names the part; shift of it the right side. Any other key, or a second, and none is named.
+  // After a flag one more key names the part; shift of it the right side. Any other key, or a second, names none.
   async function whichPart(flag) {
     const natural = NATURAL[flag.name] || "";
     S.hold = { flag, natural };
     draw();
-    for (let n = 0; n < 60 && !S.queue.length; n++) await sleep(15);
+    for (let n = 0; n < 60 && !S.queue.length && S.panelKeys.length < 2; n++) await sleep(15);
     S.hold = S.acting = null;
     draw();
     const next = S.queue[0];
@@ -229,13 +240,15 @@
     if (e.key === "?") return stop(), (S.help = !S.help), draw();
     // a digit by its place, so that shift does not make it a sign
     const digit = /^Digit(\d)$/.exec(e.code || "");
-    const key = undo ? "undo" : digit && (e.shiftKey || /^\d$/.test(e.key)) ? digit[1] : e.key.length === 1 ? e.key.toLowerCase() : e.key;
+    const plain = e.key.length === 1 ? e.key.toLowerCase() : e.key;
+    const key = undo ? "undo" : digit && (e.shiftKey || /^\d$/.test(e.key)) ? digit[1] : plain;
     // also where the flag itself still waits for its picture
-    const flagged = S.hold || [...(S.acting ? [S.acting] : []), ...S.queue].slice(-1).some((item) => flagOf(item.key));
+    const before = [...(S.acting ? [S.acting] : []), ...S.queue, ...S.panelKeys].slice(-1);
+    const flagged = S.hold || before.some((item) => flagOf(item.key));
     const second = flagged && (PARTS[key] || key === "Enter");
     // a panel of ours takes the keys, unless pictures were selected in the grid since
     const panelFirst = S.panel && S.modal === null && !second && (!S.selected.length || S.panelAt >= S.selectAt);
-    if (panelFirst && S.panel.key(key, e)) return stop();
+    if (panelFirst && S.panel.key(key)) return stop();
     if (!undo && !second && !(key.length === 1 && known(key))) return;
     // nothing open and nothing selected: the letters are FiftyOne's, except those that need no picture
     stop();
@@ -262,12 +275,13 @@
     .hg-bar b, .hg-box kbd { font-weight: 600; color: #ffd166; font-family: inherit; }
     .hg-count { flex: 1; overflow: hidden; text-overflow: ellipsis; min-width: 60px; padding: 0 6px; }
     .hg-gap { width: 6px; }
-    .hg-toasts { position: fixed; left: 0; right: 0; bottom: 44px; z-index: 100001; display: flex; flex-direction: column;
-      align-items: center; gap: 4px; pointer-events: none; }
+    .hg-toasts { position: fixed; left: 0; right: 0; bottom: 44px; z-index: 100001; display: flex;
+      flex-direction: column; align-items: flex-start; gap: 4px; padding-left: 12px; pointer-events: none; }
     .hg-toast { pointer-events: auto; background: #1d6f46; color: #fff; padding: 6px 12px; border-radius: 6px;
       font: 14px system-ui, sans-serif; box-shadow: 0 2px 8px #0008; display: flex; gap: 10px; align-items: center; }
     .hg-toast.bad { background: #8d2742; }
-    .hg-box { position: fixed; z-index: 100002; right: 12px; bottom: 46px; max-width: min(1080px, 94vw); max-height: 80vh;
+    .hg-box { position: fixed; z-index: 100002; right: 12px; bottom: 46px; max-width: min(1080px, 94vw);
+      max-height: 80vh;
       overflow: auto; background: #262c35; color: #e6e9ee; padding: 14px 18px; border-radius: 8px;
       font: 14px/1.5 system-ui, sans-serif; box-shadow: 0 4px 20px #000a; }
     .hg-box table { border-collapse: collapse; } .hg-box td { padding: 1px 10px 1px 0; vertical-align: top; }
@@ -276,7 +290,8 @@
     [data-cy="looker"] { container-type: inline-size; user-select: none; }
     [data-cy="looker"] [class*="lookerTags"] { max-height: 34%; overflow: hidden; }
     @container (max-width: 170px) { [class*="lookerTags"] { max-height: 15px; font-size: 10px !important;
-      line-height: 13px !important; flex-wrap: nowrap !important; } [class*="lookerTags"] > * { line-height: 12px !important;
+      line-height: 13px !important; flex-wrap: nowrap !important; }
+      [class*="lookerTags"] > * { line-height: 12px !important;
       padding: 0 2px !important; margin: 0 1px !important; } }
     @container (max-width: 90px) { [class*="lookerTags"] { display: none !important; } }
     @media (max-width: 1180px) { .hg-word { display: none; } }
@@ -307,7 +322,8 @@
   function HoldWords() {
     const { flag, natural } = S.hold;
     const words = Object.entries(PARTS).map(([k, p]) => h("span", { key: k }, h("b", null, k), " " + p + "  "));
-    return h("span", { className: "hg-count", "data-cy": "hgdpo-hold" }, `${flag.words}${natural ? ` (${natural})` : ""}: `,
+    return h("span", { className: "hg-count", "data-cy": "hgdpo-hold" },
+      `${flag.words}${natural ? ` (${natural})` : ""}: `,
       words, "shift: right side; ", h("b", null, "enter"), " none");
   }
 
@@ -339,10 +355,13 @@
         ["w", "swap winner and loser"], ["⌫", "take back, several in a row"], ["n", "next"],
         ["shift", "with a key: stay on this picture"], ["?", "this list"],
       ]), "Keys act on the open picture,", h("br"), "or on all that are selected in the grid."),
-      h("div", null, h("h4", null, "Flagging"), rowsOf([...flags.map((f) => [f.key, f.words]), ["g", "all flags, in a form"],
+      h("div", null, h("h4", null, "Flagging"), rowsOf([...flags.map((f) => [f.key, f.words]),
+        ["g", "all flags, in a form"],
         ["0", "clear flags"]]), "Within a second after a flag:", h("br"),
-        Object.entries(PARTS).map(([k, p]) => `${k} ${p}`).join(", "), h("br"), "with shift: the right side of the picture"),
-      h("div", null, h("h4", null, "FiftyOne's"), rowsOf([["← →", "previous, next"], ["z", "crop to what is labelled"],
+        Object.entries(PARTS).map(([k, p]) => `${k} ${p}`).join(", "), h("br"),
+        "with shift: the right side of the picture"),
+      h("div", null, h("h4", null, "FiftyOne's"), rowsOf([["← →", "previous, next"],
+        ["z", "crop to what is labelled"],
         ["+ −", "zoom"], ["x", "select this picture"], ["j", "all fields as JSON"], ["esc", "reset, then close"],
         ["↑ ↓", "turn overlapping labels"]]),
         h("h4", null, "In the panels"), rowsOf([["l r", "flags go left, right (pair)"], ["← →", "previous, next"],
@@ -351,7 +370,7 @@
 
   function Bar() {
     const s = useS();
-    const sign = s.queue.length ? `${s.queue.length} waiting` : "";
+    const waits = s.queue.length + Math.max(0, s.panelKeys.length - 1), sign = waits ? `${waits} waiting` : "";
     return h(React.Fragment, null,
       h("div", { className: "hg-toasts", role: "status" }, s.toasts.map((t) =>
         h("div", { key: t.id, className: "hg-toast" + (t.bad ? " bad" : ""), "data-cy": "hgdpo-toast" }, t.text,
@@ -361,11 +380,13 @@
         h(Who), h("span", { className: "hg-gap" }),
         s.hold ? h(HoldWords) : h("span", { className: "hg-count", "data-cy": "hgdpo-counts", title: countsInWords() },
           sign || countsInWords()),
-        Button("a", "approve", "Approve"), Button("d", "reject", "Reject"), Button("u", "duplicate", "Mark as duplicates"),
+        Button("a", "approve", "Approve"), Button("d", "reject", "Reject"),
+        Button("u", "duplicate", "Mark as duplicates"),
         Button("e", "undecided", "Back to undecided"), h("span", { className: "hg-gap" }),
         Button("g", "flag…", "Flags; 1 to 9 at once, see the list of keys"), Button("0", "clear", "Clear flags"),
         Button("w", "swap", "Swap winner and loser"), h("span", { className: "hg-gap" }),
-        Button("undo", "undo", "Take back the last decision"), Button("n", "next", "Next picture, or the next photo to review"),
+        Button("undo", "undo", "Take back the last decision"),
+        Button("n", "next", "Next picture, or the next photo to review"),
         h("button", { title: "Go on to the next picture after a decision", "data-cy": "hgdpo-move",
           onClick: () => ((s.moveOn = !s.moveOn), draw()) }, s.moveOn ? "moves on" : "stays"),
         h("button", { title: "Whose scores sort and pair", "data-cy": "hgdpo-scorer",
@@ -379,15 +400,20 @@
     const stage = /^pairs: (\w+)$/.exec(view || "");
     if (stage) return ["roles", stage[1], "scored_by", "flags"];
     if (view === "disagreements") return ["disagrees", "roles", "decision"];
-    if (/^parts: /.test(view || "")) return ["flags", "scored_by", { hands: "hands", faces: "faces_seen", people: "people_seen" }[view.slice(7)]];
+    const part = { "parts: hands": "hands", "parts: faces": "faces_seen", "parts: people": "people_seen" }[view];
+    if (part) return ["flags", "scored_by", part];
     if (/^pool/.test(view || "")) return ["roles", "scored_by", "flags", "decision"];
     return ["decision", "flags", "people", "faces_seen"];
   };
 
-  const panelOf = (node, type) =>
-    !node ? null : type.test(node.type || "") ? node.id : (node.children || []).map((c) => panelOf(c, type)).find(Boolean) || null;
+  const panelOf = (node, type) => {
+    if (!node) return null;
+    if (type.test(node.type || "")) return node.id;
+    return (node.children || []).map((c) => panelOf(c, type)).find(Boolean) || null;
+  };
 
-  // Mounted beside the grid's count, where it stays whatever is open; draws the bar into the page itself.
+  let mounts = 0;
+  // Mounted beside the grid's count; tells the bar what is open and selected, and how to change it.
   function Mount() {
     useS();
     const fos = __fos__;
@@ -419,6 +445,16 @@
     Object.assign(S, { modal: id, open, looker, view, selected: [...(selected.keys ? selected.keys() : selected)] });
     Object.assign(S.app, { expand, update, form, select, refresh });
     React.useEffect(() => {
+      showBar();
+      mounts += 1;
+      // taken away for good: by a panel that covers the grid, or because the server is gone; else another stands already
+      return () => {
+        mounts -= 1;
+        setTimeout(() => mounts || Object.assign(S, { modal: null, selected: [] }), 100);
+        setTimeout(async () => mounts || (await isUp()) || toast(DOWN, { bad: true }), 1000);
+      };
+    }, []);
+    React.useEffect(() => {
       let now = true;
       ask("about", { reviewer: S.reviewer }).then((a) => {
         if (!now || a.refused) return a.refused && toast(a.refused, { bad: true });
@@ -445,9 +481,16 @@
       h("span", { style: { fontSize: 13, opacity: .8, padding: "0 8px", whiteSpace: "nowrap", overflow: "hidden",
         textOverflow: "ellipsis" }, "data-cy": "hgdpo-view", title: sentence }, sentence),
       // for tests and tools: which sample the keys act on, and whether they wait
-      h("span", { "data-cy": "hgdpo-keys", "data-sample": id || undefined, "data-waiting": S.busy ? "" : undefined,
-        style: { display: "none" } }),
-      ReactDOM.createPortal(h(Bar), document.body));
+      h("span", { "data-cy": "hgdpo-keys", "data-sample": id || undefined,
+        "data-waiting": S.busy || S.panelKeys.length ? "" : undefined, style: { display: "none" } }));
+  }
+
+  // The bar has a root of its own: it stays where a panel covers the grid, and where the App loses its server.
+  let bar = null;
+  function showBar() {
+    if (bar) return;
+    bar = ReactDOM.createRoot(document.body.appendChild(document.createElement("div")));
+    bar.render(h(Bar));
   }
   localStorage.setItem("fiftyone-enterprise-tooltip-seen", "true");
 
@@ -462,7 +505,7 @@
       grid: { enabled: true, slots: { [__fop__.SAMPLE_RENDERER_GRID_SLOT.HEADER_AFTER_RESOURCE_COUNT]: Mount } },
     },
   });
-  window.hgdpo = { S, ask, send, inTurn, toast, draw, useS, press, h, flagOf, whichPart };
+  window.hgdpo = { S, ask, send, inTurn, toast, draw, useS, press, h, flagOf, whichPart, sleep };
 
   // the panels lie beside this file; FiftyOne loads one bundle per plugin
   const panels = document.createElement("script");

@@ -1,7 +1,8 @@
 // Two panels: a pair at full size, and the images of one prompt from best to worst. They decide by the bar's operators.
 (function () {
-  const { S, ask, send, inTurn, toast, draw, useS, h, flagOf, whichPart } = window.hgdpo;
+  const { S, ask, send, inTurn, toast, draw, useS, h, flagOf, whichPart, sleep } = window.hgdpo;
   const STAGES = ["easy", "normal", "hard"];
+  const STEPS = { ArrowRight: 1, n: 1, ArrowLeft: -1 };
   const media = (image) => __fos__.getSampleSrc(image.filepath);
 
   const style = document.createElement("style");
@@ -9,13 +10,13 @@
     .hg-panel { height: 100%; display: flex; flex-direction: column; background: #16191d; color: #e6e9ee; outline: none;
       font: 14px/1.4 system-ui, sans-serif; overflow: hidden; }
     .hg-head { display: flex; gap: 10px; align-items: center; padding: 6px 12px; flex-wrap: wrap; }
-    .hg-head button { font: inherit; color: inherit; background: #323a45; border: 0; border-radius: 4px; padding: 3px 8px;
-      cursor: pointer; } .hg-head button.on { background: #3478c9; }
+    .hg-head button { font: inherit; color: inherit; background: #323a45; border: 0; border-radius: 4px;
+      padding: 3px 8px; cursor: pointer; } .hg-head button.on { background: #3478c9; }
     .hg-caption { padding: 0 12px 6px; max-height: 5.6em; overflow: auto; }
     .hg-two { flex: 1; min-height: 0; display: flex; gap: 8px; padding: 0 8px; }
     .hg-side { flex: 1; min-width: 0; display: flex; flex-direction: column; }
-    .hg-look { flex: 1; min-height: 0; overflow: hidden; position: relative; border: 4px solid #5d7390; border-radius: 4px;
-      cursor: zoom-in; } .hg-look.winner, .hg-tile.winner { border-color: #2a9d5c; }
+    .hg-look { flex: 1; min-height: 0; overflow: hidden; position: relative; border: 4px solid #5d7390;
+      border-radius: 4px; cursor: zoom-in; } .hg-look.winner, .hg-tile.winner { border-color: #2a9d5c; }
     .hg-look.loser, .hg-tile.loser { border-color: #d97b29; } .hg-look.marked { box-shadow: 0 0 0 3px #ffd166; }
     .hg-look img { width: 100%; height: 100%; object-fit: contain; transform-origin: 0 0; image-rendering: auto;
       user-select: none; }
@@ -48,8 +49,10 @@
   function Picture({ image, style }) {
     const [gone, setGone] = React.useState(false);
     React.useEffect(() => setGone(false), [image.id]);
-    if (gone) return h("div", { className: "hg-gone" }, `The file ${image.filepath} cannot be shown; was it moved or deleted?`);
-    return h("img", { src: media(image), style, draggable: false, alt: image.prompt || "", onError: () => setGone(true) });
+    const sentence = `The file ${image.filepath} cannot be shown; was it moved or deleted?`;
+    if (gone) return h("div", { className: "hg-gone" }, sentence);
+    return h("img", { src: media(image), style, draggable: false, alt: image.prompt || "",
+      onError: () => setGone(true) });
   }
 
   function Crops({ image }) {
@@ -59,7 +62,8 @@
       const side = Math.max(w * image.width, bh * image.height) * 1.4, k = 84 / side;
       const left = (x + w / 2) * image.width - side / 2, top = (y + bh / 2) * image.height - side / 2;
       return h("div", { key: n, title: label, style: { backgroundImage: `url("${media(image)}")`,
-        backgroundSize: `${image.width * k}px ${image.height * k}px`, backgroundPosition: `${-left * k}px ${-top * k}px` } });
+        backgroundSize: `${image.width * k}px ${image.height * k}px`,
+        backgroundPosition: `${-left * k}px ${-top * k}px` } });
     };
     return h("div", { className: "hg-crops", "data-cy": "hgdpo-crops" }, image.boxes.slice(0, 12).map(crop));
   }
@@ -77,9 +81,21 @@
     return [answer, fetchIt];
   }
 
-  function usePanelKeys(key) {
-    const mine = React.useRef({ key: (...a) => mine.current.handle(...a) });
-    mine.current.handle = key;
+  // Keys wait for what the ones before them changed to be on the screen: none acts on a picture that is about to go.
+  const twoFrames = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const frame = () => Promise.race([sleep(60), twoFrames()]);
+  let turn = Promise.resolve();
+  function usePanelKeys(takes, act) {
+    const mine = React.useRef({});
+    Object.assign(mine.current, { takes, act });
+    mine.current.key = (k) => {
+      if (!mine.current.takes(k)) return false;
+      const item = { key: k }, now = () => mine.current.act(k);
+      S.panelKeys.push(item);
+      turn = turn.then(now).catch((e) => toast(`It was not done: ${(e && e.message) || e}`, { bad: true })).then(frame)
+        .then(() => ((S.panelKeys = S.panelKeys.filter((i) => i !== item)), draw()));
+      return true;
+    };
     React.useEffect(() => {
       S.panel = mine.current;
       S.panelAt = Date.now();
@@ -92,7 +108,9 @@
   const decideOn = async (image, key, more = {}) => {
     const flag = flagOf(key);
     const name = { a: "approve", d: "reject", u: "duplicate", e: "undecide", 0: "clear" }[key];
-    if (flag) return inTurn(async () => send("flag", { sample_ids: [image.id], flag: flag.name, ...(await whichPart(flag)), ...more }));
+    const flagIt = async () =>
+      send("flag", { sample_ids: [image.id], flag: flag.name, ...(await whichPart(flag)), ...more });
+    if (flag) return inTurn(flagIt);
     return name && inTurn(() => send(name, { sample_ids: [image.id], ...more }));
   };
   const named = () => {
@@ -115,21 +133,19 @@
       return fetchIt();
     };
     const again = () => fetchIt({ sample: null });
-    const key = (k) => {
-      const step = { ArrowRight: 1, n: 1, ArrowLeft: -1 }[k];
-      const known = step || "wdlr0".includes(k) || flagOf(k) || k === "undo";
-      if (!known || !pair || !pair.pairs) return false;
-      if (step) return go({ place: Math.max(0, pair.place + step) }), true;
-      if (k === "l" || k === "r") return setMark(k === "l" ? "winner" : "loser"), true;
-      if (!named()) return true;
-      const pass = { stage: pair.stage };
-      if (k === "undo") inTurn(() => send("undo", {})).then(again);
-      else if (k === "w") inTurn(() => send("swap", { sample_ids: [pair.winner.id], ...pass })).then(again);
-      else if (k === "d") inTurn(() => send("reject_pair", { sample_ids: [pair.winner.id], ...pass })).then(again);
-      else decideOn(pair[mark], k).then(again);
-      return true;
+    const takes = (k) => pair && pair.pairs && (STEPS[k] || "wdlr0".includes(k) || flagOf(k) || k === "undo");
+    const act = async (k) => {
+      if (STEPS[k]) return go({ place: Math.max(0, pair.place + STEPS[k]) });
+      if (k === "l" || k === "r") return setMark(k === "l" ? "winner" : "loser");
+      if (!named()) return;
+      const of = { sample_ids: [pair.winner.id], stage: pair.stage };
+      if (k === "undo") await inTurn(() => send("undo", {}));
+      else if (k === "w") await inTurn(() => send("swap", of));
+      else if (k === "d") await inTurn(() => send("reject_pair", of));
+      else await decideOn(pair[mark], k);
+      return again();
     };
-    usePanelKeys(key);
+    usePanelKeys(takes, act);
     const wheel = (e) => {
       const box = e.currentTarget.getBoundingClientRect(), px = e.clientX - box.left, py = e.clientY - box.top;
       setZoom((z) => {
@@ -139,7 +155,8 @@
     };
     const move = (e) => drag.current && setZoom((z) => ({ ...z, x: z.x + e.movementX, y: z.y + e.movementY }));
     const side = (role, letter) => h("div", { className: "hg-side", key: role },
-      h("div", { className: `hg-look ${role}${mark === role ? " marked" : ""}`, "data-cy": `hgdpo-${role}`, "data-id": pair[role].id,
+      h("div", { className: `hg-look ${role}${mark === role ? " marked" : ""}`, "data-cy": `hgdpo-${role}`,
+        "data-id": pair[role].id,
         onWheel: wheel, onMouseDown: () => ((drag.current = true), setMark(role)), onMouseMove: move,
         onMouseUp: () => (drag.current = null), onMouseLeave: () => (drag.current = null) },
         h(Picture, { image: pair[role], style: { transform: `translate(${zoom.x}px,${zoom.y}px) scale(${zoom.k})` } })),
@@ -150,7 +167,8 @@
     const nothing = pair.refused || (!pair.pairs && `There are no pairs of the ${pair.stage} stage.`);
     return h("div", { className: "hg-panel", onMouseDown: () => (S.panelAt = Date.now()), "data-cy": "hgdpo-pair" },
       h("div", { className: "hg-head" }, stages, !nothing && h("span", null, `pair ${pair.place + 1} of ${pair.pairs}`),
-        h("span", { style: { opacity: .7 } }, "w swap · d reject · l r which side flags go to · 1–9 flag · ← → · wheel zooms both")),
+        h("span", { style: { opacity: .7 } },
+          "w swap · d reject · l r which side flags go to · 1–9 flag · ← → · wheel zooms both")),
       nothing ? h("div", { className: "hg-gone" }, nothing) : h(React.Fragment, null,
         h("div", { className: "hg-caption" }, pair.prompt),
         h("div", { className: "hg-two" }, side("winner", "l"), side("loser", "r"))));
@@ -167,32 +185,34 @@
       setAt(0);
       return fetchIt();
     };
-    const key = (k) => {
-      if (!pool || !pool.prompts) return false;
-      const images = pool.images, step = { ArrowRight: 1, n: 1, ArrowLeft: -1 }[k];
-      if (step) {
-        // within the prompt; at its end the next one
-        if (at + step >= images.length) pool.place + 1 < pool.prompts ? go(pool.place + 1) : toast("The last prompt.", { ms: 2500 });
-        else if (at + step < 0) pool.place > 0 && go(pool.place - 1);
-        else setAt(at + step);
-        return true;
-      }
-      if (!("adue0w".includes(k) || flagOf(k) || k === "undo") || !named()) return "adue0w".includes(k);
-      const stay = () => fetchIt({ place: pool.place, sample: null });
-      if (k === "undo") inTurn(() => send("undo", {})).then(stay);
-      else if (k === "w") inTurn(() => send("swap", { sample_ids: [images[at].id], stage: "easy" })).then(stay);
-      else decideOn(images[at], k).then(async (r) => (await stay(), r && !r.refused && S.moveOn && at + 1 < images.length && setAt(at + 1)));
-      return true;
+    const takes = (k) => pool && pool.prompts && (STEPS[k] || "adue0w".includes(k) || flagOf(k) || k === "undo");
+    // within the prompt; at its end the next one
+    const step = (to) => {
+      if (to < 0) return pool.place > 0 && go(pool.place - 1);
+      if (to < pool.images.length) return setAt(to);
+      return pool.place + 1 < pool.prompts ? go(pool.place + 1) : toast("The last prompt.", { ms: 2500 });
     };
-    usePanelKeys(key);
+    const act = async (k) => {
+      if (STEPS[k]) return step(at + STEPS[k]);
+      if (!named()) return;
+      const images = pool.images, decides = k !== "undo" && k !== "w";
+      const answer = k === "undo" ? await inTurn(() => send("undo", {}))
+        : k === "w" ? await inTurn(() => send("swap", { sample_ids: [images[at].id], stage: "easy" }))
+        : await decideOn(images[at], k);
+      await fetchIt({ place: pool.place, sample: null });
+      if (decides && answer && !answer.refused && S.moveOn && at + 1 < images.length) setAt(at + 1);
+    };
+    usePanelKeys(takes, act);
     if (!pool) return h("div", { className: "hg-panel" }, h("div", { className: "hg-gone" }, "…"));
     const nothing = pool.refused || (!pool.prompts && "There is no image pool yet.");
-    const tile = (image, n) => h("div", { key: image.id, className: `hg-tile ${image.easy || ""}${n === at ? " on" : ""}`,
+    const tile = (image, n) => h("div", { key: image.id,
+      className: `hg-tile ${image.easy || ""}${n === at ? " on" : ""}`,
       "data-cy": "hgdpo-tile", "data-id": image.id, onClick: () => n >= 0 && setAt(n) },
       h(Picture, { image }), h(Words, { image, role: n < 0 ? "the photo" : `${image.rank + 1}. ${image.easy || ""}` }));
     return h("div", { className: "hg-panel", onMouseDown: () => (S.panelAt = Date.now()), "data-cy": "hgdpo-pool" },
       h("div", { className: "hg-head" }, !nothing && h("span", null, `prompt ${pool.place + 1} of ${pool.prompts}`),
-        h("span", { style: { opacity: .7 } }, "1–9 flag · d reject · 0 clear · w let the loser win · ← → within the prompt, then the next")),
+        h("span", { style: { opacity: .7 } },
+          "1–9 flag · d reject · 0 clear · w let the loser win · ← → within the prompt, then the next")),
       nothing ? h("div", { className: "hg-gone" }, nothing) : h(React.Fragment, null,
         h("div", { className: "hg-caption" }, pool.prompt),
         h("div", { className: "hg-pool" }, pool.images.map(tile), pool.photo && tile(pool.photo, -1))));
