@@ -194,10 +194,11 @@ class SwitchScorer(foo.Operator):
         "Show another scorer's order, winners and losers."
         try: ds = build_dataset(workspace_of(ctx.dataset), ctx.params['scorer'])
         except UserError as e:
+            if ctx.params.get('by_key'): return dict(refused=str(e))
             ctx.ops.notify(str(e), variant='error')
             raise
         ctx.ops.reload_dataset()
-        return dict(said=f'scores by {ctx.params["scorer"]}', scorer=ds.info['choices'].get('scorer'))
+        return dict(said=f'scores by {ctx.params["scorer"]}', about=about_review(ds, ctx.params.get('reviewer')))
 
 # %% ../../nbs/4_curate/09_panels.ipynb #progress-text
 def progress_text(p: dict) -> str: # of `review_progress`; Markdown
