@@ -10,7 +10,9 @@ __all__ = ['JOB', 'RECORDED', 'in_words', 'in_bytes', 'announce', 'Pace', 'run_b
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 import functools, shutil, sys, time
-from ..files import bytes_a_pixel, counted, short_id, sweep_temporary
+from ..files import bytes_a_pixel, counted, first_few, short_id, sweep_temporary
+from ..leases import Leases
+from ..parts import is_compacted, replaced_by
 from ..show import bar_class, progress_bar
 
 # %% ../../nbs/2_images/07_jobs.ipynb #in-words
@@ -210,27 +212,92 @@ def _cost(ws, todo, jobs, label) -> str:
         f'forwards and {in_bytes(need)} of disk{short}.'
     )
 
+# %% ../../nbs/2_images/07_jobs.ipynb #written-ids
+class _Written:
+    "The ids in the table `images`, of this process and of others; each part of the table is read once."
+    def __init__(self, ws):
+        self.ws, self.ids, self._read = ws, set(), set()
+        self.look()
+
+    def look(self):
+        "Read what was written since."
+        from contextlib import suppress
+        while True:
+            names = {p: p.name for p in self.ws.parts('images')}
+            new = [p for p in names if p.name not in self._read]
+            new = [p for p in new if not (is_compacted(p) and self._read.issuperset(replaced_by(p) or ['?']))]
+            with suppress(FileNotFoundError):             # parts were just put together
+                if new: self.ids.update(self.ws.table('images', parts=new, columns=['image_id']).image_id)
+                self._read.update(names.values())
+                return
+
+def _ids(jobs): return [j['image_id'] for j in jobs]
+
+# %% ../../nbs/2_images/07_jobs.ipynb #shared
+class _Shared:
+    "Batches of which this process has taken what nobody else has; the rest is passed on once somebody made it."
+    longest = 5.     # seconds between two looks while others are at work
+
+    def __init__(self, leases, written, batch, progress):
+        self.leases, self.written, self.batch, self.progress, self.late = leases, written, batch, progress, []
+
+    def _turn(self, part): # -> the jobs of it that are made, or taken by this process
+        open_ = [i for i in _ids(part) if i not in self.written.ids]
+        if taken := self.leases.take(open_):
+            self.written.look()                           # somebody may have finished it before it was taken
+            self.leases.release(taken & self.written.ids)
+        held = set(open_) - taken - self.written.ids
+        self.late += [j for j in part if j['image_id'] in held]
+        return [j for j in part if j['image_id'] in taken or j['image_id'] in self.written.ids]
+
+    def __call__(self, todo):
+        "Yield the jobs of `todo` in batches."
+        yield from self._turns(todo)
+        pause, said = .1, False
+        while self.late:
+            self.written.look()
+            late, self.late = self.late, []
+            yield from self._turns(late)
+            if len(self.late) < len(late): pause = .1
+            else:
+                if pause > 1 and not said: said = self._say()
+                time.sleep(pause)
+                pause = min(2*pause, self.longest)
+
+    def _turns(self, jobs):
+        for part in _batches(jobs, self.batch):
+            if settled := self._turn(part): yield settled
+
+    def _say(self):
+        who = ', '.join(self.leases.others(_ids(self.late))) or 'another process'
+        announce(f'Waiting for {counted(len(self.late), "image")} of {who}; if it has died, they are made here within '
+                 f'{in_words(self.leases.lasts)}.', self.progress)
+        return True
+
 # %% ../../nbs/2_images/07_jobs.ipynb #saving
 RECORDED = 'prompt_id', 'model', 'seed', 'timestep', 'level', 'guidance', 'steps'
 
 class _Saving:
     "Saves a batch, and writes its rows, while the next one is generated."
-    def __init__(self, ws, domain, make, writers): # writers: a `ThreadPoolExecutor`
-        self.ws, self.domain, self.make, self.writers, self.kept = ws, domain, make, writers, None
+    def __init__(self, ws, domain, make, leases, writers): # writers: a `ThreadPoolExecutor`
+        self.ws, self.domain, self.make, self.leases, self.writers = ws, domain, make, leases, writers
+        self.kept, self.count = None, 0
 
     def _save(self, job, image):
         return self.ws.save_image(image, self.domain, job['image_id'], **{k: job[k] for k in RECORDED})
 
-    def _keep(self, saving): # futures of rows; those that were saved are kept whatever happened to the others
+    def _keep(self, part, saving): # futures of rows; those that were saved are kept whatever happened to the others
         wait(saving)
-        self.ws.append('images', [s.result() for s in saving if not s.exception()])
+        self.count += self.ws.append('images', [s.result() for s in saving if not s.exception()])
+        self.leases.release(_ids(part))
         for s in saving: s.result()
 
-    def __call__(self, part): # no rows: they are written here
-        images = self.make(part)
+    def __call__(self, part): # of which others may have made some; no rows: they are written here
+        part = [j for j in part if j['image_id'] in self.leases.held]
+        images = self.make(part) if part else ()
         self.finish()
         saving = [self.writers.submit(self._save, j, im) for j, im in zip(part, images)]
-        self.kept = self.writers.submit(self._keep, saving)
+        self.kept = self.writers.submit(self._keep, part, saving)
         return ()
 
     def finish(self):
@@ -249,19 +316,29 @@ def run_jobs(
     make=None,         # batch of jobs -> PIL images, for a pipeline that embeds prompts itself
     progress=None,     # called as progress(total, label) -> update(n); None shows a bar
 ) -> int:              # how many were generated
-    "Generate the missing images of `jobs`, in batches across prompts. After an interruption, the same call continues."
-    done = set(ws.table('images').image_id)
-    todo = [j for j in jobs if j['image_id'] not in done]
+    """Generate the missing images of `jobs`, in batches across prompts. After an interruption, the same call continues.
+
+    Several processes share the work. Raises `UserError` for a workspace that cannot be written.
+    """
+    written = _Written(ws)
+    todo = [j for j in jobs if j['image_id'] not in written.ids]
     if not todo: return 0
     sweep_temporary(ws.root/'images'/domain)
     announce(_cost(ws, todo, jobs, label), progress)
     make = make or _maker(ws, pipe, todo, start_of)
-    with ThreadPoolExecutor(2) as writers:
-        saving = _Saving(ws, domain, make, writers)
+    with Leases(ws.root/'cache'/'leases') as leases, ThreadPoolExecutor(2) as writers:
+        if others := leases.others(): announce(f'Shared with {first_few(others)}.', progress)
+        saving = _Saving(
+            ws,
+            domain,
+            make,
+            leases,
+            writers,
+        )
         run_batches(
             ws,
             lambda rows: None,
-            _batches(todo, batch),
+            _Shared(leases, written, batch, progress)(todo),
             saving,
             len(todo),
             label,
@@ -271,4 +348,4 @@ def run_jobs(
             work=unet_forwards(todo),
         )
         saving.finish()
-    return len(todo)
+    return saving.count

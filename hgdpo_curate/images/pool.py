@@ -140,7 +140,8 @@ def generate_pool(
 ) -> int:                  # how many images were generated now
     """Generate the image pool: images of every training prompt by the base model.
 
-    It can be stopped and run again; nothing is generated twice. Raises `UserError` for fewer than two images a prompt.
+    It can be stopped and run again, and several processes share the work; nothing is generated twice. Raises
+    `UserError` for fewer than two images a prompt.
     """
     if n < 2:
         raise UsageError(

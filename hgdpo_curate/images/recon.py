@@ -182,7 +182,8 @@ def reconstruct(
 ) -> int:                    # how many images were generated now
     """Generate the intermediate domains: each photo noised to some levels and denoised by the base model (SDRecon).
 
-    It can be stopped and run again; nothing is generated twice. Raises `UserError` for a level outside (0, 1000].
+    It can be stopped and run again, and several processes share the work; nothing is generated twice. Raises
+    `UserError` for a level outside (0, 1000].
     """
     for t in levels: _check_level(t)
     ws = open_workspace(workspace)
