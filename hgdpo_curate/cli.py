@@ -53,7 +53,9 @@ VERBS = dict(
     tiny=Verb('verbs.train_small', flags=(('steps', 'steps'),)),
     tune_base=Verb('evaluate.guidance.tune_base', flags=(('steps', 'steps'), ('prompts', 'prompts'))),
     sft=Verb('train.sft.train_sft'),
-    pool=Verb('images.pool.generate_pool', print_made),
+    pool=Verb(
+        'judge.scores.generate_and_score', print_made, also=('images.pool.generate_pool',), hidden=('follow',)
+    ),
     recon=Verb('images.recon.reconstruct', print_made),
     score=Verb('verbs.score_by'),
     flag=Verb('judge.anatomy.flag_images', print_table, flags=(('path', 'detector_path'),)),

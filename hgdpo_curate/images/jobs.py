@@ -369,28 +369,36 @@ RECORDED = 'prompt_id', 'model', 'seed', 'timestep', 'level', 'guidance', 'steps
 
 class _Saving:
     "Saves a batch, and writes its rows, while the next one is generated."
-    def __init__(self, ws, domain, make, leases, writers): # writers: a `ThreadPoolExecutor`
+    def __init__(self, ws, domain, make, leases, writers, follow=None): # writers: a `ThreadPoolExecutor`
         self.ws, self.domain, self.make, self.leases, self.writers = ws, domain, make, leases, writers
+        self.follow = follow
         self.kept, self.count, self.failed = None, 0, []
 
     def _save(self, job, image):
         return self.ws.save_image(image, self.domain, job['image_id'], **{k: job[k] for k in RECORDED})
 
-    def _keep(self, part, saving): # futures of rows; those that were saved are kept whatever happened to the others
+    def _keep(self, part, made, saving): # made: (job, image); saving: futures of their rows
+        "Rows that were saved are kept whatever happened to the others."
         wait(saving)
         rows = [s.result() for s in saving if not s.exception()]
         self.count += self.ws.append('images', rows)
         for row in rows: (_marks(self.ws)/row['image_id']).unlink(missing_ok=True)
         self.leases.release(_ids(part))
         for s in saving: s.result()
+        if self.follow and made: self.follow([j for j, _ in made], rows, self._as_stored(rows, made))
+
+    def _as_stored(self, rows, made): # images; PNG keeps every pixel
+        if self.ws.config.get('image_format', 'png') == 'png': return [im for _, im in made]
+        return [self.ws.open_image(r['path']) for r in rows]
 
     def __call__(self, part): # of which others may have made some; no rows: they are written here
         part = [j for j in part if j['image_id'] in self.leases.held]
         images = self.make(part)
         self.finish()
         self.failed += [j for j, im in zip(part, images) if im is None]
-        saving = [self.writers.submit(self._save, j, im) for j, im in zip(part, images) if im is not None]
-        self.kept = self.writers.submit(self._keep, part, saving)
+        made = [(j, im) for j, im in zip(part, images) if im is not None]
+        saving = [self.writers.submit(self._save, j, im) for j, im in made]
+        self.kept = self.writers.submit(self._keep, part, made, saving)
         return ()
 
     def finish(self):
@@ -418,6 +426,7 @@ def run_jobs(
     # batch of jobs -> PIL images, None for one that failed; for a pipeline that embeds prompts itself
     make=None,
     progress=None,     # called as progress(total, label) -> update(n); None shows a bar
+    follow=None,       # called with jobs, rows and images of each batch once it is stored, while the next one is made
 ) -> int:              # how many were generated
     """Generate the missing images of `jobs`, in batches across prompts. After an interruption, the same call continues.
 
@@ -437,6 +446,7 @@ def run_jobs(
             Halving(make, batch, label, progress),
             leases,
             writers,
+            follow,
         )
         run_batches(
             ws,

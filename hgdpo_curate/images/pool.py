@@ -137,6 +137,7 @@ def generate_pool(
     device=None,           # torch device, e.g. cuda or cpu; None takes a GPU if available
     mixed_precision='no',  # 'no', 'fp16' or 'bf16': dtype of the frozen weights
     progress=None,         # called as progress(total, label) -> update(n); None shows a bar
+    follow=None,           # called with each batch once it is stored, see `run_jobs`
 ) -> int:                  # how many images were generated now
     """Generate the image pool: images of every training prompt by the base model.
 
@@ -169,4 +170,5 @@ def generate_pool(
         batch,
         'image pool',
         progress=progress,
+        follow=follow,
     )
