@@ -20,8 +20,8 @@ def _place(): # where a process number means something
     return short_id(platform.node(), boot, said(os.readlink, '/proc/self/ns/pid'))
 
 def _about_me() -> dict:
-    import psutil
-    started = psutil.Process().create_time()
+    try: started = _process(os.getpid()).create_time()
+    except ImportError: started = 0
     return dict(
         host=platform.node(),
         pid=os.getpid(),
@@ -29,16 +29,20 @@ def _about_me() -> dict:
         place=_place(),
     )
 
+def _process(pid):
+    import psutil
+    try: return psutil.Process(pid)
+    except psutil.NoSuchProcess: return None
+
 def _is_gone(about) -> bool: # of a lease
     "Whether its process has ended; False where this cannot be known from here."
-    import psutil
     if about.get('place') != _place(): return False
-    try:
-        process = psutil.Process(about['pid'])
-        # a process that started later was only given the same number
-        return process.status() == psutil.STATUS_ZOMBIE or process.create_time() > about['started'] + 60
-    except psutil.NoSuchProcess: return True
-    except psutil.AccessDenied: return False
+    try: process = _process(about['pid'])
+    except ImportError: return False                # without psutil, leases expire by their age alone
+    if process is None: return True
+    # a process that started later was only given the same number
+    try: return process.status() == 'zombie' or process.create_time() > about['started'] + 60
+    except Exception: return False                  # it has ended since, or is somebody else's
 
 # %% ../nbs/0_base/14_leases.ipynb #lease-files
 class _LeaseFiles:

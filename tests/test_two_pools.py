@@ -1,6 +1,7 @@
 """Several processes on one workspace share the images to make; none is made twice, and a dead one's are taken over."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,9 +35,9 @@ run_jobs(ws, None, jobs, 'generated', {BATCH}, make=make, progress=lambda total,
 """
 
 
-def start(ws, count): # -> processes that begin together
+def start(ws, count, code=MAKING): # -> processes that begin together
     go = ws.root.parent/f'{ws.root.name}-go'
-    command = [sys.executable, '-c', MAKING, str(ws.root), str(go)]
+    command = [sys.executable, '-c', code, str(ws.root), str(go)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(count)]
     for p in running: assert p.stdout.readline() == 'ready\n'
     go.touch()
@@ -128,3 +129,35 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(alone, tmp_path):
     (ws.root/'cache').write_text('a file where the folder should be')
     with pytest.raises(UserError, match='cache/leases cannot be written .*; make the workspace writable'):
         make_some(ws, alone[1])
+
+
+SCORING = """
+import sys, time
+from pathlib import Path
+from hgdpo_curate import open_workspace, score_images
+class Slow:
+    name, version = 'slow', '1'
+    def score(self, images, prompts):
+        print(len(images), flush=True)
+        time.sleep(.02*len(images))
+        return [float(sum(im.getpixel((9, 9)))) for im in images]
+print('ready', flush=True)
+while not Path(sys.argv[2]).exists(): time.sleep(.01)
+score_images(open_workspace(sys.argv[1]), Slow(), batch=4, progress=lambda total, label: lambda n: None)
+"""
+
+
+@pytest.mark.parametrize('kill', [False, True])
+def test_two_processes_score_each_image_once_and_a_killed_one_is_replaced(alone, tmp_path, kill):
+    ws = open_workspace(shutil.copytree(alone[0].root, tmp_path/'ws'))
+    ws.append('prompts', [dict(prompt_id='p', prompt='a person', fold='train')])
+    first, second = start(ws, 2, SCORING)
+    if kill:
+        for _ in range(3): first.stdout.readline()
+        os.kill(first.pid, signal.SIGKILL)
+    counts = [sum(map(int, made_by(p))) for p in (second, first)]
+    assert second.wait() == 0 and first.wait() == (-signal.SIGKILL if kill else 0)
+    scores = ws.table('scores', history=True)
+    assert sorted(scores.image_id) == sorted(ws.table('images').image_id)
+    assert kill or (sum(counts) == JOBS and min(counts) > 0)
+    assert not kill or counts[0] == JOBS             # nothing of the other was written yet

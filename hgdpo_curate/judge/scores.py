@@ -153,8 +153,8 @@ def score_images(
 ) -> int:  # how many images were scored now
     """Score every image against its prompt.
 
-    It can be stopped and run again; nothing is scored twice by the same weights. Raises `UserError` if a score is
-    not finite.
+    It can be stopped and run again, and several processes share the work; nothing is scored twice by the same
+    weights. Raises `UserError` if a score is not finite.
     """
     ws = open_workspace(workspace)
     if isinstance(scorer, str):
@@ -173,6 +173,7 @@ def score_images(
         f'scores by {scorer.name}',
         batch,
         progress=progress,
+        which=dict(scorer=scorer.name, scorer_version=scorer.version),
     )
 
 # %% ../../nbs/3_judge/02_scores.ipynb #following
