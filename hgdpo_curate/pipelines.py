@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from .files import file_sha256, in_batches, short_id, UsageError, UserError
 from .families import family_in, family_of
+from .show import launched
 
 # %% ../nbs/0_base/06_pipelines.ipynb #mannequin
 MANNEQUIN = 'mannequin'   # the small base model in the package
@@ -106,9 +107,11 @@ def _deciding_files(folder):
 
 # %% ../nbs/0_base/06_pipelines.ipynb #best-device
 def best_device() -> str:
-    "'cuda' where there is one, else 'cpu'."
+    "'cuda' where there is one, else 'cpu'. Each process of `accelerate launch` has a GPU of its own."
     import torch
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
+    _, count, here = launched()
+    if os.environ.get('ACCELERATE_USE_CPU') == 'true' or not torch.cuda.is_available(): return 'cpu'
+    return f'cuda:{here % torch.cuda.device_count()}' if count > 1 else 'cuda'
 
 # %% ../nbs/0_base/06_pipelines.ipynb #usable-device
 def usable_device(device=None) -> str:

@@ -14,6 +14,13 @@ from ..files import bytes_a_pixel, command_line, counted, first_few, short_id, s
 from ..leases import Leases
 from ..long_jobs import announce, Halving, ids_of, in_bytes, only, run_batches, Shared, Written
 
+# %% ../../nbs/2_images/07_jobs.ipynb #spans
+def _spans(count, batch): # (start, end) of each batch
+    "The first two are small, so that a slow judge's pace is known after a few images."
+    ends = [min(8, batch), 2*min(8, batch), *range(2*min(8, batch) + batch, count + batch, batch)]
+    ends = [*dict.fromkeys(min(end, count) for end in ends)]
+    return zip([0, *ends], ends)
+
 # %% ../../nbs/2_images/07_jobs.ipynb #opened
 MAKERS = dict(generated='pool', intermediate='recon', evaluation='evaluate')    # domain -> what makes it again
 
@@ -42,13 +49,7 @@ def _unreadable(ws, unread): # path -> error
         f'is done; make what is broken again with: {commands}, then run this command again.'
     )
 
-# %% ../../nbs/2_images/07_jobs.ipynb #spans
-def _spans(count, batch): # (start, end) of each batch
-    "The first two are small, so that a slow judge's pace is known after a few images."
-    ends = [min(8, batch), 2*min(8, batch), *range(2*min(8, batch) + batch, count + batch, batch)]
-    ends = [*dict.fromkeys(min(end, count) for end in ends)]
-    return zip([0, *ends], ends)
-
+# %% ../../nbs/2_images/07_jobs.ipynb #judging
 class _Judging:
     "Judges what this process has taken of a batch, and gives it back once its rows are written."
     def __init__(self, ws, table, judge, leases=None): # leases: None judges everything
