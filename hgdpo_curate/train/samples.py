@@ -94,11 +94,15 @@ def _announced(facts): # by which model
 
 def _draw_samples(pipe, jobs, size, face, facts, progress): # jobs: (prompt, seed, file)
     import torch
+    from hgdpo_curate.pipelines import whole_images
     with progress_bar(len(jobs), 'samples', progress) as bar:
         for prompt, seed, file in jobs:
             if not file.exists():                                   # generated before, with the same weights
                 generator = torch.Generator().manual_seed(seed)
-                image = pipe(prompt, generator=generator, width=size[0], height=size[1]).images[0]
+                how = dict(generator=generator, width=size[0], height=size[1])
+                image, = whole_images(pipe, lambda p=prompt, how=how: pipe(p, **how).images)
+                if image is None:
+                    raise UserError(f'The image of {prompt!r} of seed {seed} has no colours (NaN); give another seed.')
                 _save_sample(
                     image,
                     file,
