@@ -26,6 +26,7 @@ class Detector(Protocol):
     version: str   # of the weights: an image is not processed twice by the same version
     joints: list   # optional, for a detector of people: the names of the keypoints in order; the rules read them
     rules: list    # optional: further rules for what it sees, beside `judge.rules.RULES`
+    # optional, instead of `detect`: propose(domains, extractor, progress) writes flags itself and returns a table
 
     def detect(self, images: list) -> list: # PIL images -> per image a list of `judge.detections.seen(...)`
         "Detections in each image, with confidence, box and keypoints where available; an empty list for none."
@@ -351,6 +352,13 @@ add_rows(
         weights='open_clip',
     ),
     ImageModel(
+        kind='detector',
+        name='learned',
+        make='hgdpo_curate.judge.learned_proposals:LearnedFlags',
+        measures='what people confirmed and cleared in this workspace',
+        what='flags learned in the workspace',
+    ),
+    ImageModel(
         kind='truth',
         name='drawn',
         make=None,
@@ -400,6 +408,14 @@ add_rows(
     ),
     ImageModel(
         kind='extractor',
+        name='evaluator_layers',
+        make='hgdpo_curate.evaluate.features:open_evaluator_layers',
+        measures='the same and its inner layers, to learn flags of drawn people',
+        what='small evaluator of the package, its inner layers',
+        weights='evaluator',
+    ),
+    ImageModel(
+        kind='extractor',
         name='inception',
         make='hgdpo_curate.evaluate.features:Inception',
         measures='the usual FID',
@@ -419,6 +435,20 @@ add_rows(
         measures='what a picture shows',
         what='CLIP by OpenAI, ViT-L/14',
         weights='clip',
+    ),
+    ImageModel(
+        kind='extractor',
+        name='dino',
+        make='hgdpo_curate.evaluate.features:DinoFeatures',
+        measures='what a picture shows, without words',
+        what='DINOv2 by Meta, ViT-B/14',
+        weights=Weights(
+            hub='facebook/dinov2-base',
+            files=('config.json', 'model.safetensors', 'preprocessor_config.json'),
+            licence='Apache-2.0',
+            commercial=True,
+            stated='from memory of its model card; not re-read here',
+        ),
     ),
     evaluator=Weights(
         '',

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['PANEL_OPERATORS', 'image_details', 'pair_order', 'pair_details', 'pool_details', 'scorers_of', 'about_review',
-           'About', 'PairShown', 'PoolShown', 'SwitchScorer', 'progress_text', 'score_plots', 'Progress', 'CountAgain',
-           'photo_of_sample', 'edit_caption', 'EditCaption', 'register_all']
+           'About', 'PairShown', 'PoolShown', 'SwitchScorer', 'SwitchOrder', 'progress_text', 'score_plots', 'Progress',
+           'CountAgain', 'photo_of_sample', 'edit_caption', 'EditCaption', 'register_all']
 
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports
 import os
 import fiftyone.operators as foo
 from fiftyone.operators import types
-from .dataset import build_dataset
+from .dataset import build_dataset, sort_reviews
 from .operators import register_operators, review_counts, workspace_of
 from .pairs import PAIR_STAGES
 from .reviews import review_pace, review_progress, reviewer_name
-from .samples import ROLE_COLOURS, VIEWS
+from .samples import LOOK_ORDERS, review_order, ROLE_COLOURS, VIEWS
 
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports-2
 from ..files import UserError
@@ -140,6 +140,7 @@ def about_review(
         counts=review_counts(ds),
         seconds=review_pace(ws, reviewer),
         scorer=(ds.info.get('choices') or {}).get('scorer', 'smallscore'),
+        order=review_order(ds),
         views={name: text for name, (_, text) in VIEWS.items()},
         stages={s: len(ds.match({s: 'winner'})) for s in PAIR_STAGES},
     )
@@ -197,6 +198,36 @@ class SwitchScorer(foo.Operator):
             raise
         ctx.ops.reload_dataset()
         return dict(said=f'scores by {ctx.params["scorer"]}', scorer=ds.info['choices'].get('scorer'))
+
+# %% ../../nbs/4_curate/09_panels.ipynb #switch-order
+class SwitchOrder(foo.Operator):
+    "A menu of the orders in which photos and images are reviewed."
+    @property
+    def config(self):
+        return foo.OperatorConfig(name='switch_order', label='What is reviewed first', icon='low_priority')
+
+    def resolve_input(self, ctx):
+        "The orders in words; the one that is in force is chosen."
+        form, choices = types.Object(), types.RadioGroup()
+        for name, (_, words) in LOOK_ORDERS.items(): choices.add_choice(name, label=words)
+        form.enum(
+            'order',
+            choices.values(),
+            label='Order',
+            required=True,
+            default=review_order(ctx.dataset),
+            view=choices,
+        )
+        return types.Property(form, view=types.View(label='What is reviewed first'))
+
+    def execute(self, ctx):
+        "Sort the views of what is to be reviewed."
+        try: sort_reviews(ctx.dataset, ctx.params['order'])
+        except UserError as e:
+            ctx.ops.notify(str(e), variant='error')
+            raise
+        ctx.ops.reload_dataset()
+        return dict(said=f'reviewed first: {LOOK_ORDERS[ctx.params["order"]][1]}', order=ctx.params['order'])
 
 # %% ../../nbs/4_curate/09_panels.ipynb #progress-text
 def progress_text(p: dict) -> str: # of `review_progress`; Markdown
@@ -337,7 +368,7 @@ class EditCaption(foo.Operator):
 def _chosen(ctx): return ctx.current_sample or next(iter(ctx.selected or []), None)
 
 # %% ../../nbs/4_curate/09_panels.ipynb #register-panels
-PANEL_OPERATORS = [About, PairShown, PoolShown, SwitchScorer, EditCaption, CountAgain, Progress]
+PANEL_OPERATORS = [About, PairShown, PoolShown, SwitchScorer, SwitchOrder, EditCaption, CountAgain, Progress]
 
 def register_all(plugin):
     "Called by FiftyOne, as the plugin's `register`."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'LABEL_FIELDS', 'INDEXES', 'SIDEBAR', 'ROLE_COLOURS', 'FLAG_COLOUR', 'PLAIN_COLOUR', 'FIELD_COLOURS',
-           'VIEWS', 'dataset_name', 'sample_id', 'find_dataset', 'abandoned_datasets', 'tags_of', 'is_ours',
-           'own_flags', 'flag_labels', 'merge_samples', 'update_samples', 'own_tags', 'declare_fields', 'make_view',
-           'save_views']
+           'VIEWS', 'LOOK_ORDERS', 'dataset_name', 'sample_id', 'find_dataset', 'abandoned_datasets', 'tags_of',
+           'is_ours', 'own_flags', 'flag_labels', 'merge_samples', 'update_samples', 'own_tags', 'declare_fields',
+           'review_order', 'make_view', 'save_views']
 
 # %% ../../nbs/4_curate/05_samples.ipynb #samples-imports
 import mimetypes
@@ -53,6 +53,10 @@ FIELDS = dict(  # of a sample -> type
     hard_pair='str',
     disagreement='bool',
     disagrees='str',  # how score and flags disagree
+    likely_fault='str',  # the flag that a classifier finds most probable, see `judge.learned_proposals`
+    fault_probability='float',
+    look_place='int',  # 0 is where a look pays most
+    looked='bool',  # whether a person decided on the image
     **shown_columns('photo'),
     faces='int',
 )
@@ -313,6 +317,7 @@ INDEXES = [
     [('prompt_id', 1), ('score', -1)],
     [('domain', 1), ('anatomy_failure', 1), ('score', -1)],
     [('disagreement', 1), ('prompt_id', 1)],
+    [('looked', 1), ('look_place', 1)],
     *[[(s, 1), ('prompt_id', 1)] for s in ('easy', 'normal', 'hard')],
     [('easy', 1), ('score', -1)],
 ]
@@ -336,6 +341,10 @@ SIDEBAR = dict(
         'confirmed',
         'flagged',
         'reasons',
+        'likely_fault',
+        'fault_probability',
+        'look_place',
+        'looked',
         'people',
         'people_seen',
         'faces_seen',
@@ -433,6 +442,7 @@ VIEWS = {    # name -> colour, description
     'pairs: normal': ('yellow', 'reconstructions at t4..t7 against easy winners'),
     'pairs: hard': ('yellow', 'reconstructions at t1 against normal winners'),
     'disagreements': ('red', 'a winner is flagged, or a loser is not'),
+    'flags: to review': ('red', 'images that nobody decided on, where a look pays most first'),
     'reviewers: differ': ('orange', 'two reviewers decided differently; the last decision counts'),
     'parts: hands': ('purple', 'hands that a detector saw, one tile each, the worst images first'),
     'parts: faces': ('purple', 'faces that a detector saw, one tile each, the worst images first'),
@@ -441,6 +451,18 @@ VIEWS = {    # name -> colour, description
 _PARTS = {'parts: hands': 'hands', 'parts: faces': 'faces_seen', 'parts: people': 'people_seen'}
 
 # %% ../../nbs/4_curate/05_samples.ipynb #make-view
+LOOK_ORDERS = {    # how photos and images that are to be reviewed are sorted -> the field, in words
+    'uncertain': ('look_place', 'the most uncertain first, then the most probable'),
+    'score': ('score', 'the worst score first'),
+    'imported': ('', 'as they came in'),
+}
+
+def review_order(ds) -> str: # a dataset; a key of `LOOK_ORDERS`
+    "How a dataset sorts what is to be reviewed: as chosen, else the most uncertain first once flags are learned."
+    chosen = (ds.info or {}).get('look_order')
+    if chosen or 'look_place' not in ds.get_field_schema(): return chosen or 'imported'
+    return 'uncertain' if len(ds.match({'look_place': {'$ne': None}}).limit(1)) else 'imported'
+
 def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
     "The view of that name. Raises `KeyError` for an unknown one."
     def match(**fields): return ds.match(fields)
@@ -451,9 +473,12 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
     def pairs(stage):
         both = ds.match({stage: {'$in': ['winner', 'loser']}}).sort_by([('prompt_id', 1), (stage, -1)])
         return framed(both, stage)
+    def to_review(view):
+        field = LOOK_ORDERS[review_order(ds)][0]
+        return view.sort_by(field) if field else view
     if name in _PARTS: return match(domain={'$in': ['real', 'generated']})
     makers = {
-        'real: to review': lambda: match(domain='real', decision=None),
+        'real: to review': lambda: to_review(match(domain='real', decision=None)),
         'real: approved': lambda: match(domain='real', decision='approve'),
         'real: duplicates': lambda: match(domain='real', duplicate=True).sort_by('look_alikes'),
         'pool: by prompt': lambda: match(domain='generated').group_by('prompt_id', order_by='rank', order_by_key=0),
@@ -464,6 +489,7 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
         'pairs: normal': lambda: pairs('normal'),
         'pairs: hard': lambda: pairs('hard'),
         'disagreements': lambda: match(disagreement=True).sort_by('prompt_id'),
+        'flags: to review': lambda: to_review(match(domain={'$in': ['real', 'generated']}, looked=False)),
         'reviewers: differ': lambda: match(reviewers_differ=True),
     }
     return makers[name]()
