@@ -277,7 +277,8 @@ def table(found, orders):
     for kind in [k for k in orders if k not in PLAIN]:
         ratio = spread([looks_needed(c[kind])/b for c, b in zip(found.values(), best)])
         print(f'\n{ORDERS[kind]} : best plain order of the seed = {ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]\n')
-    print('| flag | ' + ' | '.join(ORDERS[k] for k in orders) + ' | learned : best plain |\n|---' + '|---'*(len(orders) + 1) + '|')
+    print('| flag | ' + ' | '.join(ORDERS[k] for k in orders) + ' | learned : best plain |')
+    print('|---'*(len(orders) + 2) + '|')
     for flag in next(iter(found.values()))[orders[0]][0]['by_flag']:
         cells = [f'{np.median([looks_needed(c[k], flag) for c in found.values()]):.0f}' for k in orders]
         best = [max(1, min(looks_needed(c[k], flag) for k in PLAIN)) for c in found.values()]
@@ -318,7 +319,8 @@ def picture(df, file):
         for kind, style in (('score', ':'), ('learned', '-')):
             words = flag.replace('_', ' ') if kind == 'learned' else None
             axes[2].plot(at, mean(kind, f'recall_{flag}'), style, color=f'C{n + 4}', label=words)
-    for ax, words in zip(axes, ('recall of all flags', 'precision of all flags', 'recall by flag: learned, score order dotted')):
+    titles = ('recall of all flags', 'precision of all flags', 'recall by flag: learned, score order dotted')
+    for ax, words in zip(axes, titles):
         ax.set(xlabel='looks', title=words)
         ax.axhline(.9, color='gray', lw=.7, ls=':')
     axes[1].set_ylim(.5, 1.01)

@@ -1,4 +1,4 @@
-"""A flag is learned from what people said, says how good it is, is learned again as they go on, and without a person."""
+"""A flag is learned from what people said, says how good it is, and is learned again as they go on and as people go."""
 import json
 
 import numpy as np
