@@ -114,7 +114,7 @@ def test_what_teaches_is_what_stands(ws, world):
     say(ws, faulty[2:3], 'bad_foot', TAKEN_BACK)
     say(ws, sound[:1], 'unsure', 'confirmed')                   # teaches nothing
     said = judged_flags(ws).query("flag == 'bad_foot'").set_index('image_id').wrong
-    assert said.to_dict() == {faulty[0]: False, faulty[1]: False} and decisions_made(ws) == 6
+    assert said.to_dict() == {faulty[0]: False, faulty[1]: False} and decisions_made(ws) == 7
 
 
 def test_photos_without_consent_teach_nothing(decided, world):

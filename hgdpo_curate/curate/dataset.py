@@ -356,7 +356,7 @@ def _agree_to_drop(ds):
     if sys.stdin.isatty() and input('Drop that? [y/N] ').strip().lower() not in ('y', 'yes'):
         raise UserError(f'The dataset {ds.name} was left unchanged; without fresh=True it is updated in place.')
 
-# %% ../../nbs/4_curate/06_dataset.ipynb #build-dataset
+# %% ../../nbs/4_curate/06_dataset.ipynb #show-looks
 def _show_looks(ds, ws):
     "Bring up to date where a look pays, which changes for every image when flags are learned again."
     mark = places_mark(ws)
@@ -366,23 +366,26 @@ def _show_looks(ds, ws):
         for column, field in names.items():
             known = places[column].to_dict()
             ds.set_values(field, {sid: known.get(iid) for sid, iid in ids.items()}, key_field='id')
+        ds.info['places'] = mark
+        ds.save()
     order = review_order(ds)
-    if (ds.info.get('places', ''), ds.info.get('sorted', 'imported')) == (mark, order): return
-    if ds.info.get('sorted', 'imported') != order: save_views(ds)
-    ds.info.update(places=mark, sorted=order)
+    if ds.info.get('sorted', 'imported') == order: return
+    ds.info['sorted'] = order
     ds.save()
+    save_views(ds)
 
 def sort_reviews(
     ds,          # a dataset
     order: str,  # a key of `LOOK_ORDERS`
 ):
     "Choose in which order photos and images are reviewed. Raises `UserError` where nothing is learned yet."
-    if order == 'uncertain' and not len(ds.match({'look_place': {'$ne': None}}).limit(1)):
+    if order == 'uncertain' and not ds.info.get('places'):
         raise UserError('No flag is learned yet; confirm and clear some, then run: hgdpo flag --detector learned')
     ds.info.update(look_order=order, sorted=order)
     ds.save()
     save_views(ds)
 
+# %% ../../nbs/4_curate/06_dataset.ipynb #build-dataset
 def build_dataset(workspace,           # a `Workspace` or its folder
                   scorer: str = None,   # whose scores sort and pair; None: the newest split's, else smallscore
                   where: str = None,    # only a part, see `reviews.chosen_images`; None: all

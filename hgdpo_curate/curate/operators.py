@@ -176,11 +176,12 @@ def clear_samples(ds,                   # a dataset
 _asked = {}
 
 def learn_from_review(
-    ds,               # a dataset
-    every: int = 10,  # decisions between two questions
+    ds,                # a dataset
+    decided: int = 1,  # images on which flags were just decided
+    every: int = 10,   # decisions between two questions
 ) -> str:  # what to tell the reviewer, '' for nothing
     "Train learned flags again once enough was decided, and show their proposals and order."
-    _asked[ds.name] = _asked.get(ds.name, 0) + 1
+    _asked[ds.name] = _asked.get(ds.name, 0) + decided
     if _asked[ds.name] < every: return ''
     _asked[ds.name] = 0
     try:
@@ -439,14 +440,14 @@ class Flag(_Review):
             _reviewer(ctx),
         )
         where = f' ({" ".join(filter(None, [side, part]))})' if part else ''
-        return _said(f'flagged {_in_words(flag)}{where}', len(ids)) + learn_from_review(ctx.dataset), changed
+        return _said(f'flagged {_in_words(flag)}{where}', len(ids)) + learn_from_review(ctx.dataset, len(ids)), changed
 
 # %% ../../nbs/4_curate/08_operators.ipynb #clear
 class Clear(_Review):
     name, label, icon = 'clear', 'Clear flags', 'layers_clear'
     def act(self, ctx, ids):
         changed = clear_samples(ctx.dataset, ids, _reviewer(ctx))
-        return _said('cleared of flags', len(ids)) + learn_from_review(ctx.dataset), changed
+        return _said('cleared of flags', len(ids)) + learn_from_review(ctx.dataset, len(ids)), changed
 
 class Duplicate(_Review):
     name, label, icon = 'duplicate', 'Mark as duplicates', 'content_copy'

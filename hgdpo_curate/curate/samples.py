@@ -459,9 +459,8 @@ LOOK_ORDERS = {    # how photos and images that are to be reviewed are sorted ->
 
 def review_order(ds) -> str: # a dataset; a key of `LOOK_ORDERS`
     "How a dataset sorts what is to be reviewed: as chosen, else the most uncertain first once flags are learned."
-    chosen = (ds.info or {}).get('look_order')
-    if chosen or 'look_place' not in ds.get_field_schema(): return chosen or 'imported'
-    return 'uncertain' if len(ds.match({'look_place': {'$ne': None}}).limit(1)) else 'imported'
+    info = ds.info or {}
+    return info.get('look_order') or ('uncertain' if info.get('places') else 'imported')
 
 def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
     "The view of that name. Raises `KeyError` for an unknown one."
