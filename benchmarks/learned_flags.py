@@ -184,9 +184,9 @@ class Review:
         return Counter(f for (_, f), wrong in self.said.items() if wrong)
 
     def chance(self, i, f, confirmed): # as the package's order has it: what rules propose is uncertain at first
-        from hgdpo_curate.judge.learned_flags import ENOUGH
+        from hgdpo_curate.judge.learned_flags import EXAMPLES_NEEDED
         if f in self.models: return self.models[f][i]
-        return (.5 if confirmed < ENOUGH else .9) if f in self.w['rules'][i] else np.nan
+        return (.5 if confirmed < EXAMPLES_NEEDED else .9) if f in self.w['rules'][i] else np.nan
 
     def standing(self):
         "Precision and recall of all flags that stand, by flag too; and faults found by looking."

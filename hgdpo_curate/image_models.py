@@ -436,20 +436,6 @@ add_rows(
         what='CLIP by OpenAI, ViT-L/14',
         weights='clip',
     ),
-    ImageModel(
-        kind='extractor',
-        name='dino',
-        make='hgdpo_curate.evaluate.features:DinoFeatures',
-        measures='what a picture shows, without words',
-        what='DINOv2 by Meta, ViT-B/14',
-        weights=Weights(
-            hub='facebook/dinov2-base',
-            files=('config.json', 'model.safetensors', 'preprocessor_config.json'),
-            licence='Apache-2.0',
-            commercial=True,
-            stated='from memory of its model card; not re-read here',
-        ),
-    ),
     evaluator=Weights(
         '',
         ('evaluator.safetensors',),

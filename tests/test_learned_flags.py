@@ -9,7 +9,7 @@ from hgdpo_curate import create_workspace, flag_images, forget, import_photos, U
 from hgdpo_curate.cli import main
 from hgdpo_curate.judge.flag_features import FeatureCache, features_for_flags, flag_extractor, KeptFeatures
 from hgdpo_curate.judge.learned_flags import (
-    decisions_made, ENOUGH, judged_flags, kept_models, models_folder, train_flags,
+    decisions_made, EXAMPLES_NEEDED, judged_flags, kept_models, models_folder, train_flags,
 )
 from hgdpo_curate.judge.learned_proposals import learn_again, look_places, next_looks
 from hgdpo_curate.tables import TAKEN_BACK
@@ -131,7 +131,7 @@ def test_too_few_examples_are_refused_with_a_sentence(ws, world, capsys):
     with pytest.raises(UserError, match='Nobody confirmed or cleared'): flag_images(ws, 'learned', progress=quiet)
     say_at_once(ws, world[1][:2], 'bad_foot', 'confirmed')
     say_at_once(ws, world[2][:40], 'ok', 'confirmed')
-    with pytest.raises(UserError, match=f'confirmed on 2 and cleared on 40 .* takes {ENOUGH} of each'):
+    with pytest.raises(UserError, match=f'confirmed on 2 and cleared on 40 .* takes {EXAMPLES_NEEDED} of each'):
         flag_images(ws, 'learned', progress=quiet)
     with pytest.raises(UserError, match='Nobody confirmed bad_hand'): train_flags(ws, flag='bad_hand', progress=quiet)
     with pytest.raises(UsageError, match='not a flag'): train_flags(ws, flag='nonsense', progress=quiet)
@@ -254,8 +254,8 @@ def test_a_removed_photo_is_taken_out_of_features_and_training(decided, world):
 
 
 def test_where_too_few_are_left_the_flag_is_deleted(ws, world):
-    say_at_once(ws, world[1][:ENOUGH], 'bad_foot', 'confirmed')
-    say_at_once(ws, world[2][:ENOUGH], 'bad_foot', 'cleared')
+    say_at_once(ws, world[1][:EXAMPLES_NEEDED], 'bad_foot', 'confirmed')
+    say_at_once(ws, world[2][:EXAMPLES_NEEDED], 'bad_foot', 'cleared')
     flag_images(ws, 'learned', progress=quiet)
     removal = forget(ws, world[1][0], app=False, progress=quiet)
     assert 'bad_foot was trained on it and is deleted' in str(removal) and kept_models(ws) == {}
@@ -276,8 +276,9 @@ def test_a_removed_photo_that_taught_nothing_leaves_the_model_as_it_is(decided, 
 @pytest.mark.usefixtures('mongo')
 def test_the_app_sorts_what_is_to_be_reviewed_and_learns_as_people_go_on(decided, world):
     from hgdpo_curate.curate.dataset import build_dataset, sort_reviews
-    from hgdpo_curate.curate.operators import flag_samples, learn_from_review, next_to_review
-    from hgdpo_curate.curate.samples import review_order
+    from hgdpo_curate.curate.app import learn_from_review
+    from hgdpo_curate.curate.operators import flag_samples, next_to_review
+    from hgdpo_curate.judge.learned_proposals import review_order
     ds = build_dataset(decided)
     assert review_order(ds) == 'imported'
     with pytest.raises(UserError, match='No flag is learned yet'): sort_reviews(ds, 'uncertain')
@@ -295,7 +296,7 @@ def test_the_app_sorts_what_is_to_be_reviewed_and_learns_as_people_go_on(decided
     assert next_to_review(build_dataset(decided)) == min(ds.values('id'))          # the choice is kept
     for i in view.values('id'):
         flag_samples(ds, [i], 'bad_foot')
-        said = learn_from_review(ds)
+        said = learn_from_review(ds, decided)
     assert said == '; flags learned again' and len(kept_models(decided)['bad_foot'].confirmed) == 75
     assert not len(ds.load_saved_view('flags: to review'))
     ds.delete()

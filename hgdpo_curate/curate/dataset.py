@@ -13,14 +13,14 @@ from hgdpo_curate.curate.reviews import (
 from .database import database_answers, import_fiftyone
 from hgdpo_curate.curate.samples import (
     dataset_name, declare_fields, FIELDS, find_dataset, INDEXES, is_ours, LABEL_FIELDS, merge_samples, own_flags,
-    own_tags, review_order, sample_id, save_views, update_samples, VIEWS,
+    own_tags, sample_id, save_views, update_samples, VIEWS,
 )
 from ..files import command_line
 
 # %% ../../nbs/4_curate/06_dataset.ipynb #imports-2
 from ..files import UserError
 from ..judge.anatomy import open_flags
-from ..judge.learned_proposals import look_places, places_mark
+from ..judge.learned_proposals import look_places, places_mark, review_order
 from ..flag_kinds import flag_kinds
 from ..parts import is_compacted, replaced_by
 from ..tables import current_name, DECISIONS, SCHEMAS

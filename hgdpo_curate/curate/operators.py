@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SHOWN_FIELDS', 'GRID', 'PARTS_OF_A_BODY', 'OPERATORS', 'workspace_of', 'decide_samples', 'next_to_review',
-           'flag_samples', 'clear_samples', 'learn_from_review', 'undo_samples', 'swap_samples', 'reject_pair',
-           'likeness_text', 'set_likeness', 'review_counts', 'shown_samples', 'Approve', 'Reject', 'Undecide', 'Flag',
-           'Clear', 'Duplicate', 'Undo', 'Alike', 'Swap', 'RejectPair', 'Next', 'register_operators']
+           'flag_samples', 'clear_samples', 'undo_samples', 'swap_samples', 'reject_pair', 'likeness_text',
+           'set_likeness', 'review_counts', 'shown_samples', 'Approve', 'Reject', 'Undecide', 'Flag', 'Clear',
+           'Duplicate', 'Undo', 'Alike', 'Swap', 'RejectPair', 'Next', 'register_operators']
 
 # %% ../../nbs/4_curate/08_operators.ipynb #imports
 import os
 import fiftyone.operators as foo
 from fiftyone.operators import types
-from .dataset import build_dataset, refresh_prompts
+from .app import learn_from_review
+from .dataset import refresh_prompts
 from .pairs import PAIR_STAGES
 from hgdpo_curate.curate.reviews import (
     clear_flags, decide, differs, disagrees, flag_images_by_hand, last_words, look_alikes_of, mark_duplicates,
@@ -20,9 +21,7 @@ from hgdpo_curate.curate.reviews import (
 )
 from ..images.duplicates import HASH_BITS, last_compared
 from ..images.likeness import set_near
-from hgdpo_curate.curate.samples import (
-    is_ours, LOOK_ORDERS, own_flags, review_order, sample_id, tags_of, update_samples,
-)
+from .samples import is_ours, own_flags, sample_id, tags_of, update_samples
 from .left_out import explain_left_out
 from .splits import pairs_of
 from ..files import counted, pair_id_of
@@ -30,7 +29,7 @@ from ..files import counted, pair_id_of
 # %% ../../nbs/4_curate/08_operators.ipynb #imports-2
 from ..files import UserError
 from ..flag_kinds import flag_kinds, harmless_flags
-from ..judge.learned_proposals import learn_again
+from ..judge.learned_proposals import LOOK_ORDERS, review_order
 from ..show import render
 from ..tables import now
 from ..workspace import open_workspace
@@ -172,25 +171,6 @@ def clear_samples(ds,                   # a dataset
     return _follow(ds, {r['prompt_id'] for r in rows}, [r['id'] for r in rows])
 
 # %% ../../nbs/4_curate/08_operators.ipynb #undo-samples
-# dataset -> decisions on flags since it was asked whether to learn; reading the tables takes a moment
-_asked = {}
-
-def learn_from_review(
-    ds,                # a dataset
-    decided: int = 1,  # images on which flags were just decided
-    every: int = 10,   # decisions between two questions
-) -> str:  # what to tell the reviewer, '' for nothing
-    "Train learned flags again once enough was decided, and show their proposals and order."
-    _asked[ds.name] = _asked.get(ds.name, 0) + decided
-    if _asked[ds.name] < every: return ''
-    _asked[ds.name] = 0
-    try:
-        if not learn_again(workspace_of(ds)): return ''
-    except UserError as e: return f'; flags were not learned again: {e}'
-    build_dataset(workspace_of(ds), where=(ds.info.get('choices') or {}).get('where'))
-    ds.reload()
-    return '; flags learned again'
-
 def undo_samples(ds,                   # a dataset
                  reviewer: str = None   # None: `reviewer_name()`
                 ) -> tuple:            # (what in words, ids of the samples that changed)
@@ -409,6 +389,8 @@ class Undecide(_Decision):
     name, label, icon, decision, done = 'undecide', 'Back to undecided', 'restore', 'undecided', 'undecided again'
 
 # %% ../../nbs/4_curate/08_operators.ipynb #flag
+def _learned(ctx, ids): return learn_from_review(ctx.dataset, workspace_of(ctx.dataset), len(ids))
+
 PARTS_OF_A_BODY = ('arm', 'leg', 'hand', 'foot', 'face', 'head', 'body')
 
 class Flag(_Review):
@@ -440,14 +422,14 @@ class Flag(_Review):
             _reviewer(ctx),
         )
         where = f' ({" ".join(filter(None, [side, part]))})' if part else ''
-        return _said(f'flagged {_in_words(flag)}{where}', len(ids)) + learn_from_review(ctx.dataset, len(ids)), changed
+        return _said(f'flagged {_in_words(flag)}{where}', len(ids)) + _learned(ctx, ids), changed
 
 # %% ../../nbs/4_curate/08_operators.ipynb #clear
 class Clear(_Review):
     name, label, icon = 'clear', 'Clear flags', 'layers_clear'
     def act(self, ctx, ids):
         changed = clear_samples(ctx.dataset, ids, _reviewer(ctx))
-        return _said('cleared of flags', len(ids)) + learn_from_review(ctx.dataset, len(ids)), changed
+        return _said('cleared of flags', len(ids)) + _learned(ctx, ids), changed
 
 class Duplicate(_Review):
     name, label, icon = 'duplicate', 'Mark as duplicates', 'content_copy'

@@ -15,7 +15,7 @@ from .dataset import build_dataset, sort_reviews
 from .operators import register_operators, review_counts, workspace_of
 from .pairs import PAIR_STAGES
 from .reviews import review_pace, review_progress, reviewer_name
-from .samples import LOOK_ORDERS, review_order, ROLE_COLOURS, VIEWS
+from .samples import ROLE_COLOURS, VIEWS
 
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports-2
 from ..files import UserError
@@ -23,6 +23,7 @@ from ..flag_kinds import flag_kinds
 from ..images.duplicates import assign_folds_after_captions
 from ..prompts import CAPTION_FACTS, change_captions, standing_prompts, what_hangs
 from ..judge.anatomy import open_flags
+from ..judge.learned_proposals import LOOK_ORDERS, review_order
 from ..show import render
 from ..tables import is_missing
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'LABEL_FIELDS', 'INDEXES', 'SIDEBAR', 'ROLE_COLOURS', 'FLAG_COLOUR', 'PLAIN_COLOUR', 'FIELD_COLOURS',
-           'VIEWS', 'LOOK_ORDERS', 'dataset_name', 'sample_id', 'find_dataset', 'abandoned_datasets', 'tags_of',
-           'is_ours', 'own_flags', 'flag_labels', 'merge_samples', 'update_samples', 'own_tags', 'declare_fields',
-           'review_order', 'make_view', 'save_views']
+           'VIEWS', 'dataset_name', 'sample_id', 'find_dataset', 'abandoned_datasets', 'tags_of', 'is_ours',
+           'own_flags', 'flag_labels', 'merge_samples', 'update_samples', 'own_tags', 'declare_fields', 'make_view',
+           'save_views']
 
 # %% ../../nbs/4_curate/05_samples.ipynb #samples-imports
 import mimetypes
@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
 from ..judge.detections import COCO, JOINTS, latest_detections
+from ..judge.learned_proposals import LOOK_ORDERS, review_order
 from ..files import in_batches, short_id, UserError
 from ..tables import DECISIONS, FLAGS, shown_columns
 from ..workspace import id_at
@@ -335,21 +336,10 @@ SIDEBAR = dict(
         'look_alikes',
         'look_alike_distance',
     ],
-    anatomy=[
-        'anatomy_failure',
-        'flags',
-        'confirmed',
-        'flagged',
-        'reasons',
-        'likely_fault',
-        'fault_probability',
-        'look_place',
-        'looked',
-        'people',
-        'people_seen',
-        'faces_seen',
-        'hands',
-    ],
+    anatomy=(
+        'anatomy_failure flags confirmed flagged reasons likely_fault fault_probability look_place looked '
+        'people people_seen faces_seen hands'
+    ).split(),
     pairs=['roles', 'scored_by', 'score', 'rank', 'easy', 'normal', 'hard', 'disagreement', 'disagrees'],
     photo=['domain', 'fold', *shown_columns('photo'), 'faces'],
     made=(
@@ -451,17 +441,6 @@ VIEWS = {    # name -> colour, description
 _PARTS = {'parts: hands': 'hands', 'parts: faces': 'faces_seen', 'parts: people': 'people_seen'}
 
 # %% ../../nbs/4_curate/05_samples.ipynb #make-view
-LOOK_ORDERS = {    # how photos and images that are to be reviewed are sorted -> the field, in words
-    'uncertain': ('look_place', 'the most uncertain first, then the most probable'),
-    'score': ('score', 'the worst score first'),
-    'imported': ('', 'as they came in'),
-}
-
-def review_order(ds) -> str: # a dataset; a key of `LOOK_ORDERS`
-    "How a dataset sorts what is to be reviewed: as chosen, else the most uncertain first once flags are learned."
-    info = ds.info or {}
-    return info.get('look_order') or ('uncertain' if info.get('places') else 'imported')
-
 def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
     "The view of that name. Raises `KeyError` for an unknown one."
     def match(**fields): return ds.match(fields)

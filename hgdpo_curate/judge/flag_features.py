@@ -127,16 +127,16 @@ def fill_features(
         ws,
         rows[rows.image_id.isin(by_image)].drop_duplicates('image_id'),
         kept.add,
-        lambda part, images: _described(extractor, ws.size, part.image_id, images, by_image),
+        lambda part, images: _described(extractor, ws.size, [*zip(part.image_id, images)], by_image),
         f'features by {extractor.name}',
         16,
         progress=progress,
     )
     return kept
 
-def _described(extractor, size, ids, images, by_image):
+def _described(extractor, size, images, by_image): # (width, height); (id, PIL image); id -> parts
     "Rows of the cache for a batch; pictures and crops apart, since an extractor takes images of one size."
-    wanted = [(i, part, box, im) for i, im in zip(ids, images) for part, box in by_image[i]]
+    wanted = [(i, part, box, im) for i, im in images for part, box in by_image[i]]
     fitting = dict(picture=[], crop=[])
     for _, part, box, im in wanted:
         if part == 'picture': fitting['picture'].append(im if im.size == size else im.resize(size))
