@@ -24,6 +24,8 @@ FIELDS = dict(  # of a sample -> type
     image_id='str',
     prompt_id='str',
     prompt='str',
+    caption_by='str',  # of a photo: person, file, or the captioner's name
+    caption_approved_by='str',
     domain='str',
     fold='str',
     seed='int',
@@ -325,23 +327,16 @@ INDEXES = [
 
 # %% ../../nbs/4_curate/05_samples.ipynb #sidebar
 SIDEBAR = dict(
-    review=[
-        'prompt',
-        'decision',
-        'reviewer',
-        'decided_at',
-        'all_decisions',
-        'reviewers_differ',
-        'duplicate',
-        'look_alikes',
-        'look_alike_distance',
-    ],
+    review=(
+        'prompt decision reviewer decided_at all_decisions reviewers_differ duplicate look_alikes '
+        'look_alike_distance'
+    ).split(),
     anatomy=(
         'anatomy_failure flags confirmed flagged reasons likely_fault fault_probability look_place looked '
         'people people_seen faces_seen hands'
     ).split(),
     pairs=['roles', 'scored_by', 'score', 'rank', 'easy', 'normal', 'hard', 'disagreement', 'disagrees'],
-    photo=['domain', 'fold', *shown_columns('photo'), 'faces'],
+    photo=['domain', 'fold', 'caption_by', 'caption_approved_by', *shown_columns('photo'), 'faces'],
     made=(
         'image_id prompt_id seed timestep level width height '
         'easy_pair normal_pair hard_pair id filepath created_at last_modified_at'
@@ -424,6 +419,7 @@ VIEWS = {    # name -> colour, description
     'real: to review': ('blue', 'photos without a decision'),
     'real: approved': ('green', 'photos approved as winners'),
     'real: duplicates': ('gray', 'photos that look alike'),
+    'real: captions to read': ('blue', 'photos whose caption a model wrote and nobody approved'),
     'pool: by prompt': ('purple', 'the image pool, one group per prompt, best score first'),
     'pool: anatomy failures': ('red', 'generated images with a proposed or confirmed fault'),
     'pool: winners': ('green', 'winners of the easy stage'),
@@ -438,6 +434,7 @@ VIEWS = {    # name -> colour, description
     'parts: faces': ('purple', 'faces that a detector saw, one tile each, the worst images first'),
     'parts: people': ('purple', 'people that a detector saw, one tile each, the worst images first'),
 }
+_BY_MODEL = {'$nin': [None, '', 'person', 'file']}
 _PARTS = {'parts: hands': 'hands', 'parts: faces': 'faces_seen', 'parts: people': 'people_seen'}
 
 # %% ../../nbs/4_curate/05_samples.ipynb #make-view
@@ -451,14 +448,14 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
     def pairs(stage):
         both = ds.match({stage: {'$in': ['winner', 'loser']}}).sort_by([('prompt_id', 1), (stage, -1)])
         return framed(both, stage)
-    def to_review(view):
-        field = LOOK_ORDERS[review_order(ds)][0]
-        return view.sort_by(field) if field else view
+    field = LOOK_ORDERS[review_order(ds)][0]
+    def to_review(view): return view.sort_by(field) if field else view
     if name in _PARTS: return match(domain={'$in': ['real', 'generated']})
     makers = {
         'real: to review': lambda: to_review(match(domain='real', decision=None)),
         'real: approved': lambda: match(domain='real', decision='approve'),
         'real: duplicates': lambda: match(domain='real', duplicate=True).sort_by('look_alikes'),
+        'real: captions to read': lambda: match(domain='real', caption_approved_by=None, caption_by=_BY_MODEL),
         'pool: by prompt': lambda: match(domain='generated').group_by('prompt_id', order_by='rank', order_by_key=0),
         'pool: anatomy failures': lambda: by_score(True, domain='generated', anatomy_failure=True),
         'pool: winners': lambda: framed(by_score(True, easy='winner'), 'easy'),
