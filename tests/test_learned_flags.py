@@ -148,6 +148,10 @@ def test_a_flag_that_lost_its_examples_loses_its_model_and_its_proposals(decided
     assert table.flag.tolist() == ['bad_hand'] and list(kept_models(decided)) == ['bad_hand']
     rows = decided.table('flags').query("source == 'model' and flag == 'bad_foot'")
     assert len(rows) and (rows.status == 'cleared').all()
+    say_at_once(decided, world[1][:20], 'bad_hand', 'cleared')
+    with pytest.raises(UserError, match='No flag can be learned yet'): flag_images(decided, 'learned', progress=quiet)
+    assert (decided.table('flags').query("source == 'model'").status == 'cleared').all()
+    assert kept_models(decided) == {} and not len(look_places(decided))
 
 
 def test_features_of_another_extractor_are_refused(decided):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEAREST', 'ORDER_FILE', 'LOOK_ORDERS', 'nearest_confirmed', 'usual_scores', 'places_mark', 'look_places',
-           'propose_learned', 'LearnedFlags', 'learned_table', 'review_order', 'next_looks', 'looked_at', 'learn_again',
-           'learned_from', 'learn_without']
+           'propose_learned', 'withdraw_learned', 'LearnedFlags', 'learned_table', 'review_order', 'next_looks',
+           'looked_at', 'learn_again', 'learned_from', 'learn_without']
 
 # %% ../../nbs/3_judge/13_learned_proposals.ipynb #learned-proposals-imports
 import numpy as np
@@ -168,6 +168,13 @@ def _write_changes(ws, found, looked, models): # (image id, flag) -> row; images
     ]
     ws.append('flags', [r for k, r in found.items() if not same(r, before.get(k))] + withdrawn)
 
+def withdraw_learned(
+    ws,  # a `Workspace`
+):
+    "Take back every proposal of learned flags, and their order of looks."
+    _write_changes(ws, {}, set(), {})
+    (models_folder(ws)/ORDER_FILE).unlink(missing_ok=True)
+
 # %% ../../nbs/3_judge/13_learned_proposals.ipynb #learned-detector
 class LearnedFlags:
     "Flags learned in this workspace from what people confirmed and cleared."
@@ -193,7 +200,9 @@ class LearnedFlags:
             self.path,
             progress=progress,
         )
-        if not trained.models: raise UserError(' '.join(['No flag can be learned yet.', *_why_none(trained)]))
+        if not trained.models:
+            withdraw_learned(self.ws)
+            raise UserError(' '.join(['No flag can be learned yet.', *_why_none(trained)]))
         for why in trained.refused.values(): announce(why, progress)
         images = propose_learned(self.ws, trained, domains, progress)
         return learned_table(trained.models.values()).assign(images=images.to_numpy())
@@ -314,7 +323,7 @@ def learn_without(
     known = next(((name, version) for _, name, version in learned if name), None)
     if not learned: return []
     trained = _learn_from_cache(ws, KeptFeatures(*known)) if known else Trained({}, {})
-    (models_folder(ws)/ORDER_FILE).unlink(missing_ok=True) if not trained.models else None
+    if not trained.models: withdraw_learned(ws)
     again = [f for f, *_ in learned if f in trained.models]
     gone = [f for f, *_ in learned if f not in trained.models]
     return [f'The learned flag {f} was trained on it, and is trained again without it.' for f in again] + [
