@@ -180,8 +180,8 @@ class _Menu(foo.Operator):
     def _form(self, field, words, shown): # words: value -> label
         form, choices = types.Object(), types.RadioGroup()
         for value, label in words.items(): choices.add_choice(value, label=label)
-        how = dict(label=field.capitalize(), required=True, default=shown, view=choices)
-        form.enum(field, choices.values(), **how)
+        how = dict(required=True, default=shown, view=choices)
+        form.enum(field, choices.values(), label=field.capitalize(), **how)
         return types.Property(form, view=types.View(label=self.label))
 
     def execute(self, ctx):
