@@ -24,7 +24,8 @@ from .tables import last_decisions
 DEFAULTS = dict(
     base_model='',    # hub id, folder, or 'mannequin'
     resolution='512', # or width x height, such as 704x1024
-    # whether images have several shapes of that many pixels, each photo the nearest, see `shapes`; else all have one
+    # whether images have several shapes of that many pixels, each photo the nearest, see `shapes`; else all have one.
+    # True for a new workspace with a Stable Diffusion base and a resolution of one side, 512 or more
     buckets=False,
     bucket_step=64,   # pixels by which the sides of these shapes differ
     sampler='dpm',    # a key of `pipelines.SAMPLERS`
@@ -309,6 +310,11 @@ def open_workspace(root) -> Workspace: # a path or a `Workspace`
     return root if isinstance(root, Workspace) else Workspace(root)
 
 # %% ../nbs/0_base/04_workspace.ipynb #create-workspace
+def _has_buckets(config) -> bool: # of a new workspace, where nobody says so
+    "With a Stable Diffusion base and one side for a resolution; smaller ones are too few steps of 64 pixels wide."
+    base, resolution = config.get('base_model'), str(config.get('resolution', DEFAULTS['resolution']))
+    return bool(base) and base != 'mannequin' and resolution.isdigit() and int(resolution) >= 512
+
 def create_workspace(
     root,      # folder to make; may exist if empty or already a workspace
     **config,  # overrides of `DEFAULTS`: base_model, resolution, buckets, sampler, steps, guidance, seed, test_share
@@ -327,6 +333,7 @@ def create_workspace(
     if 'image_quality' in config and config.get('image_format', 'png') == 'png':
         raise UsageError('image_quality is for jpeg and webp, PNG loses nothing; add image_format webp or jpeg.')
     refuse_occupied(root)
+    config = dict(buckets=_has_buckets(config)) | config
     identity = dict(id=secrets.token_hex(8), root=str(root.resolve()), format=FORMAT)
     settings = dict(name=root.resolve().name) | DEFAULTS | config | identity
     _write_readme(root, settings)

@@ -312,7 +312,7 @@ def test_an_evaluation_a_plan_and_the_cards_know_the_shapes(mixed):
     images, sizes = mixed.table('images'), prompt_sizes(mixed)
     made = images.query("domain == 'evaluation'")
     assert len(made) and [*zip(made.width, made.height)] == [sizes[p] for p in made.prompt_id]
-    card = make_card(mixed).read_text()
+    card = make_card(mixed).path.read_text()
     assert '| shape | photos | generated |' in card and '| 40x64 | 6 |' in card
     plan = plan_workspace(mixed, images_per_second=1., pairs_per_second=1.)
     assert 'shapes of about 48 x 48' in str(plan)
@@ -331,3 +331,52 @@ def test_a_sheet_keeps_the_shape_of_each_picture():
     assert sheet.shape == (64, 3*wide, 3)
     dark = (sheet[32] == 0).all(-1).reshape(3, wide).sum(1)
     assert [*dark] == [40, wide, 64]
+
+
+def test_a_new_workspace_with_a_base_has_buckets_unless_it_names_one_shape(tmp_path, capsys):
+    from hgdpo_curate import open_workspace
+    from hgdpo_curate.cli import main
+    base = ['--pretrained_model_name_or_path', 'owner/base']
+    told = dict(
+        plain=(base, True),
+        large=([*base, '--resolution', '1024'], True),
+        off=([*base, '--no_buckets'], False),
+        one=([*base, '--resolution', '512x768'], False),
+        area=([*base, '--resolution', '512x768', '--buckets'], True),
+        paper=([*base, '--preset', 'sd15-paper'], False),
+        small=([*base, '--resolution', '256'], False),
+        drawn=(['--pretrained_model_name_or_path', 'mannequin'], False),
+        none=([], False),
+    )
+    for name, (flags, buckets) in told.items():
+        assert main(['init', '--workspace', str(tmp_path/name), *flags]) == 0
+        assert open_workspace(tmp_path/name).config['buckets'] is buckets, name
+    assert open_workspace(tmp_path/'paper').size == (704, 1024)
+    assert main(['init', '--workspace', str(tmp_path/'plain'), *base]) == 0               # opened again, without a word
+    assert create_workspace(tmp_path/'python', base_model='owner/base').config['buckets'] is True
+    assert main(['init', '--workspace', str(tmp_path/'one'), *base, '--resolution', '512x768', '--buckets']) == 1
+    assert 'buckets = False' in capsys.readouterr().err
+
+
+def test_the_small_networks_are_of_one_shape(mixed):
+    from hgdpo_curate.train.small_models import train_tiny
+    with pytest.raises(UserError, match='several shapes.*--no_buckets'): train_tiny(mixed)
+
+
+def test_sdxl_is_told_the_shape_of_a_picture(tmp_path):
+    import torch
+
+    from hgdpo_curate.families import family_of
+    from hgdpo_curate.pipelines import load_pipeline
+    from hgdpo_curate.toy.layouts import random_sdxl
+    pipe = load_pipeline(random_sdxl(tmp_path/'xl'), 'cpu')
+    family, told = family_of(pipe), []
+    pipe.unet.register_forward_pre_hook(
+        lambda net, args, kwargs: told.append(kwargs['added_cond_kwargs']['time_ids']), with_kwargs=True
+    )
+    conditioning = {k: v.detach() for k, v in family.condition(pipe, ['a person']).items()}
+    for width, height in ((128, 192), (192, 128)):
+        noisy = torch.zeros(1, 4, height//8, width//8)
+        size = family.picture_size(pipe, noisy)
+        with torch.no_grad(): family.predict(pipe, noisy, torch.tensor([1]), conditioning, size)
+        assert told[-1].tolist() == [[height, width, 0, 0, height, width]]

@@ -277,6 +277,11 @@ def train_tiny(workspace,          # a `Workspace` or its folder, with photos im
     model. Anatomy is not measured: there is no ground truth. Raises `UserError`."""
     from hgdpo_curate.workspace import set_base_model
     ws, progress = open_workspace(workspace), progress or step_bar
+    if ws.config['buckets']:
+        raise UserError(
+            f'{ws.root} has images of several shapes, and the small networks are made for one; train them in a new '
+            'workspace of one resolution (hgdpo init --no_buckets).'
+        )
     folder = ws.root/'tiny'
     if _is_other_base(ws): _check_no_pool(ws)
     train = photographs(ws, 'train')
