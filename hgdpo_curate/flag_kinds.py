@@ -21,7 +21,7 @@ class FlagKind:
     key: str = ''       # the key in the App, '' for none
     own: bool = False   # whether it is of `flags.toml`
 
-FREE_KEYS = 'bikmqtvy'    # letters that neither our keys nor FiftyOne's use
+FREE_KEYS = 'bikmqv'    # letters that neither our keys nor FiftyOne's use
 
 def _package_kinds():
     return {

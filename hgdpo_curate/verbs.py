@@ -131,7 +131,7 @@ def step_after_photos(workspace) -> str: # a command; '' for nothing
     from hgdpo_curate.workspace import excluded_photos
     from hgdpo_curate.workspace import next_step, open_workspace
     ws = open_workspace(workspace)
-    if not len(standing_prompts(ws.table('prompts'))): return command_line('caption', ws)
+    if not len(standing_prompts(ws.table('prompts'))): return next_step(ws, terminal=True)
     images, prompts = ws.table('images'), standing_prompts(ws.table('prompts')).query("fold == 'train'")
     drawn = set(images.prompt_id[images.domain == 'generated'])
     wanted = set(prompts.prompt_id[~prompts.real_image_id.isin(excluded_photos(ws))])

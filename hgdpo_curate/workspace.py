@@ -393,6 +393,7 @@ def set_sampling(
 # %% ../nbs/0_base/04_workspace.ipynb #next
 NEXT = dict(
     real=('import_photos(ws, folder)', 'photos --folder PHOTOS'),
+    captions=("caption_photos(ws, 'blip')", 'caption --captioner blip'),
     generated=('generate_pool(ws)', 'pool'),
     intermediate=('reconstruct(ws)', 'recon'),
     scores=('score_images(ws)', 'score'),
@@ -404,10 +405,12 @@ NEXT = dict(
 def next_step(ws, terminal: bool = False) -> str: # a call, or a command for a terminal; '' when there is a run
     """The next step of a workspace.
 
-    The first thing of photos, pool, reconstructions, scores, split and run that is not there yet.
+    The first thing of photos, captions, pool, reconstructions, scores, split and run that is not there yet.
     """
+    bare = ws.sql('select distinct prompt is null as bare from prompts').bare.tolist()
     have = (
         {domain for domain, _, _ in counted_images(ws)}
+        | ({'captions'} if bare != [True] else set())
         | ({'scores'} if ws.parts('scores') else set())
         | {k for k in ('splits', 'runs') if ws.names(k)}
     )

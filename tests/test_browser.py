@@ -37,6 +37,8 @@ def make_world(folder, prompts=12):
                     + (' <img src=x onerror="window.broken=1"><script>window.broken=1</script>' if p == 0 else ''),
                     real_image_id=f'a{p:015x}',
                     fold='train',
+                    source='captioner' if p < 3 else 'file',
+                    captioner='blip' if p < 3 else None,
                 )
             ],
         )
@@ -149,6 +151,11 @@ class Reviewer:
         self.ready()
         self.actions += 1
         self.page.keyboard.press(key)
+
+    def sign(self, name): # says who decides from now on
+        self.page.locator('[data-cy="hgdpo-who"]').click()
+        self.page.locator('[data-cy="hgdpo-name"]').fill(name)
+        self.page.keyboard.press('Enter')
 
     def close(self):
         modal = self.page.locator('[data-cy="modal"]')
@@ -274,12 +281,42 @@ def test_an_anatomy_failure_is_flagged_by_the_form(world):
     ws, me = world
     me.see('pool-anatomy-failures')
     me.open()
+    me.sign('a colleague')
     me.press('g')
     me.page.get_by_text('bad foot', exact=True).first.click()
     me.page.get_by_role('button', name='Execute').click()
     me.until(lambda: (ws.table('flags').query("source == 'human'").flag == 'bad_foot').any())
+    assert ws.table('flags').query("flag == 'bad_foot' and source == 'human'").reviewer.tolist() == ['a colleague']
+    me.page.wait_for_timeout(1000)
+    me.sign('tester')
+    me.close()
+
+
+def test_captions_by_a_model_are_approved_by_a_key_and_changed_in_a_field(world):
+    ws, me = world
+    captions = lambda: ws.table('prompts').query('replaced_by.isna()').set_index('real_image_id')  # noqa: E731
+    me.see('real-captions-to-read')
+    assert me.tiles() == 3
+    me.open()
+    photo = ws.table('images').image_id[ws.table('images').image_id.map(lambda i: me.shown().endswith(i))].iloc[0]
+    me.press('y')
+    me.told('caption approved')
+    me.until(lambda: captions().approved_by[photo] == 'tester')
+    me.ready()
+    assert captions().approved_by.notna().sum() == 1 and not me.shown().endswith(photo)
+    me.press('t')
+    me.until(lambda: me.page.get_by_text('Caption by blip').count() > 0, 60)
+    me.shoot('caption')
+    field = me.page.get_by_role('textbox').last
+    field.fill('a man as a reader sees him')
+    me.page.get_by_role('button', name='Execute').click()
+    me.until(lambda: 'a man as a reader sees him' in set(captions().prompt))
+    changed = captions().query("prompt == 'a man as a reader sees him'").iloc[0]
+    assert (changed.source, changed.approved_by) == ('person', 'tester')
     me.page.wait_for_timeout(1000)
     me.close()
+    me.until(lambda: me.tiles() == 1)
+    me.shoot('captions-read')
 
 
 def test_a_fault_of_the_winner_is_followed_at_once(world):

@@ -10,7 +10,7 @@ import pytest
 from conftest import plain, quiet
 
 from hgdpo_curate import (
-    create_workspace, forget, generate_pool, import_photos, reconstruct, score_images, UserError,
+    create_workspace, forget, generate_pool, import_photos, reconstruct, score_images, UserError, workspace_status,
 )
 from hgdpo_curate.cli import main
 from hgdpo_curate.document.contents import leakage
@@ -68,6 +68,9 @@ def test_photos_without_captions_stand_in_prompts_with_a_fold(bare):
     prompts = bare.table('prompts')
     assert prompts.prompt.isna().all() and set(prompts.fold) == {'train', 'test'} and prompts.source.isna().all()
     assert len(bare.table('images')) == 6 and not len(standing_prompts(prompts))
+    assert 'next     hgdpo caption' in workspace_status(bare)
+    caption_photos(bare, Says('person {n}'), limit=1, progress=quiet)
+    assert 'next     hgdpo pool' in workspace_status(bare)
     again = import_photos(bare, bare.root.parent/'bare', progress=plain)
     assert again.already == 6 and not again.imported and not again.captions.first
 
@@ -436,7 +439,36 @@ def tiny_llava(folder):
     ).save_pretrained(folder)
 
 
-MODELS = dict(blip=tiny_blip, florence2=tiny_florence, llava=tiny_llava)
+QWEN_TEMPLATE = TEMPLATE.replace('<image>', '<|vision_start|><|image_pad|><|vision_end|>')
+
+
+def tiny_qwen(folder):
+    from transformers import (
+        Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor,
+    )
+    marks = ['<|vision_start|>', '<|vision_end|>', '<|image_pad|>', '<|video_pad|>']
+    tokenizer = tokenizer_with([*marks, *WORDS], **SPECIAL)
+    tokenizer.add_special_tokens(dict(additional_special_tokens=marks))
+    start, end, image, video = tokenizer.convert_tokens_to_ids(marks)
+    text = dict(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, bos_token_id=0, pad_token_id=1, eos_token_id=2,
+        rope_parameters=dict(rope_type='default', mrope_section=[1, 1, 2], rope_theta=10_000.),
+    )
+    vision = dict(depth=1, embed_dim=32, hidden_size=32, num_heads=4, mlp_ratio=2, patch_size=8, spatial_merge_size=2)
+    config = Qwen2VLConfig(
+        text_config=text, vision_config=vision, image_token_id=image, video_token_id=video,
+        vision_start_token_id=start, vision_end_token_id=end,
+    )
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    pixels = dict(shortest_edge=16*16, longest_edge=64*64)
+    Qwen2VLProcessor(
+        Qwen2VLImageProcessor(patch_size=8, size=pixels), tokenizer, Qwen2VLVideoProcessor(patch_size=8, size=pixels),
+        chat_template=QWEN_TEMPLATE,
+    ).save_pretrained(folder)
+
+
+MODELS = dict(blip=tiny_blip, florence2=tiny_florence, llava=tiny_llava, qwen2_vl=tiny_qwen)
 
 
 @pytest.fixture(scope='module')
@@ -451,7 +483,7 @@ def models(tmp_path_factory): # name -> folder
 
 
 def opened(models, kind, **how):
-    if kind == 'llava': return open_captioner(str(models[kind]), device='cpu', **how)
+    if kind in ('llava', 'qwen2_vl'): return open_captioner(str(models[kind]), device='cpu', **how)
     return open_captioner(kind, path=models[kind], device='cpu', **how)
 
 

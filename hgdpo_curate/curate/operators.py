@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHOWN_FIELDS', 'GRID', 'PARTS_OF_A_BODY', 'OPERATORS', 'workspace_of', 'decide_samples', 'next_to_review',
            'flag_samples', 'clear_samples', 'undo_samples', 'swap_samples', 'reject_pair', 'likeness_text',
-           'set_likeness', 'review_counts', 'shown_samples', 'Approve', 'Reject', 'Undecide', 'Flag', 'Clear',
-           'Duplicate', 'Undo', 'Alike', 'Swap', 'RejectPair', 'Next', 'register_operators']
+           'set_likeness', 'Review', 'reviewer_of', 'review_counts', 'shown_samples', 'Approve', 'Reject', 'Undecide',
+           'Flag', 'Clear', 'Duplicate', 'Undo', 'Alike', 'Swap', 'RejectPair', 'Next', 'register_operators']
 
 # %% ../../nbs/4_curate/08_operators.ipynb #imports
 import os
@@ -306,9 +306,10 @@ def set_likeness(ds,              # a dataset
 # %% ../../nbs/4_curate/08_operators.ipynb #review
 GRID = types.Places.SAMPLES_GRID_ACTIONS
 
-class _Review(foo.Operator):
+class Review(foo.Operator):
     "Acts on the samples that a key names, else on the one that is open, else on those selected."
     name, label, icon, form = '', '', '', False
+    can_undo = counted = True      # whether `undo_samples` takes it back; whether it is a decision on photos
     @property
     def config(self): return foo.OperatorConfig(name=self.name, label=self.label, icon=self.icon, unlisted=False)
 
@@ -325,16 +326,18 @@ class _Review(foo.Operator):
         if not ctx.params.get('by_key'):
             ctx.ops.notify(said, variant='success')
             ctx.ops.reload_samples()
-        counts, photos = review_counts(ctx.dataset), ctx.dataset.select(ids).match({'domain': 'real'}) if ids else ()
+        counts, decided = review_counts(ctx.dataset), ids if self.counted else []
+        photos = ctx.dataset.select(decided).match({'domain': 'real'}) if decided else ()
         of = f'{counts["reviewed"]} of {counts["photos"]}' if len(photos) else ''
         return dict(
             said=said,
+            undo=self.can_undo,
             of=of,
             counts=counts,
             samples=shown_samples(ctx.dataset, changed),
         )
 
-def _reviewer(ctx): return ctx.params.get('reviewer') or reviewer_name()
+def reviewer_of(ctx): return ctx.params.get('reviewer') or reviewer_name()
 
 def _of_images(ctx, ids):
     "Sample ids, also where patches were chosen."
@@ -362,10 +365,10 @@ def shown_samples(ds, ids) -> list: # at most 500 of them
     return foj.stringify(list(ds._sample_collection.aggregate(ds.select(some)._pipeline()))) if some else []
 
 # %% ../../nbs/4_curate/08_operators.ipynb #approve
-class _Decision(_Review):
+class _Decision(Review):
     decision, done = '', ''
     def act(self, ctx, ids):
-        changed = decide_samples(ctx.dataset, ids, self.decision, _reviewer(ctx))
+        changed = decide_samples(ctx.dataset, ids, self.decision, reviewer_of(ctx))
         return _said(self.done, len(ids)), changed
 
 def _said(done, n): return done if n == 1 else f'{n} {done}'
@@ -382,7 +385,7 @@ class Undecide(_Decision):
 # %% ../../nbs/4_curate/08_operators.ipynb #flag
 PARTS_OF_A_BODY = ('arm', 'leg', 'hand', 'foot', 'face', 'head', 'body')
 
-class Flag(_Review):
+class Flag(Review):
     name, label, icon, form = 'flag', 'Flag anatomy', 'flag', True
     def resolve_input(self, ctx):
         form, kinds = types.Object(), flag_kinds(workspace_of(ctx.dataset))
@@ -408,31 +411,31 @@ class Flag(_Review):
             flag,
             part,
             side,
-            _reviewer(ctx),
+            reviewer_of(ctx),
         )
         where = f' ({" ".join(filter(None, [side, part]))})' if part else ''
         return _said(f'flagged {_in_words(flag)}{where}', len(ids)), changed
 
 # %% ../../nbs/4_curate/08_operators.ipynb #clear
-class Clear(_Review):
+class Clear(Review):
     name, label, icon = 'clear', 'Clear flags', 'layers_clear'
     def act(self, ctx, ids):
-        return _said('cleared of flags', len(ids)), clear_samples(ctx.dataset, ids, _reviewer(ctx))
+        return _said('cleared of flags', len(ids)), clear_samples(ctx.dataset, ids, reviewer_of(ctx))
 
-class Duplicate(_Review):
+class Duplicate(Review):
     name, label, icon = 'duplicate', 'Mark as duplicates', 'content_copy'
     def act(self, ctx, ids):
-        changed = decide_samples(ctx.dataset, ids, 'duplicate', _reviewer(ctx))
+        changed = decide_samples(ctx.dataset, ids, 'duplicate', reviewer_of(ctx))
         return 'set aside as a duplicate' if len(ids) == 1 else f'{len(ids) - 1} set aside; the first stays', changed
 
-class Undo(_Review):
-    name, label, icon = 'undo', 'Take back the last decision', 'undo'
+class Undo(Review):
+    name, label, icon, can_undo = 'undo', 'Take back the last decision', 'undo', False
     def act(self, ctx, ids):
-        what, changed = undo_samples(ctx.dataset, _reviewer(ctx))
+        what, changed = undo_samples(ctx.dataset, reviewer_of(ctx))
         return f'taken back: {what}', changed
 
 # %% ../../nbs/4_curate/08_operators.ipynb #alike
-class Alike(_Review):
+class Alike(Review):
     name, label, icon, form = 'alike', 'How near duplicates are', 'tune', True
     def resolve_placement(self, ctx):
         return types.Placement(GRID, types.Button(label=self.label, icon=self.icon, prompt=True))
@@ -454,25 +457,25 @@ class Alike(_Review):
         return said, []
 
 # %% ../../nbs/4_curate/08_operators.ipynb #swap
-class Swap(_Review):
+class Swap(Review):
     name, label, icon = 'swap', 'Swap winner and loser', 'swap_horiz'
     def act(self, ctx, ids):
         if len(ids) != 1: raise UserError('Open or select one image of the pair to swap.')
-        stage, changed = swap_samples(ctx.dataset, ids[0], _stage(ctx), _reviewer(ctx))
+        stage, changed = swap_samples(ctx.dataset, ids[0], _stage(ctx), reviewer_of(ctx))
         return f'{stage} pair swapped', changed
 
-class RejectPair(_Review):
+class RejectPair(Review):
     name, label, icon = 'reject_pair', 'Reject the pair', 'link_off'
     def act(self, ctx, ids):
         if len(ids) != 1: raise UserError('Open or select one image of the pair to reject.')
-        stage, changed = reject_pair(ctx.dataset, ids[0], _stage(ctx), _reviewer(ctx))
+        stage, changed = reject_pair(ctx.dataset, ids[0], _stage(ctx), reviewer_of(ctx))
         return f'{stage} pair rejected', changed
 
 def _stage(ctx): # which stage's pair is meant, by the view that is open
     view = str(ctx.request_params.get('view_name') or ctx.params.get('view_name') or '')
     return ctx.params.get('stage') or next((s for s in PAIR_STAGES if view == f'pairs: {s}'), None)
 
-class Next(_Review):
+class Next(Review):
     name, label, icon = 'next', 'Next to review', 'skip_next'
     def execute(self, ctx):
         sample = next_to_review(ctx.dataset, ctx.current_sample)

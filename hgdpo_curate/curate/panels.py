@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['PANEL_OPERATORS', 'image_details', 'pair_order', 'pair_details', 'pool_details', 'scorers_of', 'about_review',
            'About', 'PairShown', 'PoolShown', 'SwitchScorer', 'progress_text', 'score_plots', 'Progress', 'CountAgain',
-           'photo_of_sample', 'edit_caption', 'EditCaption', 'register_all']
+           'photos_of_samples', 'caption_by', 'approve_captions', 'edit_caption', 'EditCaption', 'ApproveCaption',
+           'register_all']
 
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports
 import os
 import fiftyone.operators as foo
 from fiftyone.operators import types
 from .dataset import build_dataset
-from .operators import register_operators, review_counts, workspace_of
+from .operators import register_operators, Review, review_counts, reviewer_of, workspace_of
 from .pairs import PAIR_STAGES
 from .reviews import review_pace, review_progress, reviewer_name
-from .samples import ROLE_COLOURS, VIEWS
+from .samples import ROLE_COLOURS, sample_id, update_samples, VIEWS
 
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports-2
-from ..files import UserError
+from ..files import counted, UserError
 from ..flag_kinds import flag_kinds
 from ..images.duplicates import assign_folds_after_captions
 from ..prompts import CAPTION_FACTS, change_captions, standing_prompts, what_hangs
@@ -286,58 +287,80 @@ class CountAgain(foo.Operator):
         ctx.ops.patch_panel_state(dict(text=text), panel_id=ctx.params['panel'])
 
 # %% ../../nbs/4_curate/09_panels.ipynb #edit-caption
-def photo_of_sample(ds, sample: str) -> dict: # a sample id -> row of `prompts` that stands for the photo of its prompt
-    "The caption that is read and edited. Raises `UserError` for a sample without a photo."
-    ws, at = workspace_of(ds), ds.select([sample]).values('prompt_id') if sample else []
+def photos_of_samples(ds, samples) -> list: # sample ids -> rows of `prompts` that stand for the photos of their prompts
+    "The captions that are read and edited. Raises `UserError` for samples without a photo."
+    ws, at = workspace_of(ds), ds.select(list(samples)).values('prompt_id') if samples else []
     prompts = ws.table('prompts')
     photos = prompts.real_image_id[prompts.prompt_id.isin(at)]
     rows = standing_prompts(prompts, captioned=False)
     rows = rows[rows.real_image_id.isin(photos)].to_dict('records')
     if not rows: raise UserError('No photo is chosen; open or select one.')
-    return {k: None if is_missing(v) else v for k, v in rows[0].items()}
+    return [{k: None if is_missing(v) else v for k, v in r.items()} for r in rows]
+
+def caption_by(row) -> str: # of `prompts`; '' where nobody knows
+    "Who wrote a caption: a captioner by its name, else person or file."
+    return (row['captioner'] if row['source'] == 'captioner' else row['source']) or ''
+
+# %% ../../nbs/4_curate/09_panels.ipynb #approve-captions
+def _approved(ds, rows, who) -> list: # rows of `prompts`; None for nobody; sample ids
+    def stated(r): return dict(image_id=r['real_image_id'], prompt=r['prompt'])
+    facts = [stated(r) | {k: r[k] for k in CAPTION_FACTS} | dict(approved_by=who) for r in rows]
+    change_captions(workspace_of(ds), facts)
+    ids = [sample_id(r['real_image_id']) for r in rows]
+    update_samples(ds, dict.fromkeys(ids, dict(caption_approved_by=who)))
+    return ids
+
+def approve_captions(ds, samples, reviewer: str = None) -> tuple: # sample ids; (what was done, changed sample ids)
+    """Approve the captions of samples' photos as they stand; where all of them are approved, take that back.
+
+    Raises `UserError` for a photo without a caption.
+    """
+    rows = photos_of_samples(ds, samples)
+    bare = sum(r['prompt'] is None for r in rows)
+    if bare: raise UserError(f'{counted(bare, "photo")} without a caption; write one with t, or run hgdpo caption.')
+    who = None if all(r['approved_by'] for r in rows) else reviewer or reviewer_name()
+    done = f'{counted(len(rows), "caption")} approved' if who else f'{counted(len(rows), "caption")} no longer approved'
+    return done if len(rows) > 1 else done.removeprefix('1 '), _approved(ds, rows, who)
 
 # %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-2
-def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> str: # a sample id; what was done, in words
+def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> tuple: # a sample id; (what was done, changed ids)
     "Approve the caption of a sample's photo, or replace it by another text. Raises `UserError`."
-    row, ws, who = photo_of_sample(ds, sample), workspace_of(ds), reviewer or reviewer_name()
+    (row, *_), ws, who = photos_of_samples(ds, [sample]), workspace_of(ds), reviewer or reviewer_name()
     text = ' '.join((text or '').split())
     if not any(c.isalpha() for c in text): raise UserError('A caption needs words; leave the caption, or write one.')
-    same = text == row['prompt']
-    about = {k: row[k] for k in CAPTION_FACTS} if same else dict(source='person')
-    told = change_captions(ws, [about | dict(image_id=row['real_image_id'], prompt=text, approved_by=who)])
-    if same: return 'caption approved'
+    if text == row['prompt']: return 'caption approved', _approved(ds, [row], who)
+    about = dict(source='person', approved_by=who)
+    told = change_captions(ws, [about | dict(image_id=row['real_image_id'], prompt=text)])
     assign_folds_after_captions(ws)
     build_dataset(ws, where=(ds.info.get('choices') or {}).get('where'))
-    return '. '.join(filter(None, ['caption changed', what_hangs(ws, told.replaced)]))
+    hangs = what_hangs(ws, told.replaced)
+    return f'caption changed{hangs and f"; {hangs}"}', [sample_id(row['real_image_id'])]
 
 # %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-3
-class EditCaption(foo.Operator):
+class EditCaption(Review):
     "One field with the caption of the photo."
-    @property
-    def config(self):
-        return foo.OperatorConfig(name='edit_caption', label='Read, edit or approve the caption', dynamic=True)
+    name, label, icon, form = 'edit_caption', 'Read, edit or approve the caption', 'edit_note', True
 
     def resolve_input(self, ctx):
         "The caption as it stands, and who wrote it."
-        row, form = photo_of_sample(ctx.dataset, _chosen(ctx)), types.Object()
-        by = row['captioner'] if row['source'] == 'captioner' else row['source']
-        form.str('text', label=f'Caption by {by or "an unknown source"}', default=row['prompt'] or '', required=True)
-        return types.Property(form, view=types.View(label='Read, edit or approve the caption'))
+        chosen = [ctx.current_sample] if ctx.current_sample else ctx.selected
+        row, form = photos_of_samples(ctx.dataset, chosen[:1])[0], types.Object()
+        by = f'Caption by {caption_by(row) or "an unknown source"}'
+        form.str('text', label=by, default=row['prompt'] or '')
+        return types.Property(form, view=types.View(label=self.label))
 
-    def execute(self, ctx):
-        "Write it, and show the photo under it."
-        try: said = edit_caption(ctx.dataset, _chosen(ctx), ctx.params['text'])
-        except UserError as e:
-            ctx.ops.notify(str(e), variant='error')
-            raise
-        ctx.ops.reload_dataset()
-        return dict(said=said)
+    def act(self, ctx, ids):
+        if len(ids) != 1: raise UserError('Open or select one photo to read its caption.')
+        return edit_caption(ctx.dataset, ids[0], ctx.params['text'], reviewer_of(ctx))
 
-# %% ../../nbs/4_curate/09_panels.ipynb #edit-caption-4
-def _chosen(ctx): return ctx.current_sample or next(iter(ctx.selected or []), None)
+class ApproveCaption(Review):
+    "The caption as it stands, with one key."
+    name, label, icon = 'approve_caption', 'Approve the caption; again: take that back', 'spellcheck'
+    can_undo = counted = False
+    def act(self, ctx, ids): return approve_captions(ctx.dataset, ids, reviewer_of(ctx))
 
 # %% ../../nbs/4_curate/09_panels.ipynb #register-panels
-PANEL_OPERATORS = [About, PairShown, PoolShown, SwitchScorer, EditCaption, CountAgain, Progress]
+PANEL_OPERATORS = [About, PairShown, PoolShown, SwitchScorer, EditCaption, ApproveCaption, CountAgain, Progress]
 
 def register_all(plugin):
     "Called by FiftyOne, as the plugin's `register`."

@@ -236,6 +236,13 @@ def look_alikes_of(dup) -> dict: # rows of `duplicates`; image id -> the first i
     return {i: first(i) for i in list(above)}
 
 # %% ../../nbs/4_curate/03_reviews.ipynb #image-rows
+def _add_captions(rows, prompts): # of the table, by id
+    "Of photos: who wrote the caption, and who approved it."
+    is_photo = rows.domain == 'real'
+    writer = prompts.captioner.where(prompts.source == 'captioner', prompts.source)
+    for name, values in dict(caption_by=writer, caption_approved_by=prompts.approved_by).items():
+        rows[name] = rows.prompt_id.map(values).where(is_photo, None)
+
 def _image_rows(ws, scorer, prompts): # None: all prompts
     "Images with their prompt, score, and rank in the pool of their prompt."
     among = ('prompt_id', prompts) if prompts is not None else None
@@ -243,6 +250,7 @@ def _image_rows(ws, scorer, prompts): # None: all prompts
     prompts = ws.table('prompts', only=among)
     images, texts = without_former_places(images, prompts), prompts[['prompt_id', 'prompt', 'fold']]
     rows = images.merge(texts, on='prompt_id', how='left')
+    _add_captions(rows, prompts.set_index('prompt_id'))
     scores = ws.table('scores', only=among and ('image_id', list(rows.image_id)))
     rows['score'] = rows.image_id.map(scores.query('scorer == @scorer').set_index('image_id').score)
     rows['scored_by'] = [None if s != s else f'{scorer} {s:.3g}' for s in rows.score]

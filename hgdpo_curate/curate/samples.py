@@ -23,6 +23,8 @@ FIELDS = dict(  # of a sample -> type
     image_id='str',
     prompt_id='str',
     prompt='str',
+    caption_by='str',  # of a photo: person, file, or the captioner's name
+    caption_approved_by='str',
     domain='str',
     fold='str',
     seed='int',
@@ -342,7 +344,7 @@ SIDEBAR = dict(
         'hands',
     ],
     pairs=['roles', 'scored_by', 'score', 'rank', 'easy', 'normal', 'hard', 'disagreement', 'disagrees'],
-    photo=['domain', 'fold', *shown_columns('photo'), 'faces'],
+    photo=['domain', 'fold', 'caption_by', 'caption_approved_by', *shown_columns('photo'), 'faces'],
     made=(
         'image_id prompt_id seed timestep level width height '
         'easy_pair normal_pair hard_pair id filepath created_at last_modified_at'
@@ -425,6 +427,7 @@ VIEWS = {    # name -> colour, description
     'real: to review': ('blue', 'photos without a decision'),
     'real: approved': ('green', 'photos approved as winners'),
     'real: duplicates': ('gray', 'photos that look alike'),
+    'real: captions to read': ('blue', 'photos whose caption a model wrote and nobody approved'),
     'pool: by prompt': ('purple', 'the image pool, one group per prompt, best score first'),
     'pool: anatomy failures': ('red', 'generated images with a proposed or confirmed fault'),
     'pool: winners': ('green', 'winners of the easy stage'),
@@ -438,6 +441,7 @@ VIEWS = {    # name -> colour, description
     'parts: faces': ('purple', 'faces that a detector saw, one tile each, the worst images first'),
     'parts: people': ('purple', 'people that a detector saw, one tile each, the worst images first'),
 }
+_BY_MODEL = {'$nin': [None, '', 'person', 'file']}
 _PARTS = {'parts: hands': 'hands', 'parts: faces': 'faces_seen', 'parts: people': 'people_seen'}
 
 # %% ../../nbs/4_curate/05_samples.ipynb #make-view
@@ -456,6 +460,7 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
         'real: to review': lambda: match(domain='real', decision=None),
         'real: approved': lambda: match(domain='real', decision='approve'),
         'real: duplicates': lambda: match(domain='real', duplicate=True).sort_by('look_alikes'),
+        'real: captions to read': lambda: match(domain='real', caption_approved_by=None, caption_by=_BY_MODEL),
         'pool: by prompt': lambda: match(domain='generated').group_by('prompt_id', order_by='rank', order_by_key=0),
         'pool: anatomy failures': lambda: by_score(True, domain='generated', anatomy_failure=True),
         'pool: winners': lambda: framed(by_score(True, easy='winner'), 'easy'),

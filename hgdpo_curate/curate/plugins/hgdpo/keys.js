@@ -100,8 +100,9 @@
   // --- deciding
   const SIMPLE = {
     a: ["approve", "approve"], d: ["reject", "reject"], u: ["duplicate", "duplicate"], e: ["undecide", "undecided"],
-    0: ["clear", "clear flags"],
+    0: ["clear", "clear flags"], y: ["approve_caption", "approve the caption"],
   };
+  const FORMS = { g: "flag", t: "edit_caption" };
   const PARTS = { h: "hand", f: "foot", a: "arm", l: "leg", c: "face", e: "head", b: "body" };
   const NATURAL = { bad_hand: "hand", bad_foot: "foot", deformed_face: "face", extra_face: "face" };
   const SIDED = ["hand", "foot", "arm", "leg"];
@@ -116,7 +117,7 @@
     if (answer.counts) S.counts = answer.counts;
     if (answer.samples && answer.samples.length) S.app.update(answer.samples.map((s) => [s._id, s]));
     S.paces = [...S.paces.slice(-40), Date.now()];
-    toast(answer.said + (answer.of ? ` · ${answer.of}` : ""), { undo: name !== "undo" });
+    toast(answer.said + (answer.of ? ` · ${answer.of}` : ""), { undo: answer.undo });
     if (S.modal === null) S.app.refresh();
     else S.stale = true;
     countAgain();
@@ -188,7 +189,7 @@
     if (item.key === "n" && S.modal === null) return ask("next", {});
     if (item.key === "n") return moveOn();
     if (!ids.length) return toast("Open a picture, or select some, and press again.", { bad: true, ms: 3000 });
-    if (item.key === "g") return S.app.form(OURS + "flag");
+    if (item.key in FORMS) return S.app.form(OURS + FORMS[item.key], { reviewer: S.reviewer, view_name: S.view });
     if (item.key === "w") return inTurn(() => send("swap", { sample_ids: ids }));
     return decideBy(item, ids);
   }
@@ -229,7 +230,7 @@
   }
 
   const typing = (el) => el && (/^(INPUT|TEXTAREA|SELECT)$/.test(el.tagName) || el.isContentEditable);
-  const known = (k) => k in SIMPLE || "wgn".includes(k) || !!flagOf(k);
+  const known = (k) => k in SIMPLE || k in FORMS || "wn".includes(k) || !!flagOf(k);
 
   function onKey(e) {
     if (typing(document.activeElement)) return;
@@ -352,7 +353,8 @@
     return h("div", { className: "hg-box", "data-cy": "hgdpo-help" }, h("div", { className: "hg-cols" },
       h("div", null, h("h4", null, "Deciding"), rowsOf([
         ["a", "approve"], ["d", "reject"], ["u", "duplicate; of several the first stays"], ["e", "back to undecided"],
-        ["w", "swap winner and loser"], ["⌫", "take back, several in a row"], ["n", "next"],
+        ["w", "swap winner and loser"], ["y", "approve the caption; again: take that back"],
+        ["t", "read or edit the caption"], ["⌫", "take back, several in a row"], ["n", "next"],
         ["shift", "with a key: stay on this picture"], ["?", "this list"],
       ]), "Keys act on the open picture,", h("br"), "or on all that are selected in the grid."),
       h("div", null, h("h4", null, "Flagging"), rowsOf([...flags.map((f) => [f.key, f.words]),
@@ -384,7 +386,8 @@
         Button("u", "duplicate", "Mark as duplicates"),
         Button("e", "undecided", "Back to undecided"), h("span", { className: "hg-gap" }),
         Button("g", "flag…", "Flags; 1 to 9 at once, see the list of keys"), Button("0", "clear", "Clear flags"),
-        Button("w", "swap", "Swap winner and loser"), h("span", { className: "hg-gap" }),
+        Button("w", "swap", "Swap winner and loser"),
+        Button("t", "caption", "Read, edit or approve the caption"), h("span", { className: "hg-gap" }),
         Button("undo", "undo", "Take back the last decision"),
         Button("n", "next", "Next picture, or the next photo to review"),
         h("button", { title: "Go on to the next picture after a decision", "data-cy": "hgdpo-move",
@@ -402,6 +405,7 @@
     if (view === "disagreements") return ["disagrees", "roles", "decision"];
     const part = { "parts: hands": "hands", "parts: faces": "faces_seen", "parts: people": "people_seen" }[view];
     if (part) return ["flags", "scored_by", part];
+    if (view === "real: captions to read") return ["caption_by", "decision"];
     if (/^pool/.test(view || "")) return ["roles", "scored_by", "flags", "decision"];
     return ["decision", "flags", "people", "faces_seen"];
   };
