@@ -1,5 +1,8 @@
 """Portraits, landscapes and squares in one workspace: a photo, its pool and its pairs have one of several shapes."""
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -234,6 +237,37 @@ def test_training_on_three_shapes_resumes_to_the_bit(mixed, more):
         train_curriculum(mixed, run=f'stopped-{name}', progress=stop_after(5), **kw)
     again = adapters(train_curriculum(mixed, run=f'stopped-{name}', progress=quiet, **kw))
     assert whole and whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_two_processes_train_on_three_shapes_as_one_does_in_two_passes(mixed):
+    import torch
+
+    from hgdpo_curate import train_curriculum
+    kw = KW | dict(control='easy_only', max_train_steps=8)
+    code = ('import sys\nfrom hgdpo_curate.train.curriculum import train_curriculum\n'
+            f'train_curriculum({str(mixed.root)!r}, run=sys.argv[1], device="cpu", '
+            f'progress=lambda total, label: lambda n: None, **{kw!r})')
+    (mixed.root/'two.py').write_text(code)
+    launch = '--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no'
+    port = '--num_cpu_threads_per_process 1 --main_process_port 0'
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'accelerate.commands.launch',
+            *launch.split(),
+            *port.split(),
+            str(mixed.root/'two.py'),
+            'two-processes',
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(p) for p in sys.path if p])),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = adapters(mixed.root/'runs'/'two-processes')
+    one = adapters(train_curriculum(mixed, run='two-passes', gradient_accumulation_steps=2, progress=quiet, **kw))
+    assert two and all(torch.equal(two[k], one[k]) for k in one)
 
 
 def test_a_step_has_one_shape_and_its_halves_are_the_step(mixed):
