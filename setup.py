@@ -21,7 +21,7 @@ setup(
     include_package_data=True,
     python_requires='>=' + c['min_python'],
     install_requires=c['requirements'].split(),
-    extras_require={'dev': c['dev_requirements'].split(), 'hands': c['hands_requirements'].split()},
+    extras_require={extra: c[f'{extra}_requirements'].split() for extra in ('dev', 'hands', 'ray')},
     entry_points={'console_scripts': [c['console_scripts']], 'nbdev': [f'{c["lib_name"]}={c["lib_name"]}._modidx:d']},
     zip_safe=False,
 )

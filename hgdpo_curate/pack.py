@@ -20,7 +20,7 @@ from hgdpo_curate.files import (
 )
 
 # %% ../nbs/8_run/05_pack.ipynb #imports-2
-from .images.jobs import announce, in_bytes, in_words
+from .long_jobs import announce, in_bytes, in_words
 from .workspace import tombstone_of
 from .parts import Table
 from .runs import no_such_run

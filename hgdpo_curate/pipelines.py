@@ -6,7 +6,8 @@
 __all__ = ['MANNEQUIN', 'SAMPLERS', 'assets_folder', 'pipeline_folder', 'model_hash', 'check_base_folder', 'best_device',
            'usable_device', 'torch_dtype', 'load_pipeline', 'quiet_libraries', 'set_sampler', 'entered_midway',
            'noise_scheduler', 'encode_prompts', 'embed_prompts', 'join_conditioning', 'take_conditioning',
-           'encode_unconditional', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded', 'make_images']
+           'encode_unconditional', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded', 'make_images',
+           'whole_images']
 
 # %% ../nbs/0_base/06_pipelines.ipynb #import-functools-json-os
 import contextlib, functools, os
@@ -14,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from .files import file_sha256, in_batches, short_id, UsageError, UserError
 from .families import family_in, family_of
+from .show import launched
 
 # %% ../nbs/0_base/06_pipelines.ipynb #mannequin
 MANNEQUIN = 'mannequin'   # the small base model in the package
@@ -105,9 +107,11 @@ def _deciding_files(folder):
 
 # %% ../nbs/0_base/06_pipelines.ipynb #best-device
 def best_device() -> str:
-    "'cuda' where there is one, else 'cpu'."
+    "'cuda' where there is one, else 'cpu'. Each process of `accelerate launch` has a GPU of its own."
     import torch
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
+    _, count, here = launched()
+    if os.environ.get('ACCELERATE_USE_CPU') == 'true' or not torch.cuda.is_available(): return 'cpu'
+    return f'cuda:{here % torch.cuda.device_count()}' if count > 1 else 'cuda'
 
 # %% ../nbs/0_base/06_pipelines.ipynb #usable-device
 def usable_device(device=None) -> str:
@@ -325,3 +329,36 @@ def make_images(
     )
     with entered_midway(pipe) if 'timesteps' in start else contextlib.nullcontext():
         return pipe(**conditioning, **negative, **options, **start).images
+
+# %% ../nbs/0_base/06_pipelines.ipynb #whole-images
+def whole_images(
+    pipe,  # a pipeline of `load_pipeline`
+    draw,  # a function that calls it -> PIL images
+) -> list: # of them; None for one without colours
+    "Images of a call, each with finite pixels; those that the VAE gives none in half precision are decoded in float32."
+    vae, found = pipe.vae, []
+    before = vae.__dict__.get('decode')
+    plain = vae.decode
+    def decode(latents, *args, **options):
+        from diffusers.models.autoencoders.vae import DecoderOutput
+        pixels = plain(latents, *args, **options)[0]
+        found.extend(_repaired(vae, plain, latents, pixels))
+        return DecoderOutput(sample=pixels)
+    vae.decode = decode
+    try: images = draw()
+    finally:
+        if before: vae.decode = before
+        else: del vae.decode
+    return [im if good else None for im, good in zip(images, found[-len(images):])]
+
+def _repaired(vae, decode, latents, pixels) -> list: # whether each is finite now; changed in place
+    import torch
+    def finite(x): return x.flatten(1).isfinite().all(1)
+    bad = ~finite(pixels)
+    again, kept = bad & finite(latents), vae.dtype
+    if kept != torch.float32 and again.any():
+        vae.float()
+        try: pixels[again] = decode(latents[again].float())[0].to(pixels)
+        finally: vae.to(kept)
+        bad = ~finite(pixels)
+    return (~bad).tolist()

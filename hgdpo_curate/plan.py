@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from .evaluate.candidates import arms_of
 from .evaluate.results import for_terminal
 from .files import bytes_a_pixel, counted, UserError
-from .images.jobs import in_bytes, in_words
+from .long_jobs import in_bytes, in_words
 from .images.pool import base_of, choose_prompts
 from .images.recon import recon_timesteps, timesteps_of, TRAINING_LEVELS
 from .runs import RunConfig

@@ -61,12 +61,19 @@ def make_world(folder, prompts=12):
             [
                 dict(
                     image_id=i,
-                    scorer='smallscore',
+                    scorer=scorer,
                     scorer_version='x',
-                    score=float(x.fault == '') + n / 10,
+                    score=sign * (float(x.fault == '') + n / 10),
                 )
+                for scorer, sign in (('smallscore', 1), ('contrary', -1))
                 for n, (i, x) in enumerate(made.items())
             ],
+        )
+        seen = dict(detector='none', detector_version='x', confidence=.9, keypoints=None)
+        boxes = dict(hand=[8., 26., 6., 6.], face=[14., 4., 12., 12.])
+        ws.append(
+            'detections',
+            [seen | dict(image_id=i, kind=k, index=0, box=b) for i in made for k, b in boxes.items() if p == 1],
         )
         ws.append(
             'flags',
@@ -98,10 +105,10 @@ class Reviewer:
         )
         page.on('pageerror', lambda e: self.said.append(str(e)))
 
-    def see(self, view, name=None):
+    def see(self, view, name=None, empty=False):
         self.page.goto('about:blank')
         self.page.goto(f'{self.address}?view={view}', wait_until='commit')
-        self.page.locator('[data-cy="looker"]').first.wait_for(timeout=240_000)
+        if not empty: self.page.locator('[data-cy="looker"]').first.wait_for(timeout=240_000)
         # keys are refused until the workspace is read
         self.page.wait_for_function('() => window.hgdpo && window.hgdpo.S.about', timeout=240_000)
         # thumbnails are drawn after they are there
@@ -366,6 +373,80 @@ def test_a_pair_is_judged_side_by_side_and_trained_that_way(world):
         p for p in after.index if after.winner_id[p] == before.loser_id[p] and after.loser_id[p] == before.winner_id[p]
     ]
     assert len(turned) == 1
+
+
+def test_hands_are_patches_that_a_key_flags_and_crops_stand_below_a_pair(world):
+    ws, me = world
+    me.see('parts-hands')
+    assert me.tiles() == 4                                                         # the pool of one prompt
+    me.open()
+    me.press('3')
+    me.page.keyboard.press('Enter')
+    flagged = "flag == 'bad_hand' and source == 'human' and status == 'confirmed'"
+    me.until(lambda: ws.table('flags').query(flagged).image_id.str.startswith('01').any())
+    me.idle()
+    me.close()
+    me.see('pairs-easy')
+    me.page.locator('[data-cy="new-panel-btn"]').first.click()
+    me.page.get_by_text('Pairs, side by side').first.click()
+    crops = me.page.locator('[data-cy="hgdpo-crops"]')
+    for _ in range(12):
+        me.page.wait_for_timeout(400)
+        if crops.count(): break
+        me.page.keyboard.press('ArrowRight')
+    assert crops.count() == 2 and crops.first.locator('div').count() == 2          # a hand and a face of both
+    me.shoot('crops')
+
+
+def test_another_scorer_is_chosen_in_the_menu(world):
+    from hgdpo_curate.curate.splits import pairs_of
+    ws, me = world
+    me.see('pairs-easy')
+    for name, wins in (('contrary', False), ('smallscore', True)):
+        me.page.locator('[data-cy="hgdpo-scorer"]').click()
+        me.page.get_by_text(f'{name} (').first.click()
+        me.shoot(f'choosing-{name}')
+        me.page.get_by_role('button', name='Execute').click()
+        me.until(lambda: me.page.locator('[data-cy="hgdpo-scorer"]').inner_text() == f'by {name}', 90)
+        me.page.locator('[data-cy="looker"]').first.wait_for()
+        me.shoot(f'by-{name}')
+    assert {*pairs_of(ws, 'contrary')['easy'].winner_id} & {*pairs_of(ws)['easy'].loser_id}
+
+
+def test_mishaps_are_said_and_nothing_is_lost(world):
+    ws, me = world
+    me.see('reviewers-differ', 'nothing-here', empty=True)
+    me.page.keyboard.press('a')                                                    # a view without a picture
+    me.told('Open a picture')
+    photo = ws.table('images').query("domain == 'real'").iloc[0]
+    (ws.root/photo.path).rename(ws.root/'away.png')
+    me.see('real-approved')
+    me.open()
+    me.shoot('file-gone')                                                          # a file that is gone
+    image = me.shown()
+    me.press('d')
+    me.until(lambda: (reviews(ws) == 'reject').any() and me.shown() != image)
+    (ws.root/'away.png').rename(ws.root/photo.path)
+    me.ready()
+    table, image, before = ws.root/'tables'/'reviews', me.shown(), reviews(ws).to_dict()
+    table.rename(ws.root/'reviews')                                                # an operator that fails
+    table.write_text('in the way')
+    me.press('Shift+D')
+    me.told('It was not done')
+    me.shoot('not-done')
+    table.unlink()
+    (ws.root/'reviews').rename(table)
+    assert reviews(ws).to_dict() == before and me.shown() == image
+    other = Reviewer(me.page.context.new_page(), me.address, me.shots)             # a second tab
+    other.see('real-approved')
+    other.open()
+    subject, where = other.shown()[-16:], ws.table('reviews', history=True)
+    other.press('Shift+D')
+    other.told('rejected')
+    me.see('real-to-review')
+    assert reviews(ws)[subject] == 'reject'
+    assert len(ws.table('reviews', history=True)) == len(where) + 1
+    other.page.close()
 
 
 def test_no_button_hides_at_1300_pixels_and_the_keys_are_listed(world):

@@ -278,7 +278,7 @@ def test_the_search_of_fiftyone_for_other_databases_is_quiet():
 def test_how_long_it_takes_is_said_once_and_only_of_long_jobs(monkeypatch, capsys):
     import time
 
-    from hgdpo_curate.images.jobs import Pace
+    from hgdpo_curate.long_jobs import Pace
     now = [0.]
     monkeypatch.setattr(time, 'monotonic', lambda: now[0])
     for total, said in ((10_000, 'about 28 minutes left'), (100, '')):
@@ -292,7 +292,7 @@ def test_how_long_it_takes_is_said_once_and_only_of_long_jobs(monkeypatch, capsy
 def test_judging_says_how_many_images_it_looks_at_and_how_long_it_takes(finished, copy_of, capsys, monkeypatch):
     import numpy as np
     from hgdpo_curate import score_images
-    from hgdpo_curate.images.jobs import Pace
+    from hgdpo_curate.long_jobs import Pace
     from hgdpo_curate.judge.detections import detect
     class Slow(Chance):
         name = 'slow'

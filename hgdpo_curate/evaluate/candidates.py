@@ -21,7 +21,7 @@ from ..train.recipes import as_dict, InferenceConfig
 from ..shapes import prompt_sizes
 from ..workspace import is_begun
 from ..runs import no_such_run, RunConfig
-from ..files import command_line, file_sha256, short_id, UsageError, UserError
+from ..files import command_line, counted, file_sha256, first_few, short_id, UsageError, UserError
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #candidate-2
 @dataclass
@@ -73,6 +73,7 @@ def draw_arms(
             progress=progress,
         )
     images = ws.table('images').set_index('image_id', drop=False)
+    _refuse_missing(jobs, images)
     rows = {n: images.loc[[j['image_id'] for j in jobs[n]]] if n in jobs else a for n, a in arms.items()}
     rows = _in_one_order(ws, rows)
     _refuse_unlike(rows)
@@ -116,6 +117,15 @@ def _refuse_different_bases(bases):
             raise UserError(
                 f'{name} and {first} were trained on different base models ({base} and {bases[first]}), so a '
                 'difference between them says nothing about training; compare runs of one base.'
+            )
+
+def _refuse_missing(jobs, images):
+    for name, wanted in jobs.items():
+        missing = [j['image_id'] for j in wanted if j['image_id'] not in images.index]
+        if missing:
+            raise UserError(
+                f'{counted(len(missing), "image")} of {name} could not be made ({first_few(missing)}), so it cannot be '
+                'compared; run the same command again, or train and evaluate it with mixed_precision bf16 or no.'
             )
 
 def _refuse_unlike(rows):
@@ -182,10 +192,10 @@ def _drawing(ws, base, folder, rules, text, device, precision): # -> the `draw` 
 
     # how: guidance_scale and num_inference_steps, if not the rules'; width and height, if not the workspace's
     def draw(prompts, seeds, **how):
-        from hgdpo_curate.pipelines import seeded
+        from hgdpo_curate.pipelines import seeded, whole_images
         noise = [seeded(s) for s in seeds]
         size = dict(width=ws.size[0], height=ws.size[1])
-        return pipeline()(prompts, generator=noise, **size | how).images
+        return whole_images(pipeline(), lambda: pipeline()(prompts, generator=noise, **size | how).images)
     return draw
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #run-arm-3

@@ -139,10 +139,12 @@ def generate_pool(
     device=None,           # torch device, e.g. cuda or cpu; None takes a GPU if available
     mixed_precision='no',  # 'no', 'fp16' or 'bf16': dtype of the frozen weights
     progress=None,         # called as progress(total, label) -> update(n); None shows a bar
+    follow=None,           # called with each batch once it is stored, see `run_jobs`
 ) -> int:                  # how many images were generated now
     """Generate the image pool: images of every training prompt by the base model.
 
-    It can be stopped and run again; nothing is generated twice. Raises `UserError` for fewer than two images a prompt.
+    It can be stopped and run again, and several processes share the work; nothing is generated twice. Raises
+    `UserError` for fewer than two images a prompt.
     """
     if n < 2:
         raise UsageError(
@@ -170,4 +172,5 @@ def generate_pool(
         batch,
         'image pool',
         progress=progress,
+        follow=follow,
     )

@@ -114,9 +114,9 @@ def sdrecon(
 ):                        # PIL image of the same size
     """Noise `image` to level t and denoise it with `pipe` (SDRecon, docs/paper.md section 2 and equation 1).
 
-    Raises `UserError` for a level outside (0, 1000].
+    Raises `UserError` for a level outside (0, 1000], or a result without colours.
     """
-    from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, make_images
+    from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, make_images, whole_images
     start = recon_start(
         pipe,
         [image],
@@ -125,7 +125,7 @@ def sdrecon(
         steps,
         image.size,
     )
-    return make_images(
+    made, = whole_images(pipe, lambda: make_images(
         pipe,
         encode_prompts(pipe, [prompt]),
         encode_unconditional(pipe),
@@ -134,7 +134,9 @@ def sdrecon(
         steps,
         guidance,
         **start,
-    )[0]
+    ))
+    if made is None: raise UserError('The reconstruction has no colours (NaN); load the base with mixed_precision no.')
+    return made
 
 # %% ../../nbs/2_images/09_recon.ipynb #recon-jobs
 def _recon_jobs(ws, prompts, timesteps, model, steps, guidance) -> list: # timesteps: level -> noise level
@@ -184,7 +186,8 @@ def reconstruct(
 ) -> int:                    # how many images were generated now
     """Generate the intermediate domains: each photo noised to some levels and denoised by the base model (SDRecon).
 
-    It can be stopped and run again; nothing is generated twice. Raises `UserError` for a level outside (0, 1000].
+    It can be stopped and run again, and several processes share the work; nothing is generated twice. Raises
+    `UserError` for a level outside (0, 1000].
     """
     for t in levels: _check_level(t)
     ws = open_workspace(workspace)

@@ -146,6 +146,7 @@ def detect(
         f'detections by {detector.name}',
         batch,
         progress=progress,
+        which=dict(detector=detector.name, detector_version=detector.version),
     )
 
 def _detection_rows(detector, rows, pictures):

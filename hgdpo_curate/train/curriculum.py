@@ -17,7 +17,7 @@ from ..curate.left_out import empty_stage
 from ..curate.splits import load_split
 from ..runs import RunConfig
 from ..files import counted
-from ..images.jobs import announce, in_bytes, Pace
+from ..long_jobs import announce, in_bytes, Pace
 from ..images.pool import check_base
 from ..show import progress_bar
 from ..files import atomic_path, command_line, read_json, short_id, UsageError, UserError

@@ -95,11 +95,15 @@ def _announced(facts): # by which model
 
 def _draw_samples(pipe, jobs, sizes, face, facts, progress): # jobs: (prompt, seed, file); prompt -> width, height
     import torch
+    from hgdpo_curate.pipelines import whole_images
     with progress_bar(len(jobs), 'samples', progress) as bar:
         for prompt, seed, file in jobs:
             if not file.exists():                                   # generated before, with the same weights
                 generator, (width, height) = torch.Generator().manual_seed(seed), sizes[prompt]
-                image = pipe(prompt, generator=generator, width=width, height=height).images[0]
+                how = dict(generator=generator, width=width, height=height)
+                image, = whole_images(pipe, lambda p=prompt, how=how: pipe(p, **how).images)
+                if image is None:
+                    raise UserError(f'The image of {prompt!r} of seed {seed} has no colours (NaN); give another seed.')
                 _save_sample(
                     image,
                     file,

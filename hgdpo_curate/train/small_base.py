@@ -11,7 +11,7 @@ import time
 import numpy as np
 from ..families import denoiser, family_of, process_of
 from ..files import atomic_path, in_batches, UserError
-from ..images.jobs import Pace
+from ..long_jobs import Pace
 from ..show import bar_class
 
 # %% ../../nbs/5_train/16_small_base.ipynb #cosine-ramp

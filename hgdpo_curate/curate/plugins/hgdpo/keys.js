@@ -2,6 +2,7 @@
 (function () {
   const h = React.createElement;
   const OURS = "@hgdpo/curate/";
+  const ORDERS = { uncertain: "uncertain first", score: "worst score first", imported: "as imported" };
   const loaded = performance.getEntriesByType("resource").map((r) => r.name).find((u) => /hgdpo.*keys\.js/.test(u));
   const here = (document.currentScript && document.currentScript.src) || loaded || "";
 
@@ -26,11 +27,14 @@
   // FiftyOne tries again by itself: if the server comes back, the last decision may still be written
   const DOWN = "The App's server does not answer. Start it again, reload this page and look: a decision without a " +
     "green message may be missing.";
+  const failed = (e) => {
+    const why = (e && (e.errorMessage || e.message)) || e;
+    return { refused: `It was not done: ${String(why).split("\n")[0]}` };
+  };
   const isUp = () => fetch(location.origin + "/", { cache: "no-store" }).then(() => true, () => false);
   const ask = (name, params, ms = 30000) =>
     new Promise((done) => {
       const finish = (answer) => (clearTimeout(late), clearTimeout(soon), done(answer));
-      const failed = (e) => finish({ refused: `It was not done: ${String((e && e.message) || e).split("\n")[0]}` });
       // an operator that never answers does not block the keys for ever
       const late = setTimeout(() => finish({ refused: DOWN }), ms);
       // FiftyOne itself tries a server that is gone for long, without a word
@@ -39,12 +43,12 @@
         __foo__
           .executeOperator(OURS + name, params, {
             callback: (r) => {
-              if (r && r.error) failed(r.errorMessage || r.error);
+              if (r && r.error) finish(failed(r.errorMessage ? r : r.error));
               else finish((r && r.result) || { refused: "The server gave no answer; press again." });
             },
           });
       } catch (e) {
-        failed(e);
+        finish(failed(e));
       }
     });
 
@@ -108,15 +112,15 @@
   const SIDED = ["hand", "foot", "arm", "leg"];
   const flagOf = (key) => S.about && S.about.flags.find((f) => f.key && f.key === key);
 
-  async function send(name, params) {
-    const answer = await ask(name, { ...params, by_key: true, reviewer: S.reviewer, view_name: S.view });
+  // what an operator answered, to a key or from a form
+  function heard(answer) {
     if (answer.refused) {
       toast(answer.refused, { bad: true });
       return answer;
     }
-    if (answer.counts) S.counts = answer.counts;
+    if (answer.counts) (S.counts = answer.counts), (S.paces = [...S.paces.slice(-40), Date.now()]);
+    if (answer.about) S.about = answer.about;
     if (answer.samples && answer.samples.length) S.app.update(answer.samples.map((s) => [s._id, s]));
-    S.paces = [...S.paces.slice(-40), Date.now()];
     toast(answer.said + (answer.of ? ` · ${answer.of}` : ""), { undo: answer.undo });
     if (S.modal === null) S.app.refresh();
     else S.stale = true;
@@ -124,6 +128,12 @@
     draw();
     return answer;
   }
+  const ours = () => ({ by_key: true, reviewer: S.reviewer, view_name: S.view });
+  const send = async (name, params) => heard(await ask(name, { ...params, ...ours() }));
+  const openForm = (name) => {
+    const callback = (r) => (r && r.result ? heard(r.result) : r && r.error && heard(failed(r)));
+    S.app.form(OURS + name, ours(), { callback });
+  };
   // one after the other, in the order of the keys
   const inTurn = (work) => (S.sent = S.sent.then(work, work));
 
@@ -189,7 +199,7 @@
     if (item.key === "n" && S.modal === null) return ask("next", {});
     if (item.key === "n") return moveOn();
     if (!ids.length) return toast("Open a picture, or select some, and press again.", { bad: true, ms: 3000 });
-    if (item.key in FORMS) return S.app.form(OURS + FORMS[item.key], { reviewer: S.reviewer, view_name: S.view });
+    if (item.key in FORMS) return openForm(FORMS[item.key]);
     if (item.key === "w") return inTurn(() => send("swap", { sample_ids: ids }));
     return decideBy(item, ids);
   }
@@ -393,7 +403,9 @@
         h("button", { title: "Go on to the next picture after a decision", "data-cy": "hgdpo-move",
           onClick: () => ((s.moveOn = !s.moveOn), draw()) }, s.moveOn ? "moves on" : "stays"),
         h("button", { title: "Whose scores sort and pair", "data-cy": "hgdpo-scorer",
-          onClick: () => s.app.form(OURS + "switch_scorer") }, "by " + ((s.about && s.about.scorer) || "…")),
+          onClick: () => openForm("switch_scorer") }, "by " + ((s.about && s.about.scorer) || "…")),
+        h("button", { title: "What is reviewed first", "data-cy": "hgdpo-order",
+          onClick: () => openForm("switch_order") }, ORDERS[s.about && s.about.order] || "…"),
         h("button", { title: "All keys", "data-cy": "hgdpo-help-button", onClick: () => ((s.help = !s.help), draw()) },
           h("b", null, "?"), " keys")));
   }

@@ -7,7 +7,8 @@
 
   const style = document.createElement("style");
   style.textContent = `
-    .hg-panel { height: 100%; display: flex; flex-direction: column; background: #16191d; color: #e6e9ee; outline: none;
+    .hg-panel { height: 100%; box-sizing: border-box; padding-bottom: 10px; display: flex; flex-direction: column;
+      background: #16191d; color: #e6e9ee; outline: none;
       font: 14px/1.4 system-ui, sans-serif; overflow: hidden; }
     .hg-head { display: flex; gap: 10px; align-items: center; padding: 6px 12px; flex-wrap: wrap; }
     .hg-head button { font: inherit; color: inherit; background: #323a45; border: 0; border-radius: 4px;
@@ -77,7 +78,8 @@
       if (turn === asked.current) set(a);
       return a;
     }, [operator]);
-    React.useEffect(() => void fetchIt(), [fetchIt]);
+    // again where another scorer was chosen
+    React.useEffect(() => void fetchIt(), [fetchIt, S.about && S.about.scorer]);
     return [answer, fetchIt];
   }
 

@@ -1,0 +1,103 @@
+"""Engines: the processes of `accelerate launch`, and the machines of a Ray cluster, one of which is lost."""
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from drawn_pool import BATCH, draw_pool, JOBS
+from test_killed_pool import images_of
+
+from hgdpo_curate import create_workspace, import_photos, UserError
+from hgdpo_curate.cli import main, VERBS
+from hgdpo_curate.engines import work_on_ray
+from hgdpo_curate.toy.drawings import export_photos
+
+
+def test_accelerate_divides_a_pool_and_only_the_first_process_prints(tmp_path, random_base):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56', steps=2, guidance=2.)
+    import_photos(ws, export_photos(tmp_path/'photos', 6, seed=3), progress=lambda items, **k: items)
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '-m', 'hgdpo_curate']
+    words = f'pool --n 8 --batch 2 --workspace {ws.root} --pretrained_model_name_or_path {random_base}'.split()
+    done = subprocess.run([*launch, *words], cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS='1'), capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    prompts = len(ws.table('prompts').query("fold == 'train'"))
+    images = ws.table('images', history=True).query("domain == 'generated'")
+    assert len(images) == images.image_id.nunique() == 8*prompts
+    assert done.stdout.count('made') == 1 and done.stderr.count('images of 40 x 56 to make') == 1
+
+
+def test_verbs_that_cannot_be_divided_run_in_the_first_process_alone(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert main(['status', '--workspace', str(tmp_path)]) == 0 and capsys.readouterr().out == ''
+    assert main(['recon', '--workspace', str(tmp_path)]) == 1 and 'is not a workspace' in capsys.readouterr().err
+    assert {n for n, v in VERBS.items() if v.fills} == {'pool', 'recon', 'score'}
+    assert {n for n, v in VERBS.items() if v.everywhere} == {'train', 'sft'}
+
+
+def test_flags_of_ray_need_ray(monkeypatch, capsys, tmp_path):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    at = ['pool', '--workspace', str(ws.root)]
+    assert main([*at, '--workers', '2']) == 2 and 'need --engine ray' in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    assert main([*at, '--engine', 'ray']) == 1 and 'pip install "hgdpo_curate[ray]"' in capsys.readouterr().err
+
+
+def a_node(): # Ray waits 15 seconds for its agents to choose ports, which is little on a busy machine
+    agents = ('metrics_agent_port', 'metrics_export_port', 'dashboard_agent_listen_port', 'runtime_env_agent_port')
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in agents]
+        ports = {name: s.getsockname()[1] for name, s in zip(agents, sockets)}
+    return dict(
+        include_dashboard=False,
+        object_store_memory=80*2**20,
+        num_cpus=2,
+        num_gpus=0,
+        **ports,
+    )
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    "Three nodes on this machine, with room for a worker that is started again, and a head that works on nothing."
+    pytest.importorskip('ray', reason='Ray is not installed: pip install "hgdpo_curate[ray]"')
+    os.environ |= dict(RAY_USAGE_STATS_ENABLED='0', PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT/"tests"}')
+    from ray.cluster_utils import Cluster
+    started = Cluster(initialize_head=True, head_node_args=a_node() | dict(num_cpus=0))
+    started.workers = [started.add_node(**a_node()) for _ in range(3)]
+    yield started
+    started.shutdown()
+
+
+def test_a_cluster_that_loses_a_machine_makes_what_one_process_makes(tmp_path, cluster):
+    alone, ws = (create_workspace(tmp_path/name, resolution='40x56') for name in ('alone', 'ws'))
+    draw_pool(alone.root, pause=0)
+    def lose_one():
+        while len(ws.table('images')) < JOBS//4: time.sleep(.1)
+        cluster.remove_node(cluster.workers.pop(), allow_graceful=False)
+    losing = threading.Thread(target=lose_one, daemon=True)
+    losing.start()
+    given = dict(workspace=str(ws.root), device='cpu')
+    made = work_on_ray('drawn_pool.draw_pool', given, 'images', cluster.address, workers=3)
+    losing.join()
+    assert made == JOBS and images_of(ws) == images_of(alone)
+    twice = len(ws.table('images', history=True)) - JOBS
+    assert twice <= BATCH                                # at most what was saved as its machine was lost
+    assert not list((ws.root/'cache'/'leases').glob('*.[0-9]*'))
+
+
+def test_a_cluster_without_gpus_or_a_workspace_that_it_does_not_see_is_one_sentence(tmp_path, cluster):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    given = dict(workspace=str(ws.root))
+    with pytest.raises(UserError, match='has no GPU; give --device cpu'):
+        work_on_ray('drawn_pool.draw_pool', given, 'images', cluster.address)
+    Path(ws.root/'workspace.toml').rename(tmp_path/'hidden')
+    from hgdpo_curate.engines import _Worker
+    with pytest.raises(UserError, match='does not see'): _Worker().work('drawn_pool.draw_pool', given)

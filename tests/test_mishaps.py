@@ -1,0 +1,115 @@
+"""What goes wrong on long jobs: killed judges, no memory on the GPU, pictures without colours, files cut short."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import Chance, quiet, ROOT
+
+from hgdpo_curate import create_workspace, generate_pool, open_workspace, reconstruct, score_images, UserError
+from hgdpo_curate.cli import main
+from hgdpo_curate.images.jobs import image_job, run_jobs, seed_of
+from hgdpo_curate.toy.drawings import draw_person
+
+JUDGING = """
+import sys, time
+from hgdpo_curate import open_workspace
+from hgdpo_curate.images.jobs import map_images
+ws, done = open_workspace(sys.argv[1]), 0
+def judge(rows, pictures):
+    global done
+    time.sleep(.05)
+    done += len(rows)
+    print(done, flush=True)
+    return [dict(image_id=i, scorer='slow', scorer_version='1', score=1.) for i in rows.image_id]
+map_images(ws, ws.table('images'), 'scores', judge, 'slow', 2, seconds=float(sys.argv[2]), progress=lambda t, l: print)
+"""
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    "A workspace with 80 generated images."
+    ws = create_workspace(tmp_path_factory.mktemp('drawn')/'ws', resolution='40x56')
+    jobs = [image_job('p', 'a person', seed_of('p', k), 'drawn', ws.size, 'none', 1, 1.) for k in range(80)]
+    def make(part): return [draw_person([7, j['seed']]).pil() for j in part]
+    run_jobs(ws, None, jobs, 'generated', 16, make=make, progress=quiet)
+    return ws, jobs
+
+
+@pytest.mark.parametrize('seconds, most_lost, parts', [(.5, 2*(10 + 4), 5), (30., 80, 0)])
+def test_a_killed_judge_loses_no_more_than_it_did_since_the_last_write(drawn, copy_of, seconds, most_lost, parts):
+    ws = copy_of(drawn[0])
+    process = subprocess.Popen(
+        [sys.executable, '-c', JUDGING, str(ws.root), str(seconds)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    judged = 0
+    for line in process.stdout:
+        judged = max(judged, int(line))
+        if judged == 60: os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    kept = len(ws.table('scores'))
+    assert judged - kept <= most_lost and len(ws.parts('scores')) <= parts and (kept > 0) == (parts > 0)
+
+
+def test_a_pool_goes_on_with_half_the_batch_where_the_gpu_is_too_small(tmp_path, drawn, capsys):
+    import torch
+    ws, sizes = create_workspace(tmp_path/'ws', resolution='40x56'), []
+    def make(part):
+        if len(part) > 5: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB.')
+        sizes.append(len(part))
+        return [draw_person([7, j['seed']]).pil() for j in part]
+    assert run_jobs(ws, None, drawn[1], 'generated', 16, make=make) == 80
+    assert set(sizes) == {4} and sum(sizes) == 80
+    assert capsys.readouterr().err.count('not enough for') == 2                  # 16, then 8; once each
+    ours, others = (w.table('images').set_index('image_id').sha256 for w in (ws, drawn[0]))
+    assert ours.sort_index().equals(others.sort_index())
+
+
+def overflowing(base, folder): # a copy whose VAE is too large for half precision within, and right at the end
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(base, folder)
+    file, = (folder/'vae').glob('*.safetensors')
+    weights = load_file(file)
+    first, last = ([k for k in weights if k.startswith('decoder.') and k.endswith('.weight')][i] for i in (0, -1))
+    for k in (first, first.replace('weight', 'bias')): weights[k] = weights[k]*2e4
+    weights[last] = weights[last]/2e4
+    save_file(weights, file, metadata=dict(format='pt'))
+    return folder
+
+
+def test_pictures_without_colours_are_decoded_again_or_named(finished, random_base, copy_of, tmp_path):
+    import numpy as np
+    base = overflowing(random_base, tmp_path/'overflowing')
+    ws = create_workspace(tmp_path/'ws', resolution='40x56', steps=2, guidance=2.)
+    for table in ('prompts', 'images', 'photo_facts'):
+        rows = finished.table(table)
+        ws.append(table, rows if table != 'images' else rows[rows.domain == 'real'])
+    shutil.copytree(finished.root/'images'/'real', ws.root/'images'/'real')
+    assert generate_pool(ws, 2, base, limit=2, mixed_precision='fp16', progress=quiet) == 4
+    assert reconstruct(ws, [500], limit=2, base=base, mixed_precision='fp16', progress=quiet) == 2
+    made = ws.table('images').query("domain != 'real'")
+    assert all(np.asarray(ws.open_image(p)).std() > 1 for p in made.path)
+
+
+def test_a_file_cut_short_is_made_again_and_a_photo_is_named(finished, copy_of, random_base, capsys):
+    ws = copy_of(finished)
+    rows = ws.table('images').query("domain == 'generated'").reset_index(drop=True)
+    whole = {p: (ws.root/p).read_bytes() for p in rows.path[:2]}
+    for path, data in whole.items(): (ws.root/path).write_bytes(data[:len(data)//2])
+    scorer = Chance()
+    scorer.version = '2'
+    with pytest.raises(UserError, match='are missing or cut short in .* with: hgdpo pool --workspace'):
+        score_images(ws, scorer, progress=quiet)
+    assert len(ws.table('scores').query("scorer_version == '2'")) == len(ws.table('images')) - 2
+    command = ['pool', '--workspace', str(ws.root), '--n', '3']
+    assert main(command) == 0 and capsys.readouterr().out.startswith('2 images made')
+    assert {p: (ws.root/p).read_bytes() for p in whole} == whole
+    assert main(command) == 0 and capsys.readouterr().out.startswith('0 images made')
+    assert score_images(ws, scorer, progress=quiet) == 2
+    photo = ws.root/ws.table('images').query("domain == 'real'").path.iloc[0]
+    photo.write_bytes(photo.read_bytes()[:100])
+    scorer.version = '3'
+    with pytest.raises(UserError, match=f'{photo.name} is missing or cannot be read .*; restore it'):
+        score_images(open_workspace(ws.root), scorer, progress=quiet)

@@ -1,0 +1,163 @@
+"""Several processes on one workspace share the images to make; none is made twice, and a dead one's are taken over."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import quiet, ROOT
+from test_killed_pool import images_of
+
+from hgdpo_curate import create_workspace, open_workspace, UserError
+from hgdpo_curate.images.jobs import image_job, run_jobs, seed_of
+from hgdpo_curate.leases import Leases
+from hgdpo_curate.toy.drawings import draw_person
+
+JOBS, BATCH = 60, 4
+MAKING = f"""
+import sys, time
+from pathlib import Path
+from hgdpo_curate import open_workspace
+from hgdpo_curate.images.jobs import image_job, run_jobs, seed_of
+from hgdpo_curate.toy.drawings import draw_person
+ws = open_workspace(sys.argv[1])
+jobs = [image_job('p', 'a person', seed_of('p', k), 'drawn', ws.size, 'none', 1, 1.) for k in range({JOBS})]
+def make(part):
+    print(*[j['image_id'] for j in part], flush=True)
+    time.sleep(.15)
+    return [draw_person([7, j['seed']]).pil() for j in part]
+print('ready', flush=True)
+while not Path(sys.argv[2]).exists(): time.sleep(.01)
+run_jobs(ws, None, jobs, 'generated', {BATCH}, make=make, progress=lambda total, label: lambda n: None)
+"""
+
+
+def start(ws, count, code=MAKING): # -> processes that begin together
+    go = ws.root.parent/f'{ws.root.name}-go'
+    command = [sys.executable, '-c', code, str(ws.root), str(go)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(count)]
+    for p in running: assert p.stdout.readline() == 'ready\n'
+    go.touch()
+    return running
+
+
+def made_by(process): # -> ids of its images, in order
+    return process.stdout.read().split()
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    "What one process makes."
+    ws = create_workspace(tmp_path_factory.mktemp('alone')/'ws', resolution='40x56')
+    jobs = [image_job('p', 'a person', seed_of('p', k), 'drawn', ws.size, 'none', 1, 1.) for k in range(JOBS)]
+    def make(part): return [draw_person([7, j['seed']]).pil() for j in part]
+    run_jobs(ws, None, jobs, 'generated', BATCH, make=make, progress=quiet)
+    return ws, jobs
+
+
+def test_two_processes_make_each_image_once_and_both_end_when_all_are_there(alone, tmp_path):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    running = start(ws, 2)
+    made = [made_by(p) for p in running]
+    assert [p.wait() for p in running] == [0, 0]
+    assert sorted(made[0] + made[1]) == sorted(images_of(alone[0]))
+    assert min(map(len, made)) >= JOBS//4
+    assert images_of(ws) == images_of(alone[0])
+    assert not (ws.root/'cache'/'leases').exists()
+
+
+def test_what_a_killed_one_had_taken_is_made_by_the_other(alone, tmp_path):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    killed, other = start(ws, 2)
+    first = [killed.stdout.readline().split() for _ in range(3)]
+    os.kill(killed.pid, signal.SIGKILL)                     # it stays a zombie while the other goes on
+    made = made_by(other)
+    assert other.wait() == 0 and killed.wait() == -signal.SIGKILL
+    twice = set(made) & set(sum(first, []) + made_by(killed))
+    assert images_of(ws) == images_of(alone[0])
+    assert 0 < len(twice) <= 2*BATCH and len(made) == len(set(made))      # in flight, and being saved
+
+
+def a_lease(ws, image_id, ago=0, **about): # of a process on another machine
+    folder = ws.root/'cache'/'leases'
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/f'{image_id}.0').write_text(json.dumps(dict(host='gpu2', pid=4711, started=0, place='far') | about))
+    os.utime(folder/f'{image_id}.0', (time.time() - ago,)*2)
+
+
+def make_some(ws, jobs, progress=quiet): # -> ids
+    made = []
+    def make(part):
+        made.extend(j['image_id'] for j in part)
+        return [draw_person([7, j['seed']]).pil() for j in part]
+    run_jobs(ws, None, jobs, 'generated', BATCH, make=make, progress=progress)
+    return made
+
+
+def test_images_of_another_machine_are_waited_for_and_made_when_its_lease_expires(alone, tmp_path, monkeypatch, capsys):
+    ws, jobs = create_workspace(tmp_path/'ws', resolution='40x56'), alone[1][:12]
+    ids = [j['image_id'] for j in jobs]
+    monkeypatch.setattr(Leases, 'lasts', 4.)
+    a_lease(ws, ids[0])
+    a_lease(ws, ids[1], ago=5)
+    made = make_some(ws, jobs, progress=None)
+    assert made[-1] == ids[0] and sorted(made) == sorted(ids)
+    said = capsys.readouterr().err
+    assert 'Shared with' not in said and 'Waiting for 1 image of process 4711 on gpu2; if it has died' in said
+
+
+def test_what_another_machine_finishes_meanwhile_is_not_made_again(alone, tmp_path, monkeypatch):
+    ws, jobs = create_workspace(tmp_path/'ws', resolution='40x56'), alone[1][:12]
+    a_lease(ws, jobs[5]['image_id'])
+    elsewhere, append = open_workspace(ws.root), ws.append
+    def meanwhile(name, rows): # the other one writes its row and gives its lease back while we save ours
+        if (ws.root/'cache'/'leases'/f'{jobs[5]["image_id"]}.0').exists():
+            row = elsewhere.save_image(draw_person([7, jobs[5]['seed']]).pil(), 'generated', jobs[5]['image_id'])
+            elsewhere.append('images', [row])
+            (ws.root/'cache'/'leases'/f'{jobs[5]["image_id"]}.0').unlink()
+        return append(name, rows)
+    monkeypatch.setattr(ws, 'append', meanwhile)
+    made = make_some(ws, jobs)
+    assert len(made) == 11 and jobs[5]['image_id'] not in made and len(ws.table('images')) == 12
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(alone, tmp_path):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    (ws.root/'cache').write_text('a file where the folder should be')
+    with pytest.raises(UserError, match='cache/leases cannot be written .*; make the workspace writable'):
+        make_some(ws, alone[1])
+
+
+SCORING = """
+import sys, time
+from pathlib import Path
+from hgdpo_curate import open_workspace, score_images
+class Slow:
+    name, version = 'slow', '1'
+    def score(self, images, prompts):
+        print(len(images), flush=True)
+        time.sleep(.02*len(images))
+        return [float(sum(im.getpixel((9, 9)))) for im in images]
+print('ready', flush=True)
+while not Path(sys.argv[2]).exists(): time.sleep(.01)
+score_images(open_workspace(sys.argv[1]), Slow(), batch=4, progress=lambda total, label: lambda n: None)
+"""
+
+
+@pytest.mark.parametrize('kill', [False, True])
+def test_two_processes_score_each_image_once_and_a_killed_one_is_replaced(alone, tmp_path, kill):
+    ws = open_workspace(shutil.copytree(alone[0].root, tmp_path/'ws'))
+    ws.append('prompts', [dict(prompt_id='p', prompt='a person', fold='train')])
+    first, second = start(ws, 2, SCORING)
+    if kill:
+        for _ in range(3): first.stdout.readline()
+        os.kill(first.pid, signal.SIGKILL)
+    counts = [sum(map(int, made_by(p))) for p in (second, first)]
+    assert second.wait() == 0 and first.wait() == (-signal.SIGKILL if kill else 0)
+    scores = ws.table('scores', history=True)
+    assert sorted(scores.image_id) == sorted(ws.table('images').image_id)
+    assert kill or (sum(counts) == JOBS and min(counts) > 0)
+    assert not kill or counts[0] == JOBS             # nothing of the other was written yet
