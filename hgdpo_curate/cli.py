@@ -66,9 +66,19 @@ VERBS = dict(
         fills='images',
     ),
     recon=Verb(
-        'images.recon.reconstruct', print_made, also=('engines.run_on',), hidden=ENGINE_ONLY, fills='images'
+        'images.recon.reconstruct',
+        print_made,
+        also=('engines.run_on',),
+        hidden=ENGINE_ONLY,
+        fills='images',
     ),
-    score=Verb('verbs.score_by', also=('engines.run_on',), hidden=ENGINE_ONLY, fills='scores'),
+    score=Verb(
+        'verbs.score_by',
+        '{} new scores',
+        also=('engines.run_on',),
+        hidden=ENGINE_ONLY,
+        fills='scores',
+    ),
     flag=Verb('judge.anatomy.flag_images', print_table, flags=(('path', 'detector_path'),)),
     curate=Verb('verbs.review_in_app'),
     review=Verb('curate.app.read_reviews', print_reviews),

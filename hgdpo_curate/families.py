@@ -270,6 +270,11 @@ class LatentFamily(Family):
         w, h = (side or config.sample_size*cell for side in size)
         return config.in_channels, h//cell, w//cell
 
+    def picture_size(self, pipe, latents) -> tuple: # (n, c, h, w) -> (width, height) in pixels
+        "The size of the pictures of some latents."
+        height, width = latents.shape[-2:]
+        return width*pipe.vae_scale_factor, height*pipe.vae_scale_factor
+
     def encode(self, pipe, pixels): # (n, 3, h, w) in -1..1 -> mean and deviation, (n, c, h', w') each, scaled
         "The VAE's posterior, without gradients."
         import torch

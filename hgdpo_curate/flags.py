@@ -187,6 +187,8 @@ def add_flag(
         if p.default: options |= dict(help=f'switch off: {p.comment}')
         name = flag or (f'no_{p.name}' if p.default else p.name)
         parser.add_argument(f'--{name}', action='store_const', const=not p.default, **options)
+        off = options | dict(action='store_const', const=False, help=f'without --{name}')
+        if p.default is None and not p.required: parser.add_argument(f'--no_{name}', **off)
         return
     low, high = range_in(p.comment)
     options |= dict(type=number_type(low, high) if p.kind is int and low is not None else p.kind)

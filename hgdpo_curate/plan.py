@@ -14,6 +14,7 @@ from .long_jobs import in_bytes, in_words
 from .images.pool import base_of, choose_prompts
 from .images.recon import recon_timesteps, timesteps_of, TRAINING_LEVELS
 from .runs import RunConfig
+from .shapes import mean_pixels, size_words
 from .speed import forwards_an_image, given_speed, measure_speed, Speed
 
 # %% ../nbs/8_run/08_plan.ipynb #imports-2
@@ -108,7 +109,7 @@ def _evaluation(preset, counts): # images of all models of a run
 # %% ../nbs/8_run/08_plan.ipynb #all-work
 def list_work(ws, preset: Preset, counts: Counts, pipe=None) -> list: # `Work`, in order
     "What is left to do."
-    pixels = ws.size[0]*ws.size[1]
+    pixels = mean_pixels(ws)
     image = bytes_a_pixel(ws.config)*pixels
     pool = max(0, counts.prompts*counts.n - counts.made.get('generated', 0))
     recon = max(0, counts.prompts*len(counts.levels) - counts.made.get('intermediate', 0))
@@ -182,6 +183,7 @@ class Plan(PlanRows):
     size: tuple                     # (width, height) of the images
     price: float = None             # per hour
     fits: list = field(default_factory=list)   # sentences
+    size_words: str = ''            # instead of the size, where images have several
 
     @property
     def seconds(self) -> float:
@@ -191,9 +193,9 @@ class Plan(PlanRows):
     def markdown(self) -> str:
         "The whole as Markdown."
         head, *rows = self.rows()
-        c, (w, h) = self.counts, self.size
+        c, size = self.counts, self.size_words or f'{self.size[0]} x {self.size[1]}'
         title = (
-            f'{counted(c.prompts, "photo")} to train on and {c.test} to test, {w} x {h}, preset {self.preset.name}; '
+            f'{counted(c.prompts, "photo")} to train on and {c.test} to test, {size}, preset {self.preset.name}; '
             f'{self.speed.where}.'
         )
         lines = ['| ' + ' | '.join(r) + ' |' for r in (head, *rows)]
@@ -296,4 +298,5 @@ def plan_workspace(
         ws.size,
         price,
         fits,
+        size_words(ws),
     )

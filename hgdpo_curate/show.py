@@ -160,19 +160,21 @@ def contact_sheet(
     font_size: int = 10,  # of the labels
     ink: str = 'black',   # colour of the labels
 ):  # one PIL image
-    "Lay pictures out in rows; all are resized to the first one's size, scaled to `height`."
+    "Lay pictures out in rows, all scaled to one height; a cell is as wide as the widest of them."
     import numpy as np
     from PIL import Image
     images = [i if i is None or isinstance(i, Image.Image) else Image.fromarray(np.asarray(i)) for i in images]
     first = next(i for i in images if i is not None)
     height = height or first.height
-    width, left = round(first.width*height/first.height), margin if labels else 0
+    widths = [i and round(i.width*height/i.height) for i in images]
+    width, left = max(w for w in widths if w), margin if labels else 0
     cell = width + gap[0], height + gap[1]
     sheet = Image.new('RGB', (left + min(columns, len(images))*cell[0], -(-len(images)//columns)*cell[1]), 'white')
     for n, image in enumerate(images):
         if image is None: continue
         place = left + n%columns*cell[0], n//columns*cell[1]
-        sheet.paste(_scaled(image.convert('RGB'), (width, height)), place)
+        picture = _scaled(image.convert('RGB'), (widths[n], height))
+        sheet.paste(picture, (place[0] + (width - picture.width)//2, place[1]))
     for row, words in enumerate(labels or ()):
         _write_label(
             sheet,

@@ -19,7 +19,9 @@ def make_workspace(
     workspace,                # folder to make
     base_model: str = None,   # base model: a hub id, a folder, or "mannequin", the package's small one
     preset: str = None,       # take resolution, sampler, steps and guidance from this training preset, e.g. sd15-paper
-    resolution: str = None,   # 512 or 704x1024 (width x height)
+    resolution: str = None,   # 512 or 704x1024 (width x height); with buckets only its area counts
+    # give each photo the nearest of several shapes of that area (default: with a base and a resolution such as 512)
+    buckets: bool = None,
     # 'dpm', 'ddim', 'euler' or 'ddpm': solver of pool, reconstructions and samples; reconstructions take any, ddim as
     # first-order dpm (default: dpm)
     sampler: str = None,
@@ -37,13 +39,14 @@ def make_workspace(
     check_base_folder(base_model)
     settings = dict(
         resolution=resolution,
+        buckets=buckets,
         steps=steps,
         guidance=guidance,
         sampler=sampler,
     )
     if preset:
         pool = load_preset(preset).pool
-        settings = {k: getattr(pool, k) if v is None else v for k, v in settings.items()}
+        settings = {k: getattr(pool, k, None) if v is None else v for k, v in settings.items()}
     ws = create_workspace(
         workspace,
         base_model=base_model,

@@ -24,6 +24,10 @@ from .tables import last_decisions
 DEFAULTS = dict(
     base_model='',    # hub id, folder, or 'mannequin'
     resolution='512', # or width x height, such as 704x1024
+    # whether images have several shapes of that many pixels, each photo the nearest, see `shapes`; else all have one.
+    # True for a new workspace with a Stable Diffusion base and a resolution of one side, 512 or more
+    buckets=False,
+    bucket_step=64,   # pixels by which the sides of these shapes differ
     sampler='dpm',    # a key of `pipelines.SAMPLERS`
     steps=50,         # solver steps per image
     guidance=5.0,     # classifier-free guidance scale
@@ -60,13 +64,21 @@ def _check_settings(config):
         guidance=(lambda v: v >= 0, '0 or more'),
         test_share=(lambda v: 0 <= v < 1, 'at least 0 and below 1'),
         seed=(lambda v: v >= 0, '0 or more'),
+        bucket_step=(lambda v: v >= 8 and v%8 == 0, 'a multiple of 8'),
+        buckets=(lambda v: isinstance(v, bool), 'true or false'),
     )
     for k, (good, words) in rules.items():
         if k in config and not good(config[k]): raise UsageError(f'{k} is {config[k]}; it must be {words}.')
     spacing = config.get('timestep_spacing', '')
     if spacing not in ('', 'linspace', 'leading', 'trailing'):
         raise UsageError(f'timestep_spacing is {spacing!r}; it must be linspace, leading, trailing or empty.')
-    if 'resolution' in config: parse_resolution(config['resolution'])
+    width, height = parse_resolution(config.get('resolution', DEFAULTS['resolution']))
+    step = config.get('bucket_step', DEFAULTS['bucket_step'])
+    if config.get('buckets') and width*height < step**2:
+        raise UsageError(
+            f'At {width}x{height} no shape has sides of {step} pixels; give a larger --resolution, or a smaller '
+            'bucket_step.'
+        )
     check_encoding(config)
 
 # %% ../nbs/0_base/04_workspace.ipynb #portable-base
@@ -178,7 +190,7 @@ class Settings:
 
     @property
     def size(self) -> tuple: # (width, height) in pixels
-        "The resolution of every image of this workspace."
+        "The resolution of every image of this workspace; with `buckets` that of a square one, see `shapes.shapes_of`."
         return parse_resolution(self.config['resolution'])
 
     @property
@@ -298,9 +310,14 @@ def open_workspace(root) -> Workspace: # a path or a `Workspace`
     return root if isinstance(root, Workspace) else Workspace(root)
 
 # %% ../nbs/0_base/04_workspace.ipynb #create-workspace
+def _has_buckets(config) -> bool: # of a new workspace, where nobody says so
+    "With a Stable Diffusion base and one side for a resolution; smaller ones are too few steps of 64 pixels wide."
+    base, resolution = config.get('base_model'), str(config.get('resolution', DEFAULTS['resolution']))
+    return bool(base) and base != 'mannequin' and resolution.isdigit() and int(resolution) >= 512
+
 def create_workspace(
     root,      # folder to make; may exist if empty or already a workspace
-    **config,  # overrides of `DEFAULTS`: base_model, resolution, sampler, steps, guidance, seed, test_share
+    **config,  # overrides of `DEFAULTS`: base_model, resolution, buckets, sampler, steps, guidance, seed, test_share
 ) -> Workspace:  # created or opened
     """Create a workspace, or open it if it already exists with the same settings.
 
@@ -316,6 +333,7 @@ def create_workspace(
     if 'image_quality' in config and config.get('image_format', 'png') == 'png':
         raise UsageError('image_quality is for jpeg and webp, PNG loses nothing; add image_format webp or jpeg.')
     refuse_occupied(root)
+    config = dict(buckets=_has_buckets(config)) | config
     identity = dict(id=secrets.token_hex(8), root=str(root.resolve()), format=FORMAT)
     settings = dict(name=root.resolve().name) | DEFAULTS | config | identity
     _write_readme(root, settings)
@@ -406,7 +424,8 @@ def workspace_status(workspace) -> str: # a few lines
     "Summarise a workspace: base model, images, rows, splits, runs."
     ws, tables = open_workspace(workspace), ('scores', 'flags', 'reviews', 'pairs')
     lines = [
-        f'{ws.root}: base model {ws.base_model or "not set"}, {ws.config["resolution"]}',
+        f'{ws.root}: base model {ws.base_model or "not set"}, {ws.config["resolution"]}'
+        f'{" in shapes of that area" if ws.config["buckets"] else ""}',
         ws.counts().to_string(index=False) if ws.parts('images') else 'no images yet',
         *[f'{t:8s} {n:8d} rows' for t, n in zip(tables, counted_rows(ws, tables))],
         *[f'{kind:8s} {", ".join(ws.names(kind)) or "none yet"}' for kind in ('splits', 'runs')],
@@ -426,6 +445,7 @@ def workspace_html(ws) -> str: # an HTML fragment; counts and names only, never 
         'workspace.html',
         name=ws.root.name,
         size=ws.size,
+        buckets=ws.config['buckets'],
         base_model=ws.config['base_model'],
         images=images.to_html() if len(images) else '',
         rows=dict(zip(tables, counted_rows(ws, tables))),

@@ -26,6 +26,7 @@ from .pages import Card, code, escape, render_card, save_figure, sheet, to_html,
 from ..runs import RunConfig
 from ..files import write_text
 from ..registry import licence_of
+from ..tables import DOMAINS
 from ..toy.drawings import DRAWN, is_drawn
 from ..workspace import open_workspace
 
@@ -184,7 +185,15 @@ def _composition_rows(facts): # values of the template: rows of tables
         all_sizes=escape(told_sizes(facts.image_sizes)),
         photo_sizes=escape(told_sizes(facts.image_sizes, 'real')),
         fitted=fit_words(facts.fit),
+        shapes=_shape_rows(facts.image_sizes),
     )
+
+def _shape_rows(sizes): # as `contents.image_sizes` -> shape, and its images of each domain; nothing where all have one
+    counts = {d: {s: n for s, n, _ in rows} for d, rows in sizes.items()}
+    shapes = {s: [int(v) for v in s.split('x')] for of in counts.values() for s in of}
+    if len(shapes) == 1: return []
+    ordered = sorted(shapes, key=lambda s: shapes[s][0]/shapes[s][1])
+    return [[s, *(counts.get(d, {}).get(s, 0) for d in DOMAINS)] for s in ordered]
 
 # %% ../../nbs/7_document/07_data_card.ipynb #annotation
 def _annotation_rows(facts): # values of the template: rows of tables

@@ -18,6 +18,7 @@ from ..images.pool import check_run_base
 from ..train.inference import load_for_inference
 from ..train.presets import control_of
 from ..train.recipes import as_dict, InferenceConfig
+from ..shapes import prompt_sizes
 from ..workspace import is_begun
 from ..runs import no_such_run, RunConfig
 from ..files import command_line, counted, file_sha256, first_few, short_id, UsageError, UserError
@@ -26,7 +27,9 @@ from ..files import command_line, counted, file_sha256, first_few, short_id, Usa
 @dataclass
 class Candidate:
     "A model to compare."
-    draw: Callable       # (prompts, seeds) -> PIL images of the workspace's size; loads its model on the first call
+    # (prompts, seeds) -> PIL images of the workspace's size, or in one with buckets of the `width` and `height` that it
+    # is also given; loads its model on the first call
+    draw: Callable
     key: str             # a hash of everything that determines its images, so that none is generated twice
     base: str = ''       # hash of its base model; candidates of different bases are not compared
     steps: int = 0       # solver steps and guidance, stored with the images
@@ -66,7 +69,7 @@ def draw_arms(
             'evaluation',
             batch,
             f'evaluating {name}',
-            make=lambda part, c=candidate: c.draw([j['prompt'] for j in part], [j['seed'] for j in part]),
+            make=functools.partial(_draw_jobs, ws, candidate),
             progress=progress,
         )
     images = ws.table('images').set_index('image_id', drop=False)
@@ -77,7 +80,12 @@ def draw_arms(
     return rows
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #jobs-of
+def _draw_jobs(ws, candidate, part): # part: jobs of one shape; a model is told it where there are several
+    size = dict(width=part[0]['width'], height=part[0]['height']) if ws.config['buckets'] else {}
+    return candidate.draw([j['prompt'] for j in part], [j['seed'] for j in part], **size)
+
 def _jobs_of(ws, candidate, prompts, per_prompt):
+    sizes = prompt_sizes(ws)
     seed, how = f'evaluation {ws.config["seed"]}', (ws.sampling_key, candidate.steps, candidate.guidance)
     return [
         image_job(
@@ -85,7 +93,7 @@ def _jobs_of(ws, candidate, prompts, per_prompt):
             r.prompt,
             seed_of(r.prompt_id, k, seed),
             candidate.key,
-            ws.size,
+            sizes[r.prompt_id],
             *how,
         )
         for r in prompts.itertuples()
@@ -182,11 +190,12 @@ def _drawing(ws, base, folder, rules, text, device, precision): # -> the `draw` 
             **ws.sampling,
         )
 
-    def draw(prompts, seeds, **how): # how: guidance_scale and num_inference_steps, if not the rules'
+    # how: guidance_scale and num_inference_steps, if not the rules'; width and height, if not the workspace's
+    def draw(prompts, seeds, **how):
         from hgdpo_curate.pipelines import seeded, whole_images
         noise = [seeded(s) for s in seeds]
         size = dict(width=ws.size[0], height=ws.size[1])
-        return whole_images(pipeline(), lambda: pipeline()(prompts, generator=noise, **size, **how).images)
+        return whole_images(pipeline(), lambda: pipeline()(prompts, generator=noise, **size | how).images)
     return draw
 
 # %% ../../nbs/6_evaluate/03_candidates.ipynb #run-arm-3

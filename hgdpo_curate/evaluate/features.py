@@ -253,7 +253,7 @@ def features_of(
     batch: int = 64,  # images at a time
     progress=None,  # as in `progress_bar`
 ) -> np.ndarray:  # (n, d), in the order of the rows
-    "Features of images, computed once per image. Can be stopped and run again."
+    "Features of images, all resized to one size, computed once per image. Can be stopped and run again."
     import torch
     kept = Shards(ws.root/'cache'/f'features-{extractor.name}-{short_id(extractor.version)}')
     # format of earlier versions, from which `hgdpo forget` cannot remove a single image

@@ -120,7 +120,7 @@ def measure_images(
             rgb=np.zeros((0, 3)),
         )
     shown = progress if len(rows) > AT_A_TIME else lambda total, label: lambda n: None
-    parts, measure = [], partial(_measure, ws.size, evaluator)
+    parts, measure = [], partial(_measure, None if ws.config['buckets'] else ws.size, evaluator)
     map_images(
         ws,
         rows,
@@ -139,12 +139,17 @@ def measure_images(
     return out
 
 # %% ../../nbs/6_evaluate/02_measures.ipynb #measure
-def _measure(size, evaluator, rows, pictures): # -> one dict of arrays, a row per picture
-    pixels = as_pixels(pictures, size)
-    out = dict(sharpness=laplacian_sharpness(pixels), hue=hue_vectors(pixels), rgb=pixels.mean((1, 2)))
+def _of_pixels(pixels): # (n, h, w, 3) uint8 -> dict of arrays, a row per picture
+    return dict(sharpness=laplacian_sharpness(pixels), hue=hue_vectors(pixels), rgb=pixels.mean((1, 2)))
+
+def _measure(size, evaluator, rows, pictures): # size: None measures each picture at its own -> one dict of arrays
+    if size is None:
+        each = [_of_pixels(as_pixels([im], im.size)) for im in pictures]
+        out = {k: np.concatenate([e[k] for e in each]) for k in each[0]}
+    else: out = _of_pixels(as_pixels(pictures, size))
     if evaluator is not None:
         own, heads = tuple(evaluator.config['size']), dict(evaluator.config['heads'])
-        out |= run_evaluator(evaluator, pixels if size == own else as_pixels(pictures, own))
+        out |= run_evaluator(evaluator, as_pixels(pictures, own))
         if heads: out['prompt_accuracy'] = _prompt_accuracy(out['attributes'], rows.prompt.tolist(), heads)
         if 'faulty' in out: out['failed'] = (out['faulty'] > evaluator.config['threshold']).astype(float)
     return [out]

@@ -253,12 +253,14 @@ def model_grid(
 ):  # a PIL image
     "One column per prompt, one row per model, the photo on top if there is one."
     from PIL import Image
-    shown, blank = list(dict.fromkeys(comparison.groups))[:most], Image.new('RGB', ws.size, 'white')
+    shown = list(dict.fromkeys(comparison.groups))[:most]
     first = lambda r: r.drop_duplicates('prompt_id').set_index('prompt_id').path
     rows = {a: [ws.open_image(p) for p in first(r).loc[shown]] for a, r in comparison.rows.items()}
     if photos:
         photo = first(comparison.photos)
-        rows = {'photo': [ws.open_image(photo[p]) if p in photo else blank for p in shown]} | rows
+        sizes = [im.size for im in next(iter(rows.values()))]
+        blank = [Image.new('RGB', size, 'white') for size in sizes]
+        rows = {'photo': [ws.open_image(photo[p]) if p in photo else b for p, b in zip(shown, blank)]} | rows
     return labelled_rows(list(rows.values()), list(rows))
 
 # %% ../../nbs/6_evaluate/06_results.ipynb #write-results-2

@@ -381,6 +381,7 @@ EDGES = dict(
 class FitReport:
     "What photos lose when they are fitted to one size."
     way: str = 'crop'                                # one of `FITS`
+    buckets: bool = False                            # whether each photo has the nearest of several shapes
     lost: dict = field(default_factory=dict)         # file -> (edge -> share, whether the person's box is known)
     shapes: list = field(default_factory=list)       # ((width, height), box) of every photo
     size: tuple = (0, 0)                             # of the training images
@@ -463,7 +464,7 @@ def _unknown_words(fit, done):
     )
 
 def _remedy(fit):
-    shape, left = better_resolution(fit.shapes, fit.size)
+    shape, left = (None, 0) if fit.buckets else better_resolution(fit.shapes, fit.size)
     kept = 'all' if not left else f'all but {left}'
     better = shape and f'a workspace of --resolution {shape[0]}x{shape[1]} would keep {kept}'
     ways = dict(pad='fills with plain gray', leave_out='leaves them out', crop='cuts them')

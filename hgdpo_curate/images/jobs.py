@@ -109,7 +109,8 @@ def map_images(
 
 # %% ../../nbs/2_images/07_jobs.ipynb #job
 JOB = [
-    'image_id', 'prompt_id', 'prompt', 'seed', 'model', 'sampler', 'steps', 'guidance', 'timestep', 'source_id', 'level'
+    'image_id', 'prompt_id', 'prompt', 'seed', 'model', 'sampler', 'steps', 'guidance', 'timestep', 'source_id',
+    'level', 'width', 'height',
 ]
 
 def seed_of(prompt_id: str,    # 16 hex digits
@@ -147,13 +148,13 @@ def image_job(
         timestep or '',
         source_id,
     )
-    values = (image_id, prompt_id, prompt, seed, model, sampler, steps, guidance, timestep, source_id, level)
+    values = (image_id, prompt_id, prompt, seed, model, sampler, steps, guidance, timestep, source_id, level, *size)
     return dict(zip(JOB, values))
 
 # %% ../../nbs/2_images/07_jobs.ipynb #batches
 def _batches(jobs, batch):
-    "Consecutive jobs that agree in timestep, steps and guidance."
-    def _settings(j): return j['timestep'] or 0, j['steps'], j['guidance']
+    "Consecutive jobs that agree in timestep, steps, guidance and shape."
+    def _settings(j): return j['timestep'] or 0, j['steps'], j['guidance'], j['width'], j['height']
     jobs, i = sorted(jobs, key=_settings), 0
     while i < len(jobs):
         end = min(i + batch, len(jobs))
@@ -176,7 +177,7 @@ def _maker(ws, pipe, jobs, start_of): # -> batch of jobs -> PIL images
             take_conditioning(conditioning, [index[j['prompt']] for j in part]),
             unconditional,
             [j['seed'] for j in part],
-            ws.size,
+            (part[0]['width'], part[0]['height']),
             part[0]['steps'],
             part[0]['guidance'],
             **(start_of(part) if start_of else {}),
@@ -192,12 +193,13 @@ def unet_forwards(jobs) -> float: # of `image_job`
 
 
 def _cost(ws, todo, jobs, label) -> str:
-    width, height = ws.size
-    need, free = bytes_a_pixel(ws.config)*width*height*len(todo), shutil.disk_usage(ws.root).free
+    pixels, sizes = sum(j['width']*j['height'] for j in todo), sorted({(j['width'], j['height']) for j in todo})
+    need, free = bytes_a_pixel(ws.config)*pixels, shutil.disk_usage(ws.root).free
+    of = f'{sizes[0][0]} x {sizes[0][1]}' if len(sizes) == 1 else f'{len(sizes)} shapes'
     there = f' ({len(jobs) - len(todo):,} are there)' if len(todo) < len(jobs) else ''
     short = f', but only {free/1e9:.1f} GB are free: free some space first' if need > free else ''
     return (
-        f'{label}: {len(todo):,} images of {width} x {height} to make{there}, about {unet_forwards(todo):,.0f} U-Net '
+        f'{label}: {len(todo):,} images of {of} to make{there}, about {unet_forwards(todo):,.0f} U-Net '
         f'forwards and {in_bytes(need)} of disk{short}.'
     )
 

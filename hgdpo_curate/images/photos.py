@@ -9,9 +9,10 @@ __all__ = ['ImportReport', 'import_photos', 'changed_settings']
 import base64, contextlib, os
 from dataclasses import dataclass, field
 from pathlib import Path
-from ..files import prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError
+from hgdpo_curate.files import (
+    command_line, counted, first_few, ImageFiles, prompt_id_of, sweep_temporary, temporary_path, UsageError, UserError,
+)
 from .captions import person_box, read_captions, stated_facts, UNCAPTIONED
-from ..files import counted, first_few, ImageFiles
 from hgdpo_curate.images.decode import (
     check_box, check_corners, coverage, enlarged_words, fit_photo, FitReport, FITS, pixel_hash, read_photo, sharpness,
 )
@@ -21,10 +22,10 @@ from hgdpo_curate.images.duplicates import (
 )
 from .texts import identity_phrase
 from ..prompts import CaptionChange, change_captions, check_no_removal, complete_changes, what_hangs
+from ..shapes import shape_for, ShapeReport
 from ..show import bar_class, render
 from ..tables import is_missing
 from ..workspace import open_workspace, tombstone_of
-from ..files import command_line
 
 # %% ../../nbs/2_images/06_photos.ipynb #importreport-2
 @dataclass
@@ -38,8 +39,7 @@ class ImportReport:
     restated: int = 0                                     # photos whose stated facts changed
     with_position: int = 0
     unnamed: list = field(default_factory=list)           # photos of the folder that the metadata does not name
-    # photos already imported under another caption, which is kept
-    other_captions: list = field(default_factory=list)
+    other_captions: list = field(default_factory=list)    # photos imported before under another caption, which is kept
     uncaptioned: int = 0                                  # imported photos without a caption
     captions: CaptionChange = field(default_factory=CaptionChange)   # of photos imported before
     kept: list = field(default_factory=list)              # photos whose caption a person wrote or approved
@@ -57,7 +57,7 @@ class ImportReport:
     fit: FitReport = field(default_factory=FitReport)
     test: str = ''                                        # what the test fold cannot show, see `test_advice`
     notes: list = field(default_factory=list)             # notes from reading the folder, see `read_captions`
-
+    shapes: ShapeReport = field(default_factory=ShapeReport)
     several: list = field(default_factory=list)           # files that hold several pictures; the first counts
     differ: list = field(default_factory=list)            # (file, file, fact, word, word) of photos that look alike
 
@@ -107,6 +107,7 @@ def _warnings(report) -> list: # of phrases: what the user may want to change, e
         alike_words(report.alike, report.compared),
         other_words(report.differ),
         report.fit.words(),
+        report.shapes.words(),
         enlarged_words(report.fit),
         _unstated_words(report.unstated),
         report.test,
@@ -243,7 +244,7 @@ class _Refusals:
     def _leaves_out(self, row, image_id, im, box) -> bool:
         "Counts what photos lose; with `leave_out` a photo that would lose something is refused."
         photo = dict(photo_size=im.size, box=box, im=im)
-        loses = self.report.fit.note(row['file_name'], image_id, size=self.ws.size, **photo)
+        loses = self.report.fit.note(row['file_name'], image_id, size=shape_for(self.ws, im.size), **photo)
         if not loses or self.options.fit != 'leave_out': return False
         del self.seen[image_id]
         self.report.refused.append(
@@ -278,8 +279,8 @@ class _Reader(_Refusals, _Repeats):
     "Reads a folder photo by photo; fills `report`, `rows` of new photos and `restated` facts of known ones."
     def __init__(self, ws, folder, staging, options):
         self.ws, self.folder, self.staging, self.options = ws, folder, staging, options
-        self.report, self.rows, self.restated = ImportReport(fit=FitReport(options.fit)), [], []
-        self.recaptioned = []                                                   # as `change_captions` takes them
+        self.report = ImportReport(fit=FitReport(options.fit, ws.config['buckets']))
+        self.rows, self.restated, self.recaptioned = [], [], []    # the last as `change_captions` takes them
         complete_changes(ws)
         real, prompts = ws.table('images').query("domain == 'real'"), ws.table('prompts').set_index('prompt_id')
         self.known = dict(zip(real.image_id, prompts.prompt.reindex(real.prompt_id)))  # image id -> caption
@@ -310,12 +311,13 @@ class _Reader(_Refusals, _Repeats):
         if im.info.get('transparent'): self.report.transparent.append(row['file_name'])
         self.report.with_position += bool(gps)
         self.report.turned += box is not None and im.info.get('stored_size', im.size) != im.size
+        self.report.shapes.note(self.ws, row['file_name'], im.size)
         self.rows.append(_rows_of(self, stated, (im, box, gps)))
 
 # %% ../../nbs/2_images/06_photos.ipynb #rows-of
 def _rows_of(reader, stated, photo) -> tuple: # rows of `images`, `prompts` and `photo_facts`; the image is saved
     (im, box, gps), image_id = photo, stated['image_id']
-    fitted, window = fit_photo(im, reader.ws.size, box, reader.options.fit)
+    fitted, window = fit_photo(im, shape_for(reader.ws, im.size), box, reader.options.fit)
     text = reader.captions[image_id]
     prompt_id = prompt_id_of(text, image_id)
     measured = dict(

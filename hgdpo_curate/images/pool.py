@@ -12,6 +12,7 @@ import pandas as pd
 from ..files import command_line, UsageError, UserError
 from .jobs import image_job, run_jobs, seed_of
 from ..prompts import standing_prompts, uncaptioned_words
+from ..shapes import prompt_sizes
 from ..workspace import excluded_photos
 from ..toy.drawings import is_drawn
 from ..workspace import open_workspace, set_base_model
@@ -99,13 +100,14 @@ def open_base(
 
 # %% ../../nbs/2_images/08_pool.ipynb #pool-jobs
 def _pool_jobs(ws, prompts, n, model, steps, guidance) -> list:
+    sizes = prompt_sizes(ws)
     return [
         image_job(
             r.prompt_id,
             r.prompt,
             seed_of(r.prompt_id, k, ws.config['seed']),
             model,
-            ws.size,
+            sizes[r.prompt_id],
             ws.sampling_key,
             steps,
             guidance,

@@ -11,6 +11,7 @@ from ..families import process_of
 from ..files import UsageError, UserError
 from .jobs import image_job, run_jobs, seed_of
 from .pool import choose_prompts, open_base
+from ..shapes import prompt_sizes, size_words
 from ..workspace import open_workspace
 
 # %% ../../nbs/2_images/09_recon.ipynb #levels
@@ -44,7 +45,7 @@ def timesteps_of(
     pipe,   # its base, a pipeline of `load_pipeline`
     levels, # as the paper counts
 ) -> dict:  # level -> noise level that is used
-    "The noise levels of a workspace's reconstructions."
+    "The noise levels of a workspace's reconstructions: the same for all its shapes, whose areas differ by a sixth."
     from hgdpo_curate.families import family_of
     if not ws.config['carry_levels'] or ws.size[0]*ws.size[1] >= SMALL: return {t: t for t in levels}
     _, height, width = family_of(pipe).latent_shape(pipe, ws.size)
@@ -139,13 +140,14 @@ def sdrecon(
 
 # %% ../../nbs/2_images/09_recon.ipynb #recon-jobs
 def _recon_jobs(ws, prompts, timesteps, model, steps, guidance) -> list: # timesteps: level -> noise level
+    sizes = prompt_sizes(ws)
     return [
         image_job(
             r.prompt_id,
             r.prompt,
             seed_of(r.prompt_id, -1, ws.config['seed']),
             model,
-            ws.size,
+            sizes[r.prompt_id],
             ws.sampling_key,
             steps,
             guidance,
@@ -160,7 +162,7 @@ def _recon_jobs(ws, prompts, timesteps, model, steps, guidance) -> list: # times
 # %% ../../nbs/2_images/09_recon.ipynb #say-plan
 def _say_plan(ws, pipe, timesteps, size) -> int: # level -> noise level; (photos, steps); 0, for nothing is made
     prompts, steps = size
-    print(f'{prompts} photos of {ws.size[0]} x {ws.size[1]} at {len(timesteps)} levels, of {steps} steps:')
+    print(f'{prompts} photos of {size_words(ws)} at {len(timesteps)} levels, of {steps} steps:')
     for level, t in timesteps.items():
         carried = '' if t == level else f', here noise level {t}, for a picture of this size'
         print(f'  level {level:4d}{carried}: {len(recon_timesteps(pipe.scheduler, t, steps))} solver steps')
@@ -211,7 +213,7 @@ def reconstruct(
             part[0]['timestep'],
             seeds,
             steps,
-            ws.size,
+            (part[0]['width'], part[0]['height']),
         )
     return run_jobs(
         ws,

@@ -7,10 +7,12 @@ __all__ = ['Shards', 'decodes_black', 'encode_posteriors', 'prompt_key', 'Traini
 
 # %% ../../nbs/5_train/03_cache.ipynb #import-uuid-warnings
 import uuid, warnings
+from collections import defaultdict
 from pathlib import Path
 from ..families import family_of
 from ..images.jobs import run_batches
 from ..files import atomic_path, in_batches, short_id, UserError
+from ..shapes import shapes_of, size_words
 
 # %% ../../nbs/5_train/03_cache.ipynb #shards-2
 class Shards:
@@ -40,6 +42,10 @@ class Shards:
 
     def __contains__(self, key): return key in self.at
     def __len__(self): return len(self.at)
+    def shape(self, key) -> tuple: # of a tensor, which is not read
+        "The shape of a tensor."
+        return tuple(self.at[key].get_slice(key).get_shape())
+
     def stack(self, keys):
         "The tensors of `keys`, stacked, as float32."
         import torch
@@ -57,13 +63,13 @@ def decodes_black(pipe,   # pipeline whose VAE is tested, unless it is float32
     return not back.isfinite().all().item() or (back.max() < -.98 and pixels.max() > -.5).item()
 
 # %% ../../nbs/5_train/03_cache.ipynb #open-images
-def _open_images(ws, paths): # images at the size that the workspace trains at
-    images = [ws.open_image(p) for p in paths]
+def _open_images(ws, paths): # images of one shape, that the workspace trains at
+    images, shapes = [ws.open_image(p) for p in paths], shapes_of(ws)
     for path, (w, h) in zip(paths, [im.size for im in images]):
-        if (w, h) != ws.size:
+        if (w, h) not in shapes or (w, h) != images[0].size:
             raise UserError(
                 f'{ws.root / path} has {w}x{h} pixels, but this '
-                f'workspace trains at {ws.size[0]}x{ws.size[1]}; generate that image again, or use a '
+                f'workspace trains at {size_words(ws).replace(" x ", "x")}; generate that image again, or use a '
                 'workspace of one resolution.'
             )
     return images
@@ -71,13 +77,14 @@ def _open_images(ws, paths): # images at the size that the workspace trains at
 # %% ../../nbs/5_train/03_cache.ipynb #encode-posteriors
 def encode_posteriors(ws,                      # workspace of the images
                       pipe,                    # pipeline whose VAE encodes
-                      paths,                   # n images, relative to the workspace
+                      paths,                   # n images of one shape, relative to the workspace
                       try_decoder: bool = False # whether the first one is decoded again, to check that it is not black
                      ) -> list:                # n tensors (2, c, h, w): mean and deviation; (1, c, h, w) without one
     "Encode images. Raises `UserError` for one of another size, and if the VAE outputs NaN or black."
     import torch
     from hgdpo_curate.pipelines import encode_posterior, to_pixels
-    pixels = to_pixels(_open_images(ws, paths), ws.size, pipe.device)
+    images = _open_images(ws, paths)
+    pixels = to_pixels(images, images[0].size, pipe.device)
     mean, std = encode_posterior(pipe, pixels)
     bad = [p for p, m, s in zip(paths, mean, std) if not (m.isfinite().all() and s.isfinite().all())]
     if bad or (try_decoder and decodes_black(pipe, pixels[:1], mean[:1])):
@@ -89,6 +96,13 @@ def encode_posteriors(ws,                      # workspace of the images
     return [torch.stack([m, s]) if bool(s.any()) else m[None] for m, s in zip(mean, std)]
 
 # %% ../../nbs/5_train/03_cache.ipynb #prompt-key
+def _in_shapes(ws, todo, batch): # todo: (sha256, path) of each image; batches of it, each of one shape
+    if not ws.config['buckets']: return in_batches(todo, batch)
+    rows, parts = ws.sql('select sha256, width, height from images'), defaultdict(list)
+    shape = {h: (w, tall) for h, w, tall in rows.itertuples(index=False)}
+    for image in todo: parts[shape.get(image[0])].append(image)
+    return [part for images in parts.values() for part in in_batches(images, batch)]
+
 def prompt_key(prompt: str) -> str:
     "The name of a prompt in the cache."
     return short_id('text', prompt)
@@ -141,7 +155,7 @@ class TrainingCache:
         run_batches(
             self.ws,
             lambda new: self.latents.add(dict(new)),
-            in_batches(todo, batch),
+            _in_shapes(self.ws, todo, batch),
             encode,
             len(todo),
             'latents',
@@ -156,7 +170,7 @@ class TrainingCache:
 
     def latent_shape(self, sha256) -> tuple: # (c, h, w)
         "The shape of an image's latents."
-        return tuple(self.latents.stack([sha256]).shape[2:])
+        return self.latents.shape(sha256)[1:]
 
     def conditioning(self, prompts) -> dict: # as `pipelines.encode_prompts`
         "The cached conditioning of prompts, in order; '' is the unconditional one."

@@ -21,6 +21,7 @@ from ..long_jobs import announce, in_bytes, Pace
 from ..images.pool import check_base
 from ..show import progress_bar
 from ..files import atomic_path, command_line, read_json, short_id, UsageError, UserError
+from ..shapes import mean_pixels
 from ..workspace import is_begun, open_workspace, portable_base
 from ..families import denoiser, family_of
 
@@ -308,7 +309,7 @@ def _disk(ws, preset, pipe, pairs): # bytes of cache and checkpoints
     widths = [sum(m.weight.shape) for n, m in denoiser(pipe).named_modules() if n.endswith(targets)]
     adapter = 4*sum(widths)*max(s.rank for s in preset.stages)
     kept = 3*(preset.checkpoints_total_limit + 1) + 2*len(preset.stages)         # weights and Adam's two means
-    return images*ws.size[0]*ws.size[1]//2 + adapter*kept
+    return int(images*mean_pixels(ws)//2) + adapter*kept
 
 def plan_of(
     preset: Preset,      # what is trained

@@ -9,6 +9,7 @@ __all__ = ['CURVES', 'COLLAPSE', 'SATISFIED', 'HELD_OUT', 'StepFigures', 'draw_c
 
 # %% ../../nbs/5_train/05_log.ipynb #import-time-warnings
 import base64, dataclasses, io, re, shutil, time, warnings
+from collections import defaultdict
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from ..families import denoiser
 from .losses import BINS
 from ..show import contact_sheet, render
 from ..runs import RunConfig
+from ..shapes import text_sizes
 from ..files import atomic_path, in_batches, read_json, short_id, UserError
 
 # %% ../../nbs/5_train/05_log.ipynb #stepfigures
@@ -425,19 +427,20 @@ class Validation:
              texts=None,   # None takes all prompts
              batch: int = 8 # at a time
             ) -> list:     # an image per prompt
-        "Images of the prompts from the current model."
+        "Images of the prompts from the current model, each at the shape of its photo."
         from hgdpo_curate.pipelines import encode_unconditional, make_images
         import torch
-        pipe, size, images = model.pipe, self.ws.size, []
-        texts = self.prompts if texts is None else texts
+        pipe, texts, images = model.pipe, self.prompts if texts is None else texts, {}
+        sizes, by_size = text_sizes(self.ws), defaultdict(list)
+        for i, text in enumerate(texts): by_size[sizes[text]].append(i)
         dtype, sampling = denoiser(pipe).dtype, dict(steps=self.rules.steps, guidance=self.rules.guidance)
         with torch.no_grad(), model.mixed():
             negative = {k: v.to(dtype) for k, v in encode_unconditional(pipe).items()}
-            for part, seeds in zip(in_batches(texts, batch), in_batches(range(len(texts)), batch)):
-                prompts = model.conditioning(part, trained=True)
+            for size, seeds in ((size, part) for size, these in by_size.items() for part in in_batches(these, batch)):
+                prompts = model.conditioning([texts[i] for i in seeds], trained=True)
                 given = {k: v.to(pipe.device, dtype) for k, v in prompts.items()}, negative, seeds
-                images += make_images(pipe, *given, size, **sampling)
-        return images
+                images |= zip(seeds, make_images(pipe, *given, size, **sampling))
+        return [images[i] for i in range(len(texts))]
 
 # %% ../../nbs/5_train/05_log.ipynb #run
 def _png(image): # -> base64

@@ -107,7 +107,7 @@ class StageModel(AdaptedModel):
                 conditioning # of n prompts
                ):            # (n, c, h, w)
         "The U-Net's prediction."
-        given = (noisy, timesteps, conditioning, self.cache.ws.size)
+        given = (noisy, timesteps, conditioning, self.family.picture_size(self.pipe, noisy))
         with self.mixed(): return self.family.predict(self.pipe, *given)
 
     def errors(self,
@@ -258,6 +258,7 @@ def make_reader(pipe,           # the base
         seed=preset.seed,
         total=stage.max_train_steps*batch,
         device=pipe.device,
+        batch=batch,
     )
     if preset.fixed_draws and OBJECTIVES[stage.objective].needs_reference:
         reader.reference_cache = ReferenceCache(len(pairs), preset.fixed_draws, reader.shape[0])

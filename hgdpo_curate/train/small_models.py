@@ -210,6 +210,13 @@ def train_mannequins(output,             # folder for base/, scorer and evaluato
 def _scorer_figures(wins): # of `scorer_accuracy` -> name: share with its interval
     return {k: dict(zip(('share', 'low', 'high'), wilson(v))) if len(v) else 'not measured' for k, v in wins.items()}
 
+def _check_one_shape(ws):
+    if not ws.config['buckets']: return
+    raise UserError(
+        f'{ws.root} has images of several shapes, and the small networks are made for one; train them in a new '
+        'workspace of one resolution (hgdpo init --no_buckets).'
+    )
+
 def _check_no_pool(ws): # its images belong to another base
     if len(ws.table('images').query("domain in ('generated', 'intermediate')")):
         raise UserError(f'{ws.root} contains a pool by {ws.base_model}; train small networks in a new workspace.')
@@ -278,6 +285,7 @@ def train_tiny(workspace,          # a `Workspace` or its folder, with photos im
     from hgdpo_curate.workspace import set_base_model
     ws, progress = open_workspace(workspace), progress or step_bar
     folder = ws.root/'tiny'
+    _check_one_shape(ws)
     if _is_other_base(ws): _check_no_pool(ws)
     train = photographs(ws, 'train')
     steps = settle_recipe(folder, seed, steps or {}, lambda: _check_no_pool(ws))

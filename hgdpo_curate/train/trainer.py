@@ -155,6 +155,17 @@ class RandomStates:
         cuda = state['cuda']
         if cuda and torch.cuda.device_count() == len(cuda): torch.cuda.set_rng_state_all(cuda)
 
+# %% ../../nbs/5_train/08_trainer.ipynb #scarce-words
+def _scarce_words(batch, counts): # counts: pairs of each shape; '' where a step has enough of them
+    few = [n for n in counts if n < batch]
+    if not few: return ''
+    there = f'there are {sum(few)}'
+    if len(counts) > 1: there = f'{len(few)} of {len(counts)} shapes have fewer, {sum(few)} of {sum(counts)} pairs'
+    return (
+        f'takes {batch} pairs{" of one shape" if len(counts) > 1 else ""}, but {there}: some pairs occur more than '
+        'once in a step. Lower --train_batch_size.'
+    )
+
 # %% ../../nbs/5_train/08_trainer.ipynb #stageparts
 class StageParts:
     "The components of a stage in training."
@@ -175,14 +186,10 @@ class StageParts:
         self.distributed = distributed or Distributed(str(pipe.device))
         self.batch = stage.train_batch_size*preset.gradient_accumulation_steps*self.distributed.size
         main, settings = self.distributed.main, (pipe, cache, stage, preset)
-        if self.batch > len(self.pairs) and main:
-            warnings.warn(
-                f'A step of {stage.name} takes {self.batch} pairs, but there are {len(self.pairs)}: some pairs '
-                'occur more than once in a step. Lower --train_batch_size.',
-                stacklevel=2,
-            )
         self.model = StageModel(*settings, start)
         self.pass_loss = PassLoss(self.model, make_reader(*settings, self.pairs, self.batch), self.distributed)
+        scarce = _scarce_words(self.batch, self.pass_loss.read_batch.order.counts)
+        if scarce and main: warnings.warn(f'A step of {stage.name} {scarce}', stacklevel=2)
         self.optimizer = StageOptimizer(self.model.params, stage, preset, self.model.denoiser)
         self.checkpoints = Checkpoints(self.folder/'checkpoints', preset.checkpoints_total_limit)
         reporting = (preset.report_to, progress) if main else ('none', True)
