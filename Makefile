@@ -56,6 +56,7 @@ bench: install
 	$(BIN)/python benchmarks/train.py speed
 	$(BIN)/python benchmarks/train.py caching
 	$(BIN)/python benchmarks/hands.py
+	$(BIN)/python benchmarks/learned_flags.py
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate requirements/requirements.in --override requirements/overrides.txt -o requirements/requirements.lock

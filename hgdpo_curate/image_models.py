@@ -26,6 +26,7 @@ class Detector(Protocol):
     version: str   # of the weights: an image is not processed twice by the same version
     joints: list   # optional, for a detector of people: the names of the keypoints in order; the rules read them
     rules: list    # optional: further rules for what it sees, beside `judge.rules.RULES`
+    # optional, instead of `detect`: propose(domains, extractor, progress) writes flags itself and returns a table
 
     def detect(self, images: list) -> list: # PIL images -> per image a list of `judge.detections.seen(...)`
         "Detections in each image, with confidence, box and keypoints where available; an empty list for none."
@@ -351,6 +352,13 @@ add_rows(
         weights='open_clip',
     ),
     ImageModel(
+        kind='detector',
+        name='learned',
+        make='hgdpo_curate.judge.learned_proposals:LearnedFlags',
+        measures='what people confirmed and cleared in this workspace',
+        what='flags learned in the workspace',
+    ),
+    ImageModel(
         kind='truth',
         name='drawn',
         make=None,
@@ -396,6 +404,14 @@ add_rows(
         make='hgdpo_curate.evaluate.features:open_evaluator_features',
         measures='pictures that the small evaluator knows',
         what='small evaluator of the package',
+        weights='evaluator',
+    ),
+    ImageModel(
+        kind='extractor',
+        name='evaluator_layers',
+        make='hgdpo_curate.evaluate.features:open_evaluator_layers',
+        measures='the same and its inner layers, to learn flags of drawn people',
+        what='small evaluator of the package, its inner layers',
         weights='evaluator',
     ),
     ImageModel(

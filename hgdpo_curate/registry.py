@@ -60,6 +60,24 @@ add_rows(
     ),
 )
 
+# %% ../nbs/0_base/09_registry.ipynb #dino
+add_rows(
+    ImageModel(
+        kind='extractor',
+        name='dino',
+        make='hgdpo_curate.evaluate.features:DinoFeatures',
+        measures='what a picture shows, without words',
+        what='DINOv2 by Meta, ViT-B/14',
+        weights=Weights(
+            hub='facebook/dinov2-base',
+            files=('config.json', 'model.safetensors', 'preprocessor_config.json'),
+            licence='Apache-2.0',
+            commercial=True,
+            stated='from memory of its model card; not re-read here',
+        ),
+    ),
+)
+
 # %% ../nbs/0_base/09_registry.ipynb #plugins
 @cache
 def _plugins(kind, path): # `sys.path` as a tuple -> name -> `ImageModel`

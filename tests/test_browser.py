@@ -402,7 +402,7 @@ def test_another_scorer_is_chosen_in_the_menu(world):
     from hgdpo_curate.curate.splits import pairs_of
     ws, me = world
     me.see('pairs-easy')
-    for name, wins in (('contrary', False), ('smallscore', True)):
+    for name in ('contrary', 'smallscore'):
         me.page.locator('[data-cy="hgdpo-scorer"]').click()
         me.page.get_by_text(f'{name} (').first.click()
         me.shoot(f'choosing-{name}')

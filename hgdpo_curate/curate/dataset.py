@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_DECISIONS', 'read_tags', 'write_prompts', 'refresh_prompts', 'changed_prompts', 'load_dataset',
-           'added_by_people', 'build_dataset']
+           'added_by_people', 'sort_reviews', 'build_dataset']
 
 # %% ../../nbs/4_curate/06_dataset.ipynb #imports
 from hgdpo_curate.curate.reviews import (
@@ -20,6 +20,7 @@ from ..files import command_line
 # %% ../../nbs/4_curate/06_dataset.ipynb #imports-2
 from ..files import UserError
 from ..judge.anatomy import open_flags
+from ..judge.learned_proposals import look_places, places_mark, review_order
 from ..flag_kinds import flag_kinds
 from ..parts import is_compacted, replaced_by
 from ..tables import current_name, DECISIONS, SCHEMAS
@@ -198,7 +199,8 @@ def _is_consistent(ds, ws):
 # %% ../../nbs/4_curate/06_dataset.ipynb #remember
 def _remember(ds, ws, choices, parts, no_pairs):
     "Store in the dataset which parts of the tables it shows."
-    ds.info = dict(
+    order = {k: v for k, v in (ds.info or {}).items() if k in ('look_order', 'sorted', 'places')}
+    ds.info = order | dict(
         id=ws.id,
         workspace=str(ws.root.resolve()),
         choices=choices,
@@ -354,6 +356,35 @@ def _agree_to_drop(ds):
     if sys.stdin.isatty() and input('Drop that? [y/N] ').strip().lower() not in ('y', 'yes'):
         raise UserError(f'The dataset {ds.name} was left unchanged; without fresh=True it is updated in place.')
 
+# %% ../../nbs/4_curate/06_dataset.ipynb #show-looks
+def _show_looks(ds, ws):
+    "Bring up to date where a look pays, which changes for every image when flags are learned again."
+    mark = places_mark(ws)
+    if ds.info.get('places', '') != mark:
+        names = dict(flag='likely_fault', probability='fault_probability', place='look_place')
+        places, ids = look_places(ws), dict(zip(*ds.values(['id', 'image_id'])))
+        for column, field in names.items():
+            known = places[column].to_dict()
+            ds.set_values(field, {sid: known.get(iid) for sid, iid in ids.items()}, key_field='id')
+        ds.info['places'] = mark
+        ds.save()
+    order = review_order(ds)
+    if ds.info.get('sorted', 'imported') == order: return
+    ds.info['sorted'] = order
+    ds.save()
+    save_views(ds)
+
+def sort_reviews(
+    ds,          # a dataset
+    order: str,  # a key of `LOOK_ORDERS`
+):
+    "Choose in which order photos and images are reviewed. Raises `UserError` where nothing is learned yet."
+    if order == 'uncertain' and not ds.info.get('places'):
+        raise UserError('No flag is learned yet; confirm and clear some, then run: hgdpo flag --detector learned')
+    ds.info.update(look_order=order, sorted=order)
+    ds.save()
+    save_views(ds)
+
 # %% ../../nbs/4_curate/06_dataset.ipynb #build-dataset
 def build_dataset(workspace,           # a `Workspace` or its folder
                   scorer: str = None,   # whose scores sort and pair; None: the newest split's, else smallscore
@@ -388,4 +419,5 @@ def build_dataset(workspace,           # a `Workspace` or its folder
             ds = _bring_up_to_date(old, ws, choices)
         else: ds = _mend(fo, old, ws, choices)
         _compact_tables(ds, ws)
+        _show_looks(ds, ws)
     return ds

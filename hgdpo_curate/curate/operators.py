@@ -12,6 +12,7 @@ __all__ = ['SHOWN_FIELDS', 'GRID', 'PARTS_OF_A_BODY', 'OPERATORS', 'workspace_of
 import os
 import fiftyone.operators as foo
 from fiftyone.operators import types
+from .app import learn_from_review
 from .dataset import refresh_prompts
 from .pairs import PAIR_STAGES
 from hgdpo_curate.curate.reviews import (
@@ -28,6 +29,7 @@ from ..files import counted, pair_id_of
 # %% ../../nbs/4_curate/08_operators.ipynb #imports-2
 from ..files import UserError
 from ..flag_kinds import flag_kinds, harmless_flags
+from ..judge.learned_proposals import LOOK_ORDERS, review_order
 from ..show import render
 from ..tables import now
 from ..workspace import open_workspace
@@ -119,12 +121,18 @@ def _decided(row, decision, who):
 # %% ../../nbs/4_curate/08_operators.ipynb #next-to-review
 def next_to_review(ds,                # a dataset
                    after: str = None): # sample id; returns a sample id, or None when all are reviewed
-    "The next photo without a decision, in the order of the grid."
+    "The next photo without a decision, in the order of the grid, see `review_order`."
     from bson import ObjectId
-    todo = {'domain': 'real', 'decision': None}
+    todo, field = {'domain': 'real', 'decision': None}, LOOK_ORDERS[review_order(ds)][0]
+    if field: return _next_by(ds, todo, field, after)
     for query in ([todo | {'_id': {'$gt': ObjectId(after)}}] if after else []) + [todo]:
         ids = ds.match(query).sort_by('id').limit(1).values('id')
         if ids and ids[0] != after: return ids[0]
+
+def _next_by(ds, todo, field, after): # MongoDB sorts what has no value first
+    def places(view): return [(v is not None, v or 0, i) for v, i in zip(*view.values([field, 'id']))]
+    left, here = sorted(p for p in places(ds.match(todo)) if p[2] != after), places(ds.select(after)) if after else []
+    return next((i for *p, i in left if not here or (*p, i) > here[0]), left[0][2] if left else None)
 
 # %% ../../nbs/4_curate/08_operators.ipynb #flag-samples
 def flag_samples(ds,                   # a dataset
@@ -383,6 +391,8 @@ class Undecide(_Decision):
     name, label, icon, decision, done = 'undecide', 'Back to undecided', 'restore', 'undecided', 'undecided again'
 
 # %% ../../nbs/4_curate/08_operators.ipynb #flag
+def _learned(ctx, ids): return learn_from_review(ctx.dataset, workspace_of(ctx.dataset), len(ids))
+
 PARTS_OF_A_BODY = ('arm', 'leg', 'hand', 'foot', 'face', 'head', 'body')
 
 class Flag(Review):
@@ -414,13 +424,14 @@ class Flag(Review):
             reviewer_of(ctx),
         )
         where = f' ({" ".join(filter(None, [side, part]))})' if part else ''
-        return _said(f'flagged {_in_words(flag)}{where}', len(ids)), changed
+        return _said(f'flagged {_in_words(flag)}{where}', len(ids)) + _learned(ctx, ids), changed
 
 # %% ../../nbs/4_curate/08_operators.ipynb #clear
 class Clear(Review):
     name, label, icon = 'clear', 'Clear flags', 'layers_clear'
     def act(self, ctx, ids):
-        return _said('cleared of flags', len(ids)), clear_samples(ctx.dataset, ids, reviewer_of(ctx))
+        changed = clear_samples(ctx.dataset, ids, reviewer_of(ctx))
+        return _said('cleared of flags', len(ids)) + _learned(ctx, ids), changed
 
 class Duplicate(Review):
     name, label, icon = 'duplicate', 'Mark as duplicates', 'content_copy'

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['PANEL_OPERATORS', 'image_details', 'pair_order', 'pair_details', 'pool_details', 'scorers_of', 'about_review',
-           'About', 'PairShown', 'PoolShown', 'SwitchScorer', 'progress_text', 'score_plots', 'Progress', 'CountAgain',
-           'photos_of_samples', 'caption_by', 'approve_captions', 'edit_caption', 'EditCaption', 'ApproveCaption',
-           'register_all']
+           'About', 'PairShown', 'PoolShown', 'SwitchScorer', 'SwitchOrder', 'progress_text', 'score_plots', 'Progress',
+           'CountAgain', 'photos_of_samples', 'caption_by', 'approve_captions', 'edit_caption', 'EditCaption',
+           'ApproveCaption', 'register_all']
 
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports
 import os
 import fiftyone.operators as foo
 from fiftyone.operators import types
-from .dataset import build_dataset
+from .dataset import build_dataset, sort_reviews
 from .operators import register_operators, Review, review_counts, reviewer_of, workspace_of
 from .pairs import PAIR_STAGES
 from .reviews import review_pace, review_progress, reviewer_name
@@ -24,6 +24,7 @@ from ..flag_kinds import flag_kinds
 from ..images.duplicates import assign_folds_after_captions
 from ..prompts import CAPTION_FACTS, change_captions, standing_prompts, what_hangs
 from ..judge.anatomy import open_flags
+from ..judge.learned_proposals import LOOK_ORDERS, review_order
 from ..show import render
 from ..tables import is_missing
 
@@ -141,6 +142,7 @@ def about_review(
         counts=review_counts(ds),
         seconds=review_pace(ws, reviewer),
         scorer=(ds.info.get('choices') or {}).get('scorer', 'smallscore'),
+        order=review_order(ds),
         views={name: text for name, (_, text) in VIEWS.items()},
         stages={s: len(ds.match({s: 'winner'})) for s in PAIR_STAGES},
     )
@@ -169,36 +171,52 @@ class PoolShown(_Ask):
     def answer(self, ds, params): return pool_details(ds, params.get('place') or 0, params.get('sample'))
 
 # %% ../../nbs/4_curate/09_panels.ipynb #switch-scorer
-class SwitchScorer(foo.Operator):
-    "A menu of the scorers there are; the dataset is brought up to date with the one that is chosen."
+class _Menu(foo.Operator):
+    "A choice in a form, after which the bar shows what is in force."
+    name, label, icon = '', '', ''
     @property
-    def config(self): return foo.OperatorConfig(name='switch_scorer', label='Whose scores sort and pair', icon='sort')
+    def config(self): return foo.OperatorConfig(name=self.name, label=self.label, icon=self.icon)
 
-    def resolve_input(self, ctx):
-        "The scorers with how many images each scored."
+    def _form(self, field, words, shown): # words: value -> label
         form, choices = types.Object(), types.RadioGroup()
-        for name, n in scorers_of(workspace_of(ctx.dataset)).items():
-            choices.add_choice(name, label=f'{name} ({n} images)')
-        shown = (ctx.dataset.info.get('choices') or {}).get('scorer', 'smallscore')
-        form.enum(
-            'scorer',
-            choices.values(),
-            label='Scorer',
-            required=True,
-            default=shown,
-            view=choices,
-        )
-        return types.Property(form, view=types.View(label='Whose scores sort and pair'))
+        for value, label in words.items(): choices.add_choice(value, label=label)
+        how = dict(required=True, default=shown, view=choices)
+        form.enum(field, choices.values(), label=field.capitalize(), **how)
+        return types.Property(form, view=types.View(label=self.label))
 
     def execute(self, ctx):
-        "Show another scorer's order, winners and losers."
-        try: ds = build_dataset(workspace_of(ctx.dataset), ctx.params['scorer'])
+        "Do it, or say why not."
+        try: said = self.choose(ctx)
         except UserError as e:
             if ctx.params.get('by_key'): return dict(refused=str(e))
             ctx.ops.notify(str(e), variant='error')
             raise
         ctx.ops.reload_dataset()
-        return dict(said=f'scores by {ctx.params["scorer"]}', about=about_review(ds, ctx.params.get('reviewer')))
+        return dict(said=said, about=about_review(ctx.dataset, ctx.params.get('reviewer')))
+
+class SwitchScorer(_Menu):
+    "The scorers there are; the dataset is brought up to date with the one that is chosen."
+    name, label, icon = 'switch_scorer', 'Whose scores sort and pair', 'sort'
+    def resolve_input(self, ctx):
+        "The scorers with how many images each scored."
+        words = {name: f'{name} ({n} images)' for name, n in scorers_of(workspace_of(ctx.dataset)).items()}
+        return self._form('scorer', words, (ctx.dataset.info.get('choices') or {}).get('scorer', 'smallscore'))
+
+    def choose(self, ctx):
+        build_dataset(workspace_of(ctx.dataset), ctx.params['scorer'])
+        return f'scores by {ctx.params["scorer"]}'
+
+# %% ../../nbs/4_curate/09_panels.ipynb #switch-order
+class SwitchOrder(_Menu):
+    "The orders in which photos and images are reviewed."
+    name, label, icon = 'switch_order', 'What is reviewed first', 'low_priority'
+    def resolve_input(self, ctx):
+        "The orders in words; the one that is in force is chosen."
+        return self._form('order', {k: words for k, (_, words) in LOOK_ORDERS.items()}, review_order(ctx.dataset))
+
+    def choose(self, ctx):
+        sort_reviews(ctx.dataset, ctx.params['order'])
+        return f'reviewed first: {LOOK_ORDERS[ctx.params["order"]][1]}'
 
 # %% ../../nbs/4_curate/09_panels.ipynb #progress-text
 def progress_text(p: dict) -> str: # of `review_progress`; Markdown
@@ -361,7 +379,10 @@ class ApproveCaption(Review):
     def act(self, ctx, ids): return approve_captions(ctx.dataset, ids, reviewer_of(ctx))
 
 # %% ../../nbs/4_curate/09_panels.ipynb #register-panels
-PANEL_OPERATORS = [About, PairShown, PoolShown, SwitchScorer, EditCaption, ApproveCaption, CountAgain, Progress]
+PANEL_OPERATORS = [
+    About, PairShown, PoolShown, SwitchScorer, SwitchOrder,
+    EditCaption, ApproveCaption, CountAgain, Progress,
+]
 
 def register_all(plugin):
     "Called by FiftyOne, as the plugin's `register`."

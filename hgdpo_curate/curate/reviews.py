@@ -14,6 +14,7 @@ from .pairs import PAIR_STAGES, without_pair
 from .left_out import explain_left_out
 from .splits import pairs_of, SplitInfo
 from ..judge.anatomy import open_flags
+from ..judge.learned_proposals import look_places, looked_at
 from ..judge.detections import face_detectors, latest_detections
 from ..files import pair_id_of
 from ..flag_kinds import flag_kinds, harmless_flags
@@ -296,6 +297,12 @@ def _add_facts(rows, facts): # rows of `photo_facts`
     # a licence that is not stated is `unknown`, like consent
     rows['licence'] = rows.licence.mask(rows.licence.isna() & (rows.domain == 'real'), 'unknown')
 
+def _add_looks(rows, places, looked): # of `look_places` and `looked_at`
+    "The likeliest fault as a classifier has it, and where the image stands in the order of looks."
+    for field, c in (('likely_fault', 'flag'), ('fault_probability', 'probability'), ('look_place', 'place')):
+        rows[field] = rows.image_id.map(places[c].to_dict())
+    rows['looked'] = rows.image_id.isin(looked)
+
 def _add_faces(rows, seen): # rows of `detections`
     "The number of faces, from the detector that found most."
     seen = seen[seen.detector.isin(face_detectors())]
@@ -358,6 +365,7 @@ def sample_rows(workspace,           # a `Workspace` or its folder
     _add_facts(rows, ws.table('photo_facts', only=None if ids is None else ('image_id', ids)))
     if ws.parts('detections'): _add_faces(rows, latest_detections(ws, ids))
     else: rows['faces'] = None
+    _add_looks(rows, look_places(ws, ids), looked_at(ws, ids))
     _add_roles(rows, ws, choices, prompts)
     return rows
 

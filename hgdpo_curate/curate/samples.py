@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
 from ..judge.detections import COCO, JOINTS, latest_detections
+from ..judge.learned_proposals import LOOK_ORDERS, review_order
 from ..files import in_batches, short_id, UserError
 from ..tables import DECISIONS, FLAGS, shown_columns
 from ..workspace import id_at
@@ -55,6 +56,10 @@ FIELDS = dict(  # of a sample -> type
     hard_pair='str',
     disagreement='bool',
     disagrees='str',  # how score and flags disagree
+    likely_fault='str',  # the flag that a classifier finds most probable, see `judge.learned_proposals`
+    fault_probability='float',
+    look_place='int',  # 0 is where a look pays most
+    looked='bool',  # whether a person decided on the image
     **shown_columns('photo'),
     faces='int',
 )
@@ -315,34 +320,21 @@ INDEXES = [
     [('prompt_id', 1), ('score', -1)],
     [('domain', 1), ('anatomy_failure', 1), ('score', -1)],
     [('disagreement', 1), ('prompt_id', 1)],
+    [('looked', 1), ('look_place', 1)],
     *[[(s, 1), ('prompt_id', 1)] for s in ('easy', 'normal', 'hard')],
     [('easy', 1), ('score', -1)],
 ]
 
 # %% ../../nbs/4_curate/05_samples.ipynb #sidebar
 SIDEBAR = dict(
-    review=[
-        'prompt',
-        'decision',
-        'reviewer',
-        'decided_at',
-        'all_decisions',
-        'reviewers_differ',
-        'duplicate',
-        'look_alikes',
-        'look_alike_distance',
-    ],
-    anatomy=[
-        'anatomy_failure',
-        'flags',
-        'confirmed',
-        'flagged',
-        'reasons',
-        'people',
-        'people_seen',
-        'faces_seen',
-        'hands',
-    ],
+    review=(
+        'prompt decision reviewer decided_at all_decisions reviewers_differ duplicate look_alikes '
+        'look_alike_distance'
+    ).split(),
+    anatomy=(
+        'anatomy_failure flags confirmed flagged reasons likely_fault fault_probability look_place looked '
+        'people people_seen faces_seen hands'
+    ).split(),
     pairs=['roles', 'scored_by', 'score', 'rank', 'easy', 'normal', 'hard', 'disagreement', 'disagrees'],
     photo=['domain', 'fold', 'caption_by', 'caption_approved_by', *shown_columns('photo'), 'faces'],
     made=(
@@ -436,6 +428,7 @@ VIEWS = {    # name -> colour, description
     'pairs: normal': ('yellow', 'reconstructions at t4..t7 against easy winners'),
     'pairs: hard': ('yellow', 'reconstructions at t1 against normal winners'),
     'disagreements': ('red', 'a winner is flagged, or a loser is not'),
+    'flags: to review': ('red', 'images that nobody decided on, where a look pays most first'),
     'reviewers: differ': ('orange', 'two reviewers decided differently; the last decision counts'),
     'parts: hands': ('purple', 'hands that a detector saw, one tile each, the worst images first'),
     'parts: faces': ('purple', 'faces that a detector saw, one tile each, the worst images first'),
@@ -455,9 +448,11 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
     def pairs(stage):
         both = ds.match({stage: {'$in': ['winner', 'loser']}}).sort_by([('prompt_id', 1), (stage, -1)])
         return framed(both, stage)
+    field = LOOK_ORDERS[review_order(ds)][0]
+    def to_review(view): return view.sort_by(field) if field else view
     if name in _PARTS: return match(domain={'$in': ['real', 'generated']})
     makers = {
-        'real: to review': lambda: match(domain='real', decision=None),
+        'real: to review': lambda: to_review(match(domain='real', decision=None)),
         'real: approved': lambda: match(domain='real', decision='approve'),
         'real: duplicates': lambda: match(domain='real', duplicate=True).sort_by('look_alikes'),
         'real: captions to read': lambda: match(domain='real', caption_approved_by=None, caption_by=_BY_MODEL),
@@ -469,6 +464,7 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
         'pairs: normal': lambda: pairs('normal'),
         'pairs: hard': lambda: pairs('hard'),
         'disagreements': lambda: match(disagreement=True).sort_by('prompt_id'),
+        'flags: to review': lambda: to_review(match(domain={'$in': ['real', 'generated']}, looked=False)),
         'reviewers: differ': lambda: match(reviewers_differ=True),
     }
     return makers[name]()

@@ -16,6 +16,7 @@ from ..runs import RunConfig
 from ..files import UserError
 from ..images.decode import pixel_hash, read_photo
 from ..images.duplicates import offered_files
+from ..judge.learned_proposals import learned_from
 from ..workspace import tombstone_of
 from ..train.cache import prompt_key
 from ..files import pair_id_of
@@ -44,6 +45,7 @@ class Footprint:
     runs: dict = field(default_factory=dict)      # run -> e.g. 'trained on it', 'tested on it', see `_runs_on`
     alike: list = field(default_factory=list)     # photos that look alike and stay
     faces: list = field(default_factory=list)     # pixel hashes of its image files: a sample's face may be one of them
+    learned: list = field(default_factory=list)   # flags that were learned from its images, see `learned_from`
 
 # %% ../../nbs/7_document/08_footprint.ipynb #written-forms
 def _written_forms(text) -> set:
@@ -260,6 +262,7 @@ def footprint_of(ws, subject: str) -> Footprint: # an image id, a prompt id or a
     _add_files(ws, t, own, set(images.sha256[~images.image_id.isin(own.image_id)]))
     t.splits = _splits_with(ws, t)
     t.listed, t.runs = _splits_that_list(ws, t), _runs_on(ws, t)
+    t.learned = learned_from(ws, t.images)
     return t
 
 # %% ../../nbs/7_document/08_footprint.ipynb #add-files

@@ -17,6 +17,8 @@ from hgdpo_curate.document.removal import (
 )
 from .search import files_of, PLAN, search, SearchResult
 from ..files import sweep_temporary
+from ..judge.learned_flags import drop_model
+from ..judge.learned_proposals import learn_without
 from ..files import counted, read_json, UsageError, UserError, write_json
 from ..show import progress_bar
 from ..workspace import open_workspace
@@ -148,7 +150,9 @@ def _carry_out(ws, t, reason, app, progress) -> Removal:
         bar(1)
         for name, rows in t.splits.items(): break_split(ws, name, rows, t.subject_hash)
         bar(1)
+        for flag, *_ in t.learned: drop_model(ws, flag)
         with ws.lock(): removal.done |= _visit(ws, t, progress)
+        removal.notes += learn_without(ws, t.learned)
         for name, files in t.listed.items(): rehash_split(ws, name, files)
         bar(1)
         removal.notes.append(clean_app_or_mark(ws, app))
@@ -217,7 +221,7 @@ def forget(
             progress,
         )  # the interrupted removal first
         t = footprint_of(ws, str(subject))
-    if dry_run: return Removal(t, True, _planned(ws, t, progress), packs_with(ws, t.subject_hash))
+    if dry_run: return Removal(t, True, _planned(ws, t, progress), packs_with(ws, t.subject_hash) + _would_learn(t))
     return _carry_out(
         ws,
         t,
@@ -225,6 +229,10 @@ def forget(
         app,
         progress,
     )
+
+def _would_learn(t) -> list: # sentences
+    would = 'was trained on it, and would be trained again without it.'
+    return [f'The learned flag {flag} {would}' for flag, *_ in t.learned]
 
 def _finish(ws, app) -> Removal: # no interrupted removal and no photo given: only the App may be left
     if (ws.root/OUTDATED).exists(): return Removal(Footprint('', ''), notes=[clean_app_or_mark(ws, app)])

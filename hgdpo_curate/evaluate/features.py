@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['load_pixels', 'as_pixels', 'laplacian_sharpness', 'hue_vectors', 'mean_hue', 'hue_distance', 'hue_changes',
            'rgb_distance', 'EvaluatorFeatures', 'workspace_evaluator', 'hub_inception', 'Inception', 'ClipFeatures',
-           'open_evaluator_features', 'load_extractor', 'features_of']
+           'DinoFeatures', 'EvaluatorLayers', 'open_evaluator_features', 'open_evaluator_layers', 'load_extractor',
+           'features_of']
 
 # %% ../../nbs/6_evaluate/01_features.ipynb #imports
 from pathlib import Path
@@ -153,6 +154,52 @@ class ClipFeatures:
         "Features of pictures."
         return self.clip.images(images)
 
+# %% ../../nbs/6_evaluate/01_features.ipynb #dino-features
+class DinoFeatures:
+    "The class token of a DINO model of transformers, and the mean of its patches."
+    name = 'dino'
+    def __init__(self, path=None, device=None):
+        from transformers import AutoImageProcessor, AutoModel
+        from hgdpo_curate.pipelines import usable_device
+        folder = find_weights('dino', path, '--extractor_path')
+        try:
+            net = AutoModel.from_pretrained(folder, use_safetensors=True)
+            self.prepare = AutoImageProcessor.from_pretrained(folder)
+        except (OSError, ValueError) as e:
+            raise UserError(
+                f'{folder} cannot be loaded as a DINO model ({str(e).splitlines()[0]}); fetch it again.'
+            ) from e
+        self.device, self.version = usable_device(device), weights_version(folder)
+        self.net = net.eval().to(self.device)
+
+    def extract(self, images) -> np.ndarray: # PIL images -> (n, 2d)
+        "Features of pictures."
+        import torch
+        pixels = self.prepare(images=[i.convert('RGB') for i in images], return_tensors='pt')['pixel_values']
+        with torch.no_grad(): tokens = self.net(pixel_values=pixels.to(self.device)).last_hidden_state
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1).float().cpu().numpy()
+
+# %% ../../nbs/6_evaluate/01_features.ipynb #evaluator-layers
+class EvaluatorLayers:
+    "The evaluator's features with the mean, spread and peak of its two inner layers, which know more than faults."
+    name = 'evaluator_layers'
+    def __init__(self, net, version): self.net, self.version = net, version
+    def extract(self, images) -> np.ndarray: # PIL images -> (n, d)
+        "Features of pictures, resized to the evaluator's input size."
+        import torch
+        size = tuple(self.net.config['size'])
+        pixels = np.stack([np.asarray(i.convert('RGB').resize(size)) for i in images])
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()/127.5 - 1
+        with torch.no_grad():
+            middle = self.net.mid(self.net.low(x))
+            high = self.net.high(middle)
+            inner = [f(m) for m in (middle, high) for f in (_mean, _spread, _peak)]
+            return torch.cat([self.net.features_(high), *inner], 1).numpy()
+
+def _mean(maps): return maps.mean((2, 3))
+def _spread(maps): return maps.std((2, 3))
+def _peak(maps): return maps.amax((2, 3))
+
 # %% ../../nbs/6_evaluate/01_features.ipynb #open-tiny-features
 def open_evaluator_features(ws) -> EvaluatorFeatures: # a `Workspace`
     "The features of the workspace's evaluator. Raises `UserError` if there is none."
@@ -162,6 +209,11 @@ def open_evaluator_features(ws) -> EvaluatorFeatures: # a `Workspace`
         f'No small evaluator was trained on these photos; train one with: {command_line("tiny", ws)}, or choose '
         '--extractor inception.'
     )
+
+def open_evaluator_layers(ws) -> EvaluatorLayers: # a `Workspace`
+    "The inner layers of the workspace's evaluator. Raises `UserError` if there is none."
+    features = open_evaluator_features(ws)
+    return EvaluatorLayers(features.net, features.version)
 
 # %% ../../nbs/6_evaluate/01_features.ipynb #load-extractor
 def load_extractor(

@@ -10,6 +10,7 @@ import pandas as pd
 from .detections import detect, latest_detections
 from .detectors import load_detector
 from .rules import apply_rules, Detections, joints_of, real_proportions, THRESHOLDS
+from ..files import UsageError
 from ..registry import rules_of
 from ..workspace import open_workspace
 from ..tables import last_decisions, standing_flags
@@ -78,14 +79,21 @@ def flag_images(
     path=None,        # the detector's weights: a file or folder
     domains=('real', 'generated'),  # which images
     accept_noncommercial=False,     # for insightface, whose models are for non-commercial research only
+    # whose features the detector learned looks at: a key of `EXTRACTORS`; none takes the last one, else the small
+    # evaluator's for drawings, CLIP's for photographs
+    extractor: str = None,
     progress=None,    # called as progress(total, label) -> update(n); None shows a bar
 ) -> pd.DataFrame:  # flag, images
     """Propose anatomy flags: run a detector on the images, then apply the rules.
 
-    Raises `UserError` if the detector's weights are missing.
+    The detector learned is trained on what people confirmed and cleared, and its table says how good it is. Raises
+    `UserError` if the detector's weights are missing.
     """
     ws = open_workspace(workspace)
-    detect(ws, load_detector(detector, path, ws, accept_noncommercial), domains, progress=progress)
+    found = load_detector(detector, path, ws, accept_noncommercial)
+    if hasattr(found, 'propose'): return found.propose(domains, extractor, progress)
+    if extractor: raise UsageError('--extractor is for --detector learned; other detectors have networks of their own.')
+    detect(ws, found, domains, progress=progress)
     return propose_flags(ws)
 
 # %% ../../nbs/3_judge/06_anatomy.ipynb #open-flags

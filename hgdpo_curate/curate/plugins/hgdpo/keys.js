@@ -2,6 +2,7 @@
 (function () {
   const h = React.createElement;
   const OURS = "@hgdpo/curate/";
+  const ORDERS = { uncertain: "uncertain first", score: "worst score first", imported: "as imported" };
   const loaded = performance.getEntriesByType("resource").map((r) => r.name).find((u) => /hgdpo.*keys\.js/.test(u));
   const here = (document.currentScript && document.currentScript.src) || loaded || "";
 
@@ -403,6 +404,8 @@
           onClick: () => ((s.moveOn = !s.moveOn), draw()) }, s.moveOn ? "moves on" : "stays"),
         h("button", { title: "Whose scores sort and pair", "data-cy": "hgdpo-scorer",
           onClick: () => openForm("switch_scorer") }, "by " + ((s.about && s.about.scorer) || "…")),
+        h("button", { title: "What is reviewed first", "data-cy": "hgdpo-order",
+          onClick: () => openForm("switch_order") }, ORDERS[s.about && s.about.order] || "…"),
         h("button", { title: "All keys", "data-cy": "hgdpo-help-button", onClick: () => ((s.help = !s.help), draw()) },
           h("b", null, "?"), " keys")));
   }
