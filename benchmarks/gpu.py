@@ -344,7 +344,6 @@ def loss_scaling(m):
 
 def files_in(folder, size):
     "Stands where a loop asks for a workspace: real files, no tables."
-
     from hgdpo_curate.workspace import ImageFiles
 
     class Files(ImageFiles):
