@@ -243,6 +243,26 @@ def test_ten_hasty_keys_are_ten_decisions_and_undo_takes_back(world):
     me.shoot('reviewed')
 
 
+def test_no_photo_is_skipped_where_a_view_has_several_pages(world, tmp_path):
+    from hgdpo_curate import build_dataset, create_workspace
+    from hgdpo_curate.toy.drawings import draw_person
+    me, ws = world[1], create_workspace(tmp_path/'many', resolution='40x56')
+    ids = [f'{p:016x}' for p in range(70)]
+    images = [ws.save_image(draw_person([73, p]).pil(), 'real', i, prompt_id=i) for p, i in enumerate(ids)]
+    ws.append('prompts', [dict(prompt_id=i, prompt='a person', real_image_id=i, fold='train') for i in ids])
+    ws.append('images', images)
+    ds = build_dataset(ws)
+    other = Reviewer(me.page, me.address.rpartition('/')[0] + f'/{ds.name}', me.shots)
+    other.see('real-to-review', 'many-pages')
+    other.open()
+    for _ in range(65): other.page.keyboard.press('a')                             # what is decided leaves the view
+    other.until(lambda: len(reviews(ws)) == 65, 240)
+    assert sorted(reviews(ws).index) == ids[:65]
+    other.idle()
+    other.close()
+    ds.delete()
+
+
 def test_a_selection_is_flagged_and_taken_back_with_one_key(world):
     ws, me = world
     me.see('pool-losers')

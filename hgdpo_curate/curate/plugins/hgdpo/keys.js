@@ -75,6 +75,26 @@
     }
   };
 
+  // FiftyOne asks for the next page by its number, and would skip as many pictures as were decided and have left the
+  // view; so the order is kept as it was when a picture was opened.
+  async function keepOrder(opened) {
+    const { ids, files } = await ask("view_order", {});
+    if (!ids || !ids.includes(opened)) return;
+    const there = (offset) => {
+      const at = ids.indexOf(S.modal) + offset;
+      return ids.includes(S.modal) && at in ids ? at : null;
+    };
+    const go = (sign) => async (offset = 1) => {
+      const at = there(sign * offset);
+      return at === null ? null : { id: ids[at], hasNext: at + 1 in ids, hasPrevious: at > 0 };
+    };
+    const peek = async (offset) => {
+      const at = there(offset);
+      return at === null ? null : { id: ids[at], sample: { urls: { filepath: files[at] } } };
+    };
+    __fos__.modalNavigation.set({ next: go(1), previous: go(-1), peek });
+  }
+
   async function moveOn() {
     const nav = __fos__.modalNavigation.get(), from = S.modal;
     if (!nav || !from) return;
@@ -94,7 +114,6 @@
     for (const k of [1, 2]) {
       const found = nav && nav.peek ? await nav.peek(k).catch(() => null) : null;
       if (!found) return;
-      S.app.warm && S.app.warm(found.id);
       const urls = found.sample && found.sample.urls;
       const url = Array.isArray(urls) ? (urls.find((u) => u.field === "filepath") || {}).url : urls && urls.filepath;
       if (url) fetch(__fos__.getSampleSrc(url), { priority: "low" }).catch(() => null);
@@ -488,6 +507,8 @@
         S.app.refresh();
       }
       if (id === null) S.trail = [];
+      if (id !== null && !S.isOpen) keepOrder(id);
+      S.isOpen = id !== null;
       draw();
     }, [id]);
     React.useEffect(() => setActive(CHIPS(view)), [view]);
