@@ -347,6 +347,7 @@ def files_in(folder, size):
     from hgdpo_curate.workspace import ImageFiles
 
     class Files(ImageFiles):
+        config = dict(buckets=False)
         def __init__(self): self.root, self.size, self.rows = Path(folder), size, []
         def parts(self, name): return []
         def append(self, name, rows):

@@ -110,6 +110,7 @@ def pipe_of(unet, xl=False):
 
     class Bare(kind):
         def __init__(self):
+            self.vae_scale_factor = 8
             self.unet, self.scheduler = (
                 unet,
                 DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False),

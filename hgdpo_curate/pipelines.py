@@ -336,6 +336,7 @@ def whole_images(
     draw,  # a function that calls it -> PIL images
 ) -> list: # of them; None for one without colours
     "Images of a call, each with finite pixels; those that the VAE gives none in half precision are decoded in float32."
+    if not hasattr(pipe, 'vae'): return list(draw())
     vae, found = pipe.vae, []
     before = vae.__dict__.get('decode')
     plain = vae.decode

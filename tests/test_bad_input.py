@@ -341,7 +341,7 @@ def test_a_stage_without_pairs_says_so(finished, copy_of):
 
 def test_ctrl_c_exits_with_130_and_keeps_what_was_made(empty, photos, random_base):
     import_photos(empty, photos, progress=plain)
-    code = ("import contextlib, os, signal, sys, hgdpo_curate.images.jobs as p\n"
+    code = ("import contextlib, os, signal, sys, hgdpo_curate.long_jobs as p\n"
             "@contextlib.contextmanager\ndef bar(*a): yield lambda n: os.kill(os.getpid(), signal.SIGINT)\n"
             # whoever starts the tests in the background may have it ignored
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -203,6 +203,7 @@ class _Menu(foo.Operator):
             if ctx.params.get('by_key'): return dict(refused=str(e))
             ctx.ops.notify(str(e), variant='error')
             raise
+        ctx.dataset.reload()
         ctx.ops.reload_dataset()
         return dict(said=said, about=about_review(ctx.dataset, ctx.params.get('reviewer')))
 

@@ -178,7 +178,7 @@ def withdraw_learned(
 # %% ../../nbs/3_judge/13_learned_proposals.ipynb #learned-detector
 class LearnedFlags:
     "Flags learned in this workspace from what people confirmed and cleared."
-    name, version, licence, commercial = 'learned', 'of this workspace', "the workspace's own", None
+    name, version, licence, commercial = 'learned', 'of this workspace', "the workspace's own", True
 
     def __init__(
         self,
