@@ -296,11 +296,11 @@
   // --- what is drawn
   const CSS = `
     #root { padding-bottom: 36px; box-sizing: border-box; }
-    .hg-bar { position: fixed; left: 0; right: 0; bottom: 0; height: 36px; z-index: 100000; display: flex; gap: 4px;
+    .hg-bar { position: fixed; left: 0; right: 0; bottom: 0; height: 36px; z-index: 100000; display: flex; gap: 3px;
       align-items: center; padding: 0 8px; background: #20252c; color: #e6e9ee; font: 13px system-ui, sans-serif;
       border-top: 1px solid #3a424d; white-space: nowrap; }
     .hg-bar button, .hg-toast button, .hg-box button { font: inherit; color: inherit; background: #323a45; border: 0;
-      border-radius: 4px; padding: 4px 7px; cursor: pointer; }
+      border-radius: 4px; padding: 4px 5px; cursor: pointer; }
     .hg-bar button:hover, .hg-toast button:hover, .hg-box button:hover { background: #46515f; }
     .hg-bar b, .hg-box kbd { font-weight: 600; color: #ffd166; font-family: inherit; }
     .hg-count { flex: 1; overflow: hidden; text-overflow: ellipsis; min-width: 60px; padding: 0 6px; }
