@@ -462,18 +462,6 @@ def test_captions_are_shown_as_text(world):
     me.close()
 
 
-def test_the_panel_counts_what_is_done(world):
-    ws, me = world
-    me.see('pool-by-prompt')
-    me.page.locator('[data-cy="new-panel-btn"]').first.click()
-    me.page.get_by_text('Curation progress').first.click()
-    photos = set(ws.table('images').query("domain == 'real'").image_id)
-    decided = {i for i, d in reviews(ws).items() if d != 'taken back'}
-    me.page.get_by_text(f'{len(photos & decided)} of 12 photos reviewed').wait_for(timeout=60_000)
-    me.page.wait_for_timeout(1500)
-    me.shoot('progress')
-
-
 def test_mishaps_are_said_and_nothing_is_lost(world):
     ws, me = world
     me.see('reviewers-differ', 'nothing-here', empty=True)
@@ -508,3 +496,15 @@ def test_mishaps_are_said_and_nothing_is_lost(world):
     assert reviews(ws)[subject] == 'reject'
     assert len(ws.table('reviews', history=True)) == len(where) + 1
     other.page.close()
+
+
+def test_the_panel_counts_what_is_done(world):
+    ws, me = world
+    me.see('pool-by-prompt')
+    me.page.locator('[data-cy="new-panel-btn"]').first.click()
+    me.page.get_by_text('Curation progress').first.click()
+    photos = set(ws.table('images').query("domain == 'real'").image_id)
+    decided = {i for i, d in reviews(ws).items() if d != 'taken back'}
+    me.page.get_by_text(f'{len(photos & decided)} of 12 photos reviewed').wait_for(timeout=60_000)
+    me.page.wait_for_timeout(1500)
+    me.shoot('progress')
