@@ -31,7 +31,7 @@ def uncaptioned_words(ws, count: int) -> str: # '' for none
     if not count: return ''
     return (
         f'{counted(count, "photo")} without a caption {"is" if count == 1 else "are"} left out; caption '
-        f'{"it" if count == 1 else "them"} with: {command_line("caption", ws)}'
+        f'{"it" if count == 1 else "them"} with: {command_line("caption", ws, captioner="blip")}'
     )
 
 # %% ../nbs/0_base/13_prompts.ipynb #standing-prompts-3

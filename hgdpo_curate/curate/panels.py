@@ -349,7 +349,7 @@ def approve_captions(ds, samples, reviewer: str = None) -> tuple: # sample ids; 
     """
     rows = photos_of_samples(ds, samples)
     bare = sum(r['prompt'] is None for r in rows)
-    if bare: raise UserError(f'{counted(bare, "photo")} without a caption; write one with t, or run hgdpo caption.')
+    if bare: raise UserError(f'{counted(bare, "photo")} without a caption; press t and write one.')
     who = None if all(r['approved_by'] for r in rows) else reviewer or reviewer_name()
     done = f'{counted(len(rows), "caption")} approved' if who else f'{counted(len(rows), "caption")} no longer approved'
     return done if len(rows) > 1 else done.removeprefix('1 '), _approved(ds, rows, who)

@@ -158,7 +158,7 @@ def _caption_warnings(report): # of captions that are not used, or used twice
     yield r.hanging
     yield r.uncaptioned and (
         f'{counted(r.uncaptioned, "photo")} imported without a caption, to be left out until there is one; write them '
-        'with: hgdpo caption'
+        'with: hgdpo caption --captioner blip'
     )
     yield from (
         f'{file} is the same picture as {other}, and its other caption is not used: {caption!r}'
