@@ -201,6 +201,10 @@ SCHEMAS |= dict(
         seconds=Column('float', 'time from display to answer'),
         rater=Column('str', 'who answered'),
     ),
+)
+
+# %% ../nbs/0_base/02_tables.ipynb #schemas-4
+SCHEMAS |= dict(
     redrawn=_schema(
         'image_id',
         image_id=Column('str', 'a picture with one part generated anew'),
