@@ -105,7 +105,7 @@ class Stage:
     # masked_dpo: weight of a latent cell outside the mask, where one inside has 1; 0 to 1
     outside_weight: float = .1
     # masked_dpo: margin beyond which a pair is not pushed further, 0..; 0: none
-    margin_bound: float = 5.
+    margin_bound: float = 2.
     lambda_stat: float = 0.          # weight of statistics matching, where base is the reference; 0 leaves it out
     stat_step: int = 1               # length of statistics matching's reverse step in timesteps, 1..
     rank: int = 8                    # rank of the LoRA, 1..
