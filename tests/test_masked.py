@@ -33,14 +33,15 @@ def with_local_pairs(ws, masks=PARTS):
     """
     folder = ws.root/'splits'/'v1'
     real = pd.read_parquet(folder/'controls.parquet').query("stage == 'naive'").reset_index(drop=True)
-    rows = []
+    images, rows = ws.table('images').set_index('image_id', drop=False), []
     for k, r in real.iterrows():
         mask, photo = masks[k % len(masks)], ws.open_image(r.winner_path).convert('RGB')
         other = ws.open_image(real.winner_path[(k + 1) % len(real)]).convert('RGB').resize(photo.size)
         box = tuple(round(x*n) for x, n in zip(mask, photo.size*2))
         loser = photo.copy()
         loser.paste(other.crop(box).transpose(Image.Transpose.FLIP_LEFT_RIGHT), box[:2])
-        made = ws.save_image(loser, 'generated', f'{k:016x}')
+        made = images.loc[r.loser_id].to_dict() | ws.save_image(loser, 'generated', f'{k:016x}')
+        ws.append('images', pd.DataFrame([made | dict(width=photo.width, height=photo.height)]))
         rows.append(r.to_dict() | dict(
             pair_id=f'local{k:011x}',
             loser_id=made['image_id'],
