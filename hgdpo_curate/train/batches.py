@@ -285,6 +285,11 @@ def mask_marks(pairs: pd.DataFrame, # with a column `mask`
     "What a pair's errors depend on besides its images: its mask, and the weight outside it."
     return [short_id('mask', float(outside), *(float(x) for x in mask)) for mask in pairs['mask']]
 
+def _weights_of(pairs, stage, shape, device): # (n, 1, h, w) on the device; None if the objective has no masks
+    if not OBJECTIVES[stage.objective].masked: return None
+    cells = np.stack([mask_cells(mask, shape) for mask in pairs['mask']])
+    return mask_weights(cells, stage.outside_weight).to(device, non_blocking=True)
+
 # %% ../../nbs/5_train/04_batches.ipynb #check-local
 # the end of a sentence about an empty set of local pairs
 NOTHING_KEPT = (
@@ -410,10 +415,5 @@ class BatchReader:
             number,
             *on_device,
             prompts,
-            self._mask(rows, shape),
+            _weights_of(rows, s, shape, self.device),
         )
-
-    def _mask(self, rows, shape): # (n, 1, h, w) on the model's device; None if the objective has no masks
-        if not OBJECTIVES[self.stage.objective].masked: return None
-        cells = np.stack([mask_cells(mask, shape) for mask in rows['mask']])
-        return mask_weights(cells, self.stage.outside_weight).to(self.device, non_blocking=True)

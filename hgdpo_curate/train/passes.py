@@ -180,6 +180,13 @@ class ReferenceErrors:
         table = self.distributed.gather(torch.cat([keys, rows.double()], 1)).cpu()
         self.kept.put(table[:, 0].long(), table[:, 1].long(), table[:, 2:])
 
+# %% ../../nbs/5_train/06_passes.ipynb #pair-losses
+def _pair_losses(objective, stage, errors, figures): # (n,); how many margins are beyond their bound joins the figures
+    if not objective.masked: return objective.loss(*errors, stage.beta_dpo)
+    beyond = implicit_reward_margin(*errors, stage.beta_dpo).detach() > (stage.margin_bound or float('inf'))
+    figures['beyond_bound'] = beyond.float().mean()
+    return objective.loss(*errors, stage.beta_dpo, stage.margin_bound)
+
 # %% ../../nbs/5_train/06_passes.ipynb #passloss
 class PassLoss:
     "The loss of a pass, and its log figures."
@@ -207,7 +214,7 @@ class PassLoss:
         if reference is not None: figures |= self._by_timestep(batch, w, l, reference)
         if self.objective.preserves_winner:
             errors[1], figures['loser_gradient'] = self._preserve_winner(pred, batch, l)
-        pair_losses = self._losses(errors, figures)
+        pair_losses = _pair_losses(self.objective, self.stage, errors, figures)
         loss = pair_losses.mean()
         if self.stage.lambda_stat:
             l_stat = self._statistics(pred, batch, reference[:, 2:, None, None])
@@ -226,13 +233,6 @@ class PassLoss:
         prompts = self.model.conditioning(batch.prompts, trained=True)
         if self.objective.needs_loser: prompts = {k: torch.cat([v, v]) for k, v in prompts.items()}
         return self.model.predict(batch.noisy, batch.timesteps, prompts)
-
-    def _losses(self, errors, figures): # (n,); how many margins are beyond their bound joins the figures
-        s = self.stage
-        if not self.objective.masked: return self.objective.loss(*errors, s.beta_dpo)
-        beyond = implicit_reward_margin(*errors, s.beta_dpo).detach() > (s.margin_bound or float('inf'))
-        figures['beyond_bound'] = beyond.float().mean()
-        return self.objective.loss(*errors, s.beta_dpo, s.margin_bound)
 
     def _by_timestep(self, batch, w, l, reference): # errors against the reference's, in bins of timesteps
         t, sides = batch.timesteps[:len(batch.pair)], dict(winner=(w, reference[:, 0]), loser=(l, reference[:, 1]))
