@@ -118,6 +118,7 @@ def pairs_of(ws,                         # a `Workspace`
         reviews=reviews,
     )
 
+# %% ../../nbs/4_curate/02_splits.ipynb #scores-of-a-scorer
 def _with_hashes(ws, images, scorer): # -> what `local_pairs` takes: images with hashes, no scores, rows of `redrawn`
     redrawn = ws.table('redrawn', only=('image_id', images.image_id[images.domain == 'redrawn']))
     concerned = {*redrawn.image_id, *redrawn.source_id}
@@ -163,7 +164,6 @@ def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
     rows = [with_pair_ids(stages[s][PAIR], s).assign(stage=s) for s in (*PAIR_STAGES, LOCAL) if s in stages]
     ws.append('pairs', pd.concat(rows, ignore_index=True))
     return stages
-
 
 # %% ../../nbs/4_curate/02_splits.ipynb #splitinfo
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES_TABLE', 'EASY_TABLE', 'PLAIN_BASE', 'PLAIN_HARD', 'WINNER_TABLE', 'WITH_PHOTOS', 'FROM_POOL', 'METHODS_TABLE',
-           'BRIDGE_TABLE', 'NOISE_TABLE', 'FINGERS', 'FINGERS_TABLE', 'TABLES', 'Row', 'Ordering', 'orderings_of',
+           'BRIDGE_TABLE', 'NOISE_TABLE', 'WITH_FINGERS', 'FINGERS_TABLE', 'TABLES', 'Row', 'Ordering', 'orderings_of',
            'PaperTable']
 
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #imports
@@ -235,7 +235,7 @@ NOISE_TABLE = PaperTable(
 )
 
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #fingers-table
-FINGERS = 'mannequin-fingers'
+WITH_FINGERS = 'mannequin-fingers'
 
 FINGERS_TABLE = PaperTable(
     'One part',
@@ -243,11 +243,11 @@ FINGERS_TABLE = PaperTable(
     (
         PLAIN_BASE,
         PLAIN_HARD,
-        Row('hard, longer', 'hard_longer', preset=FINGERS),
-        Row('hard + fingers', preset=FINGERS),
-        Row('fingers, whole picture', 'fingers_unmasked', preset=FINGERS),
-        Row('local alone', 'local_alone', preset=FINGERS),
-        Row("RealAlign's recipe", 'realalign', preset=FINGERS),
+        Row('hard, longer', 'hard_longer', preset=WITH_FINGERS),
+        Row('hard + fingers', preset=WITH_FINGERS),
+        Row('fingers, whole picture', 'fingers_unmasked', preset=WITH_FINGERS),
+        Row('local alone', 'local_alone', preset=WITH_FINGERS),
+        Row("RealAlign's recipe", 'realalign', preset=WITH_FINGERS),
     ),
     orderings_of('''limb_failures: hard + fingers > hard, longer
         anatomy_failures: hard + fingers > hard, longer

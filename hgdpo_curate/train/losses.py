@@ -156,7 +156,8 @@ def masked_dpo_loss(err_w,   # (B,) winner's error under the trained model, weig
     Errors as in RealAlign's code (Chen et al. 2026, arXiv 2605.19839), which has no bound.
     """
     import torch.nn.functional as F
-    z = implicit_reward_margin(err_w, err_l, ref_w, ref_l, beta)
+    errors = (err_w, err_l, ref_w, ref_l)
+    z = implicit_reward_margin(*errors, beta)
     return -F.logsigmoid(z.clamp(max=bound) if bound else z)
 
 # %% ../../nbs/5_train/00_losses.ipynb #preference-figures

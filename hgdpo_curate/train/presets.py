@@ -130,7 +130,12 @@ def tiny_photos():
 # %% ../../nbs/5_train/02_presets.ipynb #fingers
 def _with_fingers(preset, steps): # after hard: a picture against itself with one part generated anew
     at, hard = 1 + [s.name for s in preset.stages].index('hard'), preset.stage('hard')
-    local = dict(pairs='local', objective='masked_dpo', start='hard', max_train_steps=steps)
+    local = dict(
+        pairs='local',
+        objective='masked_dpo',
+        start='hard',
+        max_train_steps=steps,
+    )
     stages = *preset.stages[:at], replace(hard, name='fingers', **local), *preset.stages[at:]
     inference = replace(preset.inference, up_blocks='fingers')
     return replace(preset, name=f'{preset.name}-fingers', stages=stages, inference=inference)
@@ -310,8 +315,10 @@ def _fingers(p): # the stage. Raises `UsageError` if there is none
 
 def hard_longer(p):
     "The hard stage goes on for the steps of the stage on local pairs."
-    hard = replace(p.stage('hard'), max_train_steps=p.stage('hard').max_train_steps + _fingers(p).max_train_steps)
-    return _of(p, 'hard_longer', *_first(p, 'easy', 'normal'), hard, other_blocks='normal')
+    hard = p.stage('hard')
+    longer = replace(hard, max_train_steps=hard.max_train_steps + _fingers(p).max_train_steps)
+    stages = *_first(p, 'easy', 'normal'), longer
+    return _of(p, 'hard_longer', *stages, other_blocks='normal')
 
 def local_alone(p):
     "Local pairs from base, with all steps."
