@@ -79,22 +79,10 @@ def pairs_of(ws,                         # a `Workspace`
     Raises `UserError` if there are no candidates.
     """
     among = ('prompt_id', prompts) if prompts is not None else None
-    images = ws.table('images', only=among, columns=['image_id', 'prompt_id', 'domain', 'timestep', 'level'])
-    subjects = images.image_id if prompts is not None else None
     scorer = current_name('scorer', scorer)
-    scores = _scores_by(ws, scorer, subjects)
-    if not len(scores): raise UserError(_next_step(ws, images, scorer))
+    images, train, reasons = _candidates(ws, among, scorer, (use_reviews, approved_only))
     reviews = ws.table('reviews') if use_reviews else None
-    flags = open_flags(ws, subjects) if use_flags else None
-    prompts = ws.table('prompts', only=among)
-    train = standing_prompts(prompts, captioned=False).query("fold == 'train'")
-    reasons = _without_caption(train) | excluded_photos(ws, use_reviews, approved_only)
-    images = without_former_places(images, prompts)
-    images = images[images.prompt_id.isin(train.prompt_id[~train.real_image_id.isin(reasons)])]
-    _check_pool(ws, images)
-    images = with_scores(images, scores)
-    _check_scores(ws, images, scores, scorer)
-    del scores                       # 6 million rows
+    flags = open_flags(ws, images.image_id if among else None) if use_flags else None
     if flags is not None: flags = flags[~flags.flag.isin(harmless_flags(ws))]
     flags = inherited_faults(flags, images)
     stages = choose_pairs(
@@ -119,6 +107,21 @@ def pairs_of(ws,                         # a `Workspace`
     )
 
 # %% ../../nbs/4_curate/02_splits.ipynb #scores-of-a-scorer
+def _candidates(ws, among, scorer, chosen): # of `Workspace.table`, a scorer, the last arguments of `excluded_photos`
+    "Images that may be drawn, with score; all prompts of the train fold; those left out: image id -> reason."
+    images = ws.table('images', only=among, columns=['image_id', 'prompt_id', 'domain', 'timestep', 'level'])
+    scores = _scores_by(ws, scorer, images.image_id if among else None)
+    if not len(scores): raise UserError(_next_step(ws, images, scorer))
+    prompts = ws.table('prompts', only=among)
+    train = standing_prompts(prompts, captioned=False).query("fold == 'train'")
+    reasons = _without_caption(train) | excluded_photos(ws, *chosen)
+    images = without_former_places(images, prompts)
+    images = images[images.prompt_id.isin(train.prompt_id[~train.real_image_id.isin(reasons)])]
+    _check_pool(ws, images)
+    images = with_scores(images, scores)
+    _check_scores(ws, images, scores, scorer)
+    return images, train, reasons
+
 def _with_hashes(ws, images, scorer): # -> what `local_pairs` takes: images with hashes, no scores, rows of `redrawn`
     redrawn = ws.table('redrawn', only=('image_id', images.image_id[images.domain == 'redrawn']))
     concerned = {*redrawn.image_id, *redrawn.source_id}
