@@ -319,8 +319,9 @@ def measured(mixed):
     "A run of one step on three shapes, its evaluation, and its report with photos."
     from hgdpo_curate import train_curriculum
     from hgdpo_curate.evaluate.report import report_runs
-    train_curriculum(mixed, run='measured', progress=quiet, control='easy_only', **KW | dict(max_train_steps=1))
-    corners = Corners()
+    kw, corners = KW | dict(max_train_steps=1, train_batch_size=16), Corners()
+    with pytest.warns(UserWarning, match='takes 16 pairs of one shape, but 3 of 3 shapes have fewer'):
+        train_curriculum(mixed, run='measured', progress=quiet, control='easy_only', **kw)
     report = report_runs(
         mixed,
         'measured',
@@ -343,7 +344,7 @@ def test_an_evaluation_a_plan_and_the_cards_know_the_shapes(mixed, measured):
     assert len(made) and [*zip(made.width, made.height)] == [sizes[p] for p in made.prompt_id]
     assert {*measured[1].sizes} == {mixed.size} and len(measured[1].sizes) >= len(made) + 18
     table = pd.read_parquet(measured[0].parent/'table.parquet').set_index(['arm', 'metric']).value
-    assert table[['base', 'easy'], 'frechet'].notna().all()
+    assert all(table[arm, 'frechet'] > 0 for arm in ('base', 'easy'))
     card = make_card(mixed).path.read_text()
     assert '| shape | photos | generated |' in card and '| 40x64 | 6 |' in card
     loading = write_model_card(mixed, 'measured').path.read_text().partition('## How to load it')[2]
@@ -422,7 +423,7 @@ def test_a_new_workspace_with_a_base_has_buckets_unless_it_names_one_shape(tmp_p
 def test_a_base_is_fine_tuned_on_photos_of_three_shapes_and_resumes_to_the_bit(tmp_path, random_base):
     from hgdpo_curate import generate_pool, train_sft
     from hgdpo_curate.pipelines import model_hash
-    folder, kw = mixed_folder(tmp_path/'photos'), dict(max_train_steps=6, train_batch_size=2, checkpointing_steps=2)
+    folder, kw = mixed_folder(tmp_path/'photos'), dict(max_train_steps=6, train_batch_size=2)
     hashes = []
     for name in ('whole', 'stopped'):
         ws = mixed_workspace(tmp_path/name, test_share=0., base_model=random_base)
