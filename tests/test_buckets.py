@@ -433,7 +433,7 @@ def test_a_base_is_fine_tuned_on_photos_of_three_shapes_and_resumes_to_the_bit(t
         train_sft(ws, progress=quiet, **kw)
         hashes.append(model_hash(ws.base_model))
     assert hashes[0] == hashes[1] != model_hash(random_base)
-    assert generate_pool(ws, 2, progress=quiet) == 18
+    assert generate_pool(ws, 2, progress=quiet) == 2*(ws.table('prompts').fold == 'train').sum() > 0
 
 
 def test_the_small_networks_are_of_one_shape(mixed):
