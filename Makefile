@@ -55,6 +55,7 @@ bench: install
 	$(BIN)/python benchmarks/train.py count
 	$(BIN)/python benchmarks/train.py speed
 	$(BIN)/python benchmarks/train.py caching
+	$(BIN)/python benchmarks/shapes.py
 	$(BIN)/python benchmarks/hands.py
 	$(BIN)/python benchmarks/learned_flags.py
 

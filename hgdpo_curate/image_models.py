@@ -81,7 +81,7 @@ class Weights:
     stated: str         # source of the licence statement
     also: tuple = ()    # further files to fetch with them
     revision: str = ''  # commit of the hub's repository
-
+    page: str = ''      # where the files are, where there is no hub
 @dataclass(frozen=True)
 class ImageModel:
     "A row of the registry: a model that looks at images."
@@ -328,6 +328,7 @@ add_rows(
             licence='Apache-2.0',
             commercial=True,
             stated='from memory of its model cards; not re-read here',
+            page='https://ai.google.dev/edge/mediapipe/solutions/vision, hand and pose landmarker',
         ),
         recorded=('mediapipe_hands', 'mediapipe_pose'),
     ),

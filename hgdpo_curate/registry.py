@@ -248,8 +248,9 @@ def open_model(
     source = model_source(row)
     finished = hasattr(source, OFFERS[kind]) and not isinstance(source, type)
     taken = {} if finished else _taken(source, dict(offered, name=name, ws=ws))
-    if offered.get('path') and 'path' not in taken:
-        warnings.warn(f'The {kind} {name!r} takes no weights; {offered["path"]} is not used.', stacklevel=2)
+    for given, noun in dict(path='weights', instruction='instruction').items():
+        if not offered.get(given) or given in taken: continue
+        warnings.warn(f'The {kind} {name!r} takes no {noun}; {offered[given]} is not used.', stacklevel=2)
     model = source if finished else source(**taken)
     if (kind, name) in ROWS: return model
     _named(model, row)

@@ -117,8 +117,10 @@ class ShapeReport:
 
     def _alone(self, counts):
         files = [f for f, _, shape in self.photos if counts[shape] == 1]
+        alone = 'is the only photo of its shape' if len(files) == 1 else 'are the only photos of their shapes'
         return len(counts) > 1 and files and (
-            f'the only photo of its shape is {first_few(files)}: a batch has one shape, so it fills its batches alone'
+            f'{first_few(files)} {alone}: a batch has one shape, so such a photo fills its batches alone; add others '
+            'of that shape, or remove it'
         )
 
 def shape_counts(counts) -> str: # (width, height) -> how many; the most first

@@ -478,7 +478,7 @@ def print_samples(files, given):
 
 def print_table(table, given):
     "A table without its index."
-    print(table.to_string(index=False))
+    print(table.to_string(index=False) if len(table) else 'nothing to list')
 
 def print_checks(checks, given) -> int: # exit code
     "The results of `doctor`, with the remedy of each problem."

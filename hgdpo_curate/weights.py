@@ -12,6 +12,10 @@ from .files import file_sha256, short_id, UserError
 from .image_models import WEIGHTS
 
 # %% ../nbs/0_base/11_weights.ipynb #missing-sentence-2
+def _place(weights): # where files without a hub are: their page, or the repository whose licence was read
+    place = weights.page or ('' if weights.stated.startswith('from memory') else weights.stated)
+    return f' ({place})' if place else ''
+
 def missing_sentence(name: str, flag='--scorer_path') -> str: # a key of `WEIGHTS`; the option that takes the folder
     "What to download, and where to put it."
     w = WEIGHTS[name]
@@ -19,7 +23,7 @@ def missing_sentence(name: str, flag='--scorer_path') -> str: # a key of `WEIGHT
         f'run `hf download {w.hub} {" ".join(w.files + w.also)}{f" --revision {w.revision}" if w.revision else ""} '
         '--local-dir FOLDER` where there is a network, copy FOLDER here'
         if w.hub
-        else f'fetch {w.files[0]} where there is a network ({w.stated}), put it into a folder here'
+        else f'fetch {" and ".join(w.files)} where there is a network{_place(w)}, put that into a folder here'
     )
     return (f'The weights of {name} ({", ".join(w.files)}{" of " + w.hub if w.hub else ""}) are neither in the local '
             f'cache nor downloadable; {how} and give it with {flag} FOLDER.')

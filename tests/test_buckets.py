@@ -1,6 +1,9 @@
 """Portraits, landscapes and squares in one workspace: a photo, its pool and its pairs have one of several shapes."""
+import base64
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,9 +13,10 @@ from conftest import Chance, plain, quiet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from short_runs import adapters, KW, same, stop_after
 
 from hgdpo_curate import create_workspace, import_photos
-from hgdpo_curate.files import UsageError, UserError
+from hgdpo_curate.files import bytes_a_pixel, UsageError, UserError
 from hgdpo_curate.images.decode import fit_window
 from hgdpo_curate.shapes import bucket_shapes, nearest_shape, prompt_sizes, share_lost, shapes_of
 
@@ -105,7 +109,7 @@ def test_an_import_gives_each_photo_its_shape_and_says_what_it_loses(tmp_path):
     said = str(report)
     assert '48 x 48: 4' in said and 'at most 60.0% (thin.png)' in said
     assert 'longer than any shape, 1:2 (thin.png)' in said
-    assert 'only photo of its shape' in said and '--resolution' not in said
+    assert re.search(r'\w+.png, \w+.png are the only photos of their shapes', said) and '--resolution' not in said
     assert 'smaller than the training images and enlarged' in said and 'small.png' in said
 
 
@@ -135,7 +139,7 @@ def mixed(tmp_path_factory, random_base):
     "A workspace of photos of three shapes, with pool, reconstructions, scores and a frozen split."
     from hgdpo_curate import freeze_split, generate_pool, reconstruct, score_images
     root = tmp_path_factory.mktemp('mixed')
-    ws = mixed_workspace(root/'ws', test_share=.2)
+    ws = mixed_workspace(root/'ws', test_share=1/3)
     import_photos(ws, mixed_folder(root/'photos', 6), progress=plain)
     generate_pool(ws, 3, random_base, progress=quiet)
     reconstruct(ws, progress=quiet)
@@ -198,50 +202,18 @@ def test_every_pair_is_trained_on_equally_often_and_a_step_has_one_shape(counts,
     if len(counts) == 1: assert [*late.of_shape(step_indices(3, batch))[1]] == [*step_indices(3, batch)]
 
 
-KW = dict(
-    preset='mannequin',
-    train_batch_size=2,
-    max_train_steps=6,
-    checkpointing_steps=2,
-    report_to='none',
-)
-
-
-def adapters(run):
-    from hgdpo_curate.adapters import read_lora
-    stages = [s.name for s in run.iterdir() if (s/'pytorch_lora_weights.safetensors').exists()]
-    return {f'{s}.{p}.{k}': v for s in stages for p, d in read_lora(run/s).items() for k, v in d.items()}
-
-
-def stop_after(steps):
-    "A progress that interrupts a training."
-    count = 0
-
-    def stopping(total, label):
-        def update(n):
-            nonlocal count
-            count += n if label.startswith('training') else 0
-            if count >= steps: raise KeyboardInterrupt
-        return update
-    return stopping
-
-
 @pytest.mark.parametrize('more', [{}, dict(fixed_draws=2, control='easy_only'), dict(control='curriculum_dpo')])
 def test_training_on_three_shapes_resumes_to_the_bit(mixed, more):
-    import torch
-
     from hgdpo_curate import train_curriculum
     name, kw = ''.join(map(str, more.values())) or 'all', KW | more
     whole = adapters(train_curriculum(mixed, run=f'whole-{name}', progress=quiet, **kw))
     with pytest.raises(KeyboardInterrupt):
         train_curriculum(mixed, run=f'stopped-{name}', progress=stop_after(5), **kw)
     again = adapters(train_curriculum(mixed, run=f'stopped-{name}', progress=quiet, **kw))
-    assert whole and whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+    assert same(whole, again)
 
 
 def test_two_processes_train_on_three_shapes_as_one_does_in_two_passes(mixed):
-    import torch
-
     from hgdpo_curate import train_curriculum
     kw = KW | dict(control='easy_only', max_train_steps=8)
     code = ('import sys\nfrom hgdpo_curate.train.curriculum import train_curriculum\n'
@@ -267,7 +239,7 @@ def test_two_processes_train_on_three_shapes_as_one_does_in_two_passes(mixed):
     assert done.returncode == 0, done.stderr[-3000:]
     two = adapters(mixed.root/'runs'/'two-processes')
     one = adapters(train_curriculum(mixed, run='two-passes', gradient_accumulation_steps=2, progress=quiet, **kw))
-    assert two and all(torch.equal(two[k], one[k]) for k in one)
+    assert same(two, one)
 
 
 def test_a_step_has_one_shape_and_its_halves_are_the_step(mixed):
@@ -332,29 +304,85 @@ def test_validation_draws_at_the_shape_of_each_photo(mixed):
     assert len({size for of in drawn for size in of.values()}) > 1
 
 
-def test_an_evaluation_a_plan_and_the_cards_know_the_shapes(mixed):
-    from hgdpo_curate import evaluate_runs, make_card, plan_workspace, sample_images, train_curriculum, workspace_status
-    train_curriculum(mixed, run='measured', progress=quiet, control='easy_only', **KW | dict(max_train_steps=1))
-    evaluate_runs(
+class Corners:
+    "A feature extractor that says which sizes it was given."
+    name, version = 'corners', '1'
+    def __init__(self): self.sizes = []
+
+    def extract(self, images):
+        self.sizes += [im.size for im in images]
+        return np.stack([np.asarray(im.convert('L').resize((2, 2)), np.float32).ravel() for im in images])
+
+
+@pytest.fixture(scope='module')
+def measured(mixed):
+    "A run of one step on three shapes, its evaluation, and its report with photos."
+    from hgdpo_curate import train_curriculum
+    from hgdpo_curate.evaluate.report import report_runs
+    kw, corners = KW | dict(max_train_steps=1, train_batch_size=16), Corners()
+    with pytest.warns(UserWarning, match='takes 16 pairs of one shape, but 3 of 3 shapes have fewer'):
+        train_curriculum(mixed, run='measured', progress=quiet, control='easy_only', **kw)
+    report = report_runs(
         mixed,
         'measured',
+        ('base', 'easy'),
+        with_photos=True,
         per_prompt=1,
-        arms=('base', 'easy'),
         scorer=Chance(),
+        extractor=corners,
         progress=quiet,
     )
+    return report, corners
+
+
+def test_an_evaluation_a_plan_and_the_cards_know_the_shapes(mixed, measured):
+    import pandas as pd
+
+    from hgdpo_curate import make_card, plan_workspace, sample_images, workspace_status, write_model_card
     images, sizes = mixed.table('images'), prompt_sizes(mixed)
     made = images.query("domain == 'evaluation'")
     assert len(made) and [*zip(made.width, made.height)] == [sizes[p] for p in made.prompt_id]
+    assert {*measured[1].sizes} == {mixed.size} and len(measured[1].sizes) >= len(made) + 18
+    table = pd.read_parquet(measured[0].parent/'table.parquet').set_index(['arm', 'metric']).value
+    assert all(table[arm, 'frechet'] > 0 for arm in ('base', 'easy'))
     card = make_card(mixed).path.read_text()
     assert '| shape | photos | generated |' in card and '| 40x64 | 6 |' in card
-    plan = plan_workspace(mixed, images_per_second=1., pairs_per_second=1.)
+    loading = write_model_card(mixed, 'measured').path.read_text().partition('## How to load it')[2]
+    trained = [prompt_sizes(mixed)[p] for p in mixed.table('prompts').query("fold == 'train'").prompt_id]
+    for width, height in SHAPES.values(): assert f'| {width} | {height} | {trained.count((width, height))} |' in loading
+    drawn = {*re.findall(r'width=(\d+), height=(\d+)', loading)}
+    assert len(drawn) == 1 and tuple(map(int, *drawn)) in SHAPES.values()
+    plan = plan_workspace(mixed, n=4, images_per_second=1., pairs_per_second=1.)
     assert 'shapes of about 48 x 48' in str(plan)
+    pixels, pool = np.mean([w*h for w, h in sizes.values()]), next(w for w in plan.work if w.step == 'pool')
+    assert pixels > AREA and pool.disk/pool.count == pytest.approx(bytes_a_pixel(mixed.config)*pixels)
     assert 'in shapes of that area' in workspace_status(mixed) and 'in shapes of that area' in mixed._repr_html_()
     texts = mixed.table('prompts').set_index('prompt_id').prompt.to_dict()
     tall = next(texts[p] for p, size in sizes.items() if size == SHAPES['tall'])
     files = sample_images(mixed, [tall, 'a text of nobody'], 'measured', progress=quiet)
     assert [Image.open(f).size for f in files] == [SHAPES['tall'], SHAPES['square']]
+
+
+def test_the_grid_of_a_report_shows_every_picture_whole_and_side_by_side(mixed, measured):
+    page = measured[0].read_text()
+    grid = page.partition('<table class=grid>')[2].partition('</table>')[0]
+    rows = [re.findall(r'height:(\d+)px.*?base64,([^"]+)"', row) for row in grid.split('<tr>')]
+    rows = [row for row in rows if row]
+    assert [len(row) for row in rows] == [6, 6, 6]                               # photo, base, easy
+    for row in rows:
+        pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for _, data in row]
+        assert {im.size for im in pictures} == {*SHAPES.values()}                # as they are stored: nothing cut
+        shown = [im.width*int(height)/im.height for (height, _), im in zip(row, pictures)]
+        assert len({height for height, _ in row}) == 1 and 900 < sum(shown) + 4*len(row) <= 1180 - 48
+
+
+@pytest.mark.usefixtures('mongo')
+def test_the_app_knows_the_shape_of_each_picture(mixed):
+    from hgdpo_curate import build_dataset
+    ds, of = build_dataset(mixed), mixed.table('images').set_index('image_id')
+    ids, widths, heights = ds.values(['image_id', 'metadata.width', 'metadata.height'])
+    assert [*zip(widths, heights)] == [*zip(of.width[ids], of.height[ids])] and len({*zip(widths, heights)}) == 3
+    ds.delete()
 
 
 def test_a_sheet_keeps_the_shape_of_each_picture():
@@ -392,6 +420,22 @@ def test_a_new_workspace_with_a_base_has_buckets_unless_it_names_one_shape(tmp_p
     assert 'buckets = False' in capsys.readouterr().err
 
 
+def test_a_base_is_fine_tuned_on_photos_of_three_shapes_and_resumes_to_the_bit(tmp_path, random_base):
+    from hgdpo_curate import generate_pool, train_sft
+    from hgdpo_curate.pipelines import model_hash
+    folder, kw = mixed_folder(tmp_path/'photos'), dict(max_train_steps=6, train_batch_size=2)
+    hashes = []
+    for name in ('whole', 'stopped'):
+        ws = mixed_workspace(tmp_path/name, test_share=0., base_model=random_base)
+        import_photos(ws, folder, progress=plain)
+        if name == 'stopped':
+            with pytest.raises(KeyboardInterrupt): train_sft(ws, progress=stop_after(5), **kw)
+        train_sft(ws, progress=quiet, **kw)
+        hashes.append(model_hash(ws.base_model))
+    assert hashes[0] == hashes[1] != model_hash(random_base)
+    assert generate_pool(ws, 2, progress=quiet) == 2*(ws.table('prompts').fold == 'train').sum() > 0
+
+
 def test_the_small_networks_are_of_one_shape(mixed):
     from hgdpo_curate.train.small_models import train_tiny
     with pytest.raises(UserError, match='several shapes.*--no_buckets'): train_tiny(mixed)
@@ -401,7 +445,7 @@ def test_sdxl_is_told_the_shape_of_a_picture(tmp_path):
     import torch
 
     from hgdpo_curate.families import family_of
-    from hgdpo_curate.pipelines import load_pipeline
+    from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, load_pipeline, make_images
     from hgdpo_curate.toy.layouts import random_sdxl
     pipe = load_pipeline(random_sdxl(tmp_path/'xl'), 'cpu')
     family, told = family_of(pipe), []
@@ -414,3 +458,7 @@ def test_sdxl_is_told_the_shape_of_a_picture(tmp_path):
         size = family.picture_size(pipe, noisy)
         with torch.no_grad(): family.predict(pipe, noisy, torch.tensor([1]), conditioning, size)
         assert told[-1].tolist() == [[height, width, 0, 0, height, width]]
+        asked = encode_prompts(pipe, ['a person']), encode_unconditional(pipe)
+        image, = make_images(pipe, *asked, [1], (width, height), 1, 2.)                    # as the pool draws
+        assert image.size == (width, height)
+        assert {*map(tuple, told[-1].tolist())} == {(height, width, 0, 0, height, width)}

@@ -15,10 +15,10 @@ from hgdpo_curate import (
 from hgdpo_curate.cli import main
 from hgdpo_curate.document.contents import leakage
 from hgdpo_curate.document.facts import split_facts
-from hgdpo_curate.files import prompt_id_of
-from hgdpo_curate.images.captioners import caption_photos, open_captioner
+from hgdpo_curate.files import prompt_id_of, UsageError
+from hgdpo_curate.images.captioners import caption_photos, open_captioner, SHORTER
 from hgdpo_curate.images.pool import choose_prompts
-from hgdpo_curate.prompts import change_captions, standing_prompts
+from hgdpo_curate.prompts import are_cut, change_captions, standing_prompts
 from hgdpo_curate.toy.drawings import export_photos
 
 
@@ -183,8 +183,9 @@ def test_bad_answers_are_counted_and_leave_no_bad_caption(bare):
     says = Says('', None, 'word '*2000, '街で帽子をかぶった男', 'an asian woman in a hat')
     report = caption_photos(bare, says, progress=quiet)
     said = str(report)
-    assert report.silent and report.cut >= 1 and 'cut at max_tokens' in said and 'Not like English' in said
+    assert report.silent and report.cut >= 1 and 'cut at --max_tokens' in said and 'Not like English' in said
     assert 'of identity or origin' in said and 'No answer for 3 photos' in said and 'by says' in said
+    assert said.count('in the App (key t)') == 3                          # silent, cut, and another language
     texts = standing_prompts(bare.table('prompts')).prompt
     assert len(texts) + len(report.silent) == 6 and texts.str.split().str.len().max() == 60
     assert 'an asian woman in a hat' in set(texts)                       # kept as it is
@@ -192,7 +193,43 @@ def test_bad_answers_are_counted_and_leave_no_bad_caption(bare):
 
 def test_a_caption_that_the_text_encoder_cuts_is_counted(bare):
     report = caption_photos(bare, Says('word '*80), max_tokens=200, progress=quiet)
-    assert report.long == 6 and 'longer than the text encoder reads' in str(report)
+    assert len(report.long) == 6 and '6 captions longer than the text encoder reads' in str(report)
+    assert f'hgdpo caption --workspace {bare.root} --captioner says --shorten' in str(report)
+
+
+def test_long_captions_of_a_folder_are_told_and_shortened_but_those_of_a_person(tmp_path):
+    ws, folder = begin(tmp_path), bare_folder(tmp_path, 4)
+    long = [f'photo {n} of a man ' + 'in a coat and '*30 for n in range(3)]
+    rows = [dict(file_name=f'0000{n}.png', text=t) for n, t in enumerate([*long, 'a man in a hat'])]
+    (folder/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    assert '3 captions longer than the text encoder reads' in str(import_photos(ws, folder, progress=plain))
+    stand = standing_prompts(ws.table('prompts')).set_index('prompt')
+    mine, (first, other) = stand.loc[' '.join(long[0].split())], stand.loc[[' '.join(t.split()) for t in long[1:]]].fold
+    change_captions(ws, [dict(image_id=mine.real_image_id, prompt=mine.name, source='person', approved_by='me')])
+    wordy = caption_photos(ws, Says('word '*80, '', 'word '*80), shorten=True, max_tokens=200, progress=quiet)
+    assert len(wordy.long) + len(wordy.silent) == 2 and not wordy.texts and 'Still longer' in str(wordy)
+    assert set(standing_prompts(ws.table('prompts')).prompt) == set(stand.index)             # nothing was changed
+    says = Says('photo {n} of a man in a coat')
+    report = caption_photos(ws, says, shorten=True, progress=quiet)
+    assert says.asked == len(report.texts) == 2 and '1 caption written or approved by a person' in str(report)
+    after = standing_prompts(ws.table('prompts')).set_index('real_image_id')
+    assert after.prompt[mine.real_image_id] == mine.name and 'a man in a hat' in set(after.prompt)
+    assert set(after.source) == {'person', 'captioner', 'file'} and sorted([first, other]) == sorted(
+        after.fold[[*report.texts]]
+    )
+    idle = Says('x')
+    assert 'No caption is left to be shortened' in str(caption_photos(ws, idle, shorten=True, progress=quiet))
+    assert not idle.asked
+    with pytest.raises(UsageError, match='--again or --shorten'): caption_photos(ws, idle, again=True, shorten=True)
+
+
+def test_what_is_cut_is_what_the_text_encoder_does_not_read(tmp_path, random_base):
+    from hgdpo_curate.pipelines import count_truncated, load_pipeline
+    ws, pipe = begin(tmp_path, base_model=str(random_base)), load_pipeline(random_base, 'cpu')
+    texts = [' '.join(['a']*n) for n in range(1, 90)]
+    cut = are_cut(ws, texts)
+    assert cut == sorted(cut) and 0 < sum(cut) < len(cut) and sum(cut) == count_truncated(pipe, texts)
+    assert are_cut(begin(tmp_path/'other'), texts) == [n > 75 for n in range(1, 90)]           # words, without a base
 
 
 def test_photos_that_may_not_be_used_are_not_captioned(bare):
@@ -352,9 +389,9 @@ def test_the_card_says_which_captions_a_model_wrote_and_how_many_were_approved(m
     change_captions(made, rows)
     facts = split_facts(made, 'v1')
     by = {(who, name): n for who, name, n in facts.captions.writers}
-    assert by['captioner', 'blip@1'] == 3 and facts.captions.approved == 1 and sum(by.values()) == facts.photos
+    assert by['captioner', 'blip blip@1'] == 3 and facts.captions.approved == 1 and sum(by.values()) == facts.photos
     text = make_card(made, 'v1').path.read_text()
-    assert 'blip@1' in text and 'approved' in text
+    assert 'a model (<code>blip blip@1</code>) 3' in text and 'approved' in text
 
 
 # models in the hub's layout
@@ -499,6 +536,19 @@ def test_a_model_in_its_hub_layout_captions_and_says_the_same_again(kind, models
     assert len(report.texts) + len(report.silent) == 6
 
 
+@pytest.mark.parametrize('kind', ['llava', 'qwen2_vl'])
+def test_a_model_that_can_be_asked_is_given_the_caption_to_shorten(kind, models, bare):
+    one, image = opened(models, kind, max_tokens=8), bare.open_image(bare.table('images').path.iloc[0])
+    long = 'a woman in a coat <image> by the sea ' + 'and a hat '*30
+    assert one.shorten([image], [long]) == one.shorten([image], [long]) and len(one.was_cut) == 1
+    assert 'a woman in a coat' in one._question(SHORTER.format(long)) and one.shortening != one.version
+    first = bare.table('prompts').real_image_id.iloc[0]
+    change_captions(bare, [dict(image_id=first, prompt=long, source='file')])
+    report = caption_photos(bare, one, shorten=True, max_tokens=8, progress=quiet)
+    assert len(report.texts) + len(report.silent) == 1
+    if report.texts: assert one.shortening in set(bare.table('prompts').captioner_version)
+
+
 @pytest.mark.parametrize('kind', MODELS)
 def test_weights_that_are_not_there_are_named_and_nothing_is_lost(kind, models, bare, tmp_path):
     folder = tmp_path/'broken'
@@ -534,4 +584,9 @@ def test_a_folder_that_is_another_model_or_none_is_refused(models, tmp_path, bar
     assert main([*argv, 'nonsense']) == 2 and 'florence2' in capsys.readouterr().err
     assert main([*argv, 'somebody/some-model']) == 1 and 'hf download somebody/some-model' in capsys.readouterr().err
     assert main([*argv, 'blip']) == 1 and '--captioner_path FOLDER' in capsys.readouterr().err
+    of_blip, of_llava = (['--captioner_path', str(models[kind])] for kind in ('blip', 'llava'))
+    assert main([*argv, 'llava-hf/some-llava', *of_llava]) == 2
+    assert f'--captioner {models["llava"]}' in capsys.readouterr().err
+    with pytest.warns(UserWarning, match='takes no instruction'):
+        main([*argv, 'blip', *of_blip, '--max_tokens', '8', '--limit', '1', '--instruction', 'Name the hat.'])
     assert main([*argv, 'blip', '--captioner_path', str(models['blip']), '--max_tokens', '8', '--device', 'cpu']) == 0

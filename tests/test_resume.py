@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import quiet
+from short_runs import adapters, KW, same, stop_after
 
-KW = dict(
-    preset='mannequin',
-    train_batch_size=2,
-    max_train_steps=6,
-    checkpointing_steps=2,
-    report_to='none',
-)
 STAGES = ('easy', 'normal', 'hard', 'text_encoder')
 
 
@@ -30,34 +24,19 @@ def finished(finished, tmp_path_factory):
     return open_workspace(shutil.copytree(finished.root, tmp_path_factory.mktemp('trained')/'ws'))
 
 
-def adapters(run):
-    from hgdpo_curate.adapters import read_lora
-    return {
-        f'{s}.{part}.{k}': v for s in (*STAGES, 'final') for part, d in read_lora(run / s).items() for k, v in d.items()
-    }
-
-
 @pytest.fixture(scope='module')
 def uninterrupted(finished):
     from hgdpo_curate import train_curriculum
-    return adapters(train_curriculum(finished, run='whole', progress=quiet, **KW))
-
-
-def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    whole = adapters(train_curriculum(finished, run='whole', progress=quiet, **KW))
+    assert {k.partition('.')[0] for k in whole} == {*STAGES, 'final'}
+    return whole
 
 
 @pytest.mark.parametrize('stop', [3, 8, 23])
 def test_an_interrupted_run_resumes_to_the_same_weights(finished, uninterrupted, stop):
     from hgdpo_curate import train_curriculum
-    count = 0
-
-    def stopping(total, label):
-        def update(n):
-            nonlocal count
-            count += n if label.startswith('training') else 0
-            if count >= stop: raise KeyboardInterrupt
-        return update
-    with pytest.raises(KeyboardInterrupt): train_curriculum(finished, run=f'stopped{stop}', progress=stopping, **KW)
+    with pytest.raises(KeyboardInterrupt):
+        train_curriculum(finished, run=f'stopped{stop}', progress=stop_after(stop), **KW)
     assert same(adapters(train_curriculum(finished, run=f'stopped{stop}', progress=quiet, **KW)), uninterrupted)
 
 
@@ -142,15 +121,7 @@ def test_resume_with_fixed_draws_and_a_best_adapter_is_exact_too(finished):
         **{'inference.steps': 2},
     )
     runs = [train_curriculum(finished, run='best', progress=quiet, **kw)]
-    count = 0
-
-    def stopping(total, label):
-        def update(n):
-            nonlocal count
-            count += label.startswith('training')
-            if count == 7: raise KeyboardInterrupt
-        return update
-    with pytest.raises(KeyboardInterrupt): train_curriculum(finished, run='best-stopped', progress=stopping, **kw)
+    with pytest.raises(KeyboardInterrupt): train_curriculum(finished, run='best-stopped', progress=stop_after(7), **kw)
     runs.append(train_curriculum(finished, run='best-stopped', progress=quiet, **kw))
     from hgdpo_curate.adapters import read_lora
     a, b = (read_lora(r/'easy')['unet'] for r in runs)

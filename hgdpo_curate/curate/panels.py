@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IN_ORDER', 'PANEL_OPERATORS', 'image_details', 'pair_order', 'pair_details', 'pool_details', 'scorers_of',
            'about_review', 'About', 'PairShown', 'PoolShown', 'ViewOrder', 'SwitchScorer', 'SwitchOrder',
-           'progress_text', 'score_plots', 'Progress', 'CountAgain', 'photos_of_samples', 'caption_by',
-           'approve_captions', 'edit_caption', 'EditCaption', 'ApproveCaption', 'register_all']
+           'progress_text', 'score_plots', 'Progress', 'CountAgain', 'photos_of_samples', 'approve_captions',
+           'edit_caption', 'EditCaption', 'ApproveCaption', 'register_all']
 
 # %% ../../nbs/4_curate/09_panels.ipynb #panels-imports
 import os
@@ -22,7 +22,7 @@ from .samples import ROLE_COLOURS, sample_id, update_samples, VIEWS
 from ..files import counted, UserError
 from ..flag_kinds import flag_kinds
 from ..images.duplicates import assign_folds_after_captions
-from ..prompts import CAPTION_FACTS, change_captions, standing_prompts, what_hangs
+from ..prompts import caption_writers, CAPTION_FACTS, change_captions, standing_prompts, what_hangs
 from ..judge.anatomy import open_flags
 from ..judge.learned_proposals import LOOK_ORDERS, review_order
 from ..show import render
@@ -319,19 +319,16 @@ class CountAgain(foo.Operator):
         ctx.ops.patch_panel_state(dict(text=text), panel_id=ctx.params['panel'])
 
 # %% ../../nbs/4_curate/09_panels.ipynb #edit-caption
-def photos_of_samples(ds, samples) -> list: # sample ids -> rows of `prompts` that stand for the photos of their prompts
+def photos_of_samples(ds, samples) -> list: # sample ids -> rows of `prompts` of the photos of their prompts
     "The captions that are read and edited. Raises `UserError` for samples without a photo."
     ws, at = workspace_of(ds), ds.select(list(samples)).values('prompt_id') if samples else []
     prompts = ws.table('prompts')
     photos = prompts.real_image_id[prompts.prompt_id.isin(at)]
     rows = standing_prompts(prompts, captioned=False)
-    rows = rows[rows.real_image_id.isin(photos)].to_dict('records')
+    rows = rows[rows.real_image_id.isin(photos)]
+    rows = rows.assign(caption_by=caption_writers(rows)).to_dict('records')
     if not rows: raise UserError('No photo is chosen; open or select one.')
     return [{k: None if is_missing(v) else v for k, v in r.items()} for r in rows]
-
-def caption_by(row) -> str: # of `prompts`; '' where nobody knows
-    "Who wrote a caption: a captioner by its name, else person or file."
-    return (row['captioner'] if row['source'] == 'captioner' else row['source']) or ''
 
 # %% ../../nbs/4_curate/09_panels.ipynb #approve-captions
 def _approved(ds, rows, who) -> list: # rows of `prompts`; None for nobody; sample ids
@@ -377,7 +374,7 @@ class EditCaption(Review):
         "The caption as it stands, and who wrote it."
         chosen = [ctx.current_sample] if ctx.current_sample else ctx.selected
         row, form = photos_of_samples(ctx.dataset, chosen[:1])[0], types.Object()
-        by = f'Caption by {caption_by(row) or "an unknown source"}'
+        by = f'Caption by {row["caption_by"] or "an unknown source"}'
         form.str('text', label=by, default=row['prompt'] or '')
         return types.Property(form, view=types.View(label=self.label))
 

@@ -18,7 +18,7 @@ from ..judge.learned_proposals import look_places, looked_at
 from ..judge.detections import face_detectors, latest_detections
 from ..files import pair_id_of
 from ..flag_kinds import flag_kinds, harmless_flags
-from ..prompts import without_former_places
+from ..prompts import caption_writers, without_former_places
 from ..tables import current_name, last_decisions
 
 # %% ../../nbs/4_curate/03_reviews.ipynb #imports-2
@@ -240,8 +240,7 @@ def look_alikes_of(dup) -> dict: # rows of `duplicates`; image id -> the first i
 def _add_captions(rows, prompts): # of the table, by id
     "Of photos: who wrote the caption, and who approved it."
     is_photo = rows.domain == 'real'
-    writer = prompts.captioner.where(prompts.source == 'captioner', prompts.source)
-    for name, values in dict(caption_by=writer, caption_approved_by=prompts.approved_by).items():
+    for name, values in dict(caption_by=caption_writers(prompts), caption_approved_by=prompts.approved_by).items():
         rows[name] = rows.prompt_id.map(values).where(is_photo, None)
 
 def _image_rows(ws, scorer, prompts): # None: all prompts

@@ -13,7 +13,6 @@ __all__ = ['WORDS', 'YOUTH', 'read_split', 'prompts_of', 'image_counts', 'image_
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..curate.pairs import levels_of, PAIR_STAGES
@@ -23,6 +22,7 @@ from ..files import read_json
 from ..tables import stated_columns
 from ..images.duplicates import COMPARED
 from ..images.texts import identity_words
+from ..prompts import are_cut
 from ..workspace import open_workspace
 
 # %% ../../nbs/7_document/02_contents.ipynb #read-split-2
@@ -207,20 +207,14 @@ def prompt_words(prompts) -> CaptionWords: # texts
 # %% ../../nbs/7_document/02_contents.ipynb #longer-than-read
 def longer_than_read(ws, prompts): # how many, or None if the tokenizer is not available
     "How many captions are longer than the base model's text encoder reads."
-    from hgdpo_curate.pipelines import MANNEQUIN, pipeline_folder
-    base = ws.base_model
-    if base != MANNEQUIN and not Path(base or '-').is_dir(): return None
-    from transformers import CLIPTokenizer
-    tokenizer = CLIPTokenizer.from_pretrained(pipeline_folder(base)/'tokenizer')
-    if not len(prompts): return 0
-    ids = tokenizer(list(prompts), truncation=False).input_ids
-    return sum(len(i) > tokenizer.model_max_length for i in ids)
+    cut = are_cut(ws, prompts, guess=False)
+    return None if cut is None else sum(cut)
 
 # %% ../../nbs/7_document/02_contents.ipynb #caption-sources
 @dataclass(frozen=True)
 class CaptionSources:
     "Who wrote the captions of a split."
-    writers: list      # (person, file, captioner or unknown; a captioner's version, else ''; captions)
+    writers: list      # (person, file, captioner or unknown; a captioner's name and version, else ''; captions)
     models: list       # names of the captioners
     by_machine: float  # share of captions that a model wrote
     approved: int      # captions that a person approved
@@ -229,10 +223,10 @@ class CaptionSources:
 # %% ../../nbs/7_document/02_contents.ipynb #caption-sources-2
 def caption_sources(prompts) -> CaptionSources: # rows of the table `prompts`
     "Count captions by their source."
-    known, n = prompts.fillna(dict(source='unknown', captioner_version='')), max(len(prompts), 1)
-    writers = known.groupby(['source', 'captioner_version']).size()
+    known, n = prompts.fillna(dict(source='unknown', captioner='', captioner_version='')), max(len(prompts), 1)
+    writers = known.groupby(['source', 'captioner', 'captioner_version']).size()
     return CaptionSources(
-        writers=[(who, version, int(k)) for (who, version), k in writers.items()],
+        writers=[(who, f'{name} {version}'.strip(), int(k)) for (who, name, version), k in writers.items()],
         models=sorted(prompts.captioner[prompts.source == 'captioner'].dropna().unique()),
         by_machine=float((prompts.source == 'captioner').sum()/n),
         approved=int(prompts.approved_by.notna().sum()),

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['stage_rows', 'evaluation_table', 'called_faulty', 'own_arms', 'own_names', 'worst_images', 'draw_failures',
-           'diffusers_class', 'loading', 'unanswered', 'model_card_text', 'sft_card_text', 'write_model_card']
+           'diffusers_class', 'trained_shapes', 'loading', 'unanswered', 'model_card_text', 'sft_card_text',
+           'write_model_card']
 
 # %% ../../nbs/7_document/06_model_card.ipynb #imports-2
+from collections import Counter
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 import pandas as pd
 from ..adapters import LORA_FILE, twin_file
 from .answers import answer_text, missing, read_answers
-from .contents import read_split
+from .contents import prompts_of, read_split
 from .facts import sft_of
 from hgdpo_curate.document.licences import (
     base_licence, components, FORBIDDEN, hub_licence, licence_text, licences_of, original,
@@ -31,6 +33,7 @@ from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
 from ..pipelines import MANNEQUIN, pipeline_folder
 from ..train.presets import about_control, control_of
+from ..shapes import prompt_sizes
 from ..tables import current_name, HARMLESS_FLAGS
 from ..workspace import open_workspace, parse_resolution
 
@@ -151,16 +154,25 @@ def diffusers_class(base: str) -> str: # hub id, folder, or 'mannequin' -> name 
     at_hand = isinstance(index, (str, Path)) and Path(index).is_file()
     return family_in(Path(index).parent).pipeline if at_hand else 'DiffusionPipeline'
 
+# %% ../../nbs/7_document/06_model_card.ipynb #trained-shapes
+def trained_shapes(ws, data) -> list: # as `read_split` -> (width, height, prompts trained on), most prompts first
+    "The shapes of a run's images, where its workspace has several to choose among; else nothing."
+    if not ws.config['buckets']: return []
+    sizes = prompt_sizes(ws)
+    counts = Counter(sizes[p] for p in prompts_of(data)['train'])
+    return [(w, h, n) for (w, h), n in sorted(counts.items(), key=lambda c: (-c[1], c[0]))]
+
 # %% ../../nbs/7_document/06_model_card.ipynb #loading-2
 def loading(
     config,                           # of the run
     kind: str = 'DiffusionPipeline',  # diffusers' class of the base, see `diffusers_class`
     # name of the kohya file, see `adapters.twin_file`
     kohya_file: str = 'WORKSPACE-RUN.safetensors',
+    shapes=(),                        # of `trained_shapes`; none where all images have the preset's resolution
 ) -> str:                             # Markdown
     "Instructions for hgdpo_curate, diffusers, ComfyUI and A1111, and the rules that a plain file cannot store."
     preset = config.preset
-    w, h = parse_resolution(preset['pool']['resolution'])
+    w, h = shapes[0][:2] if shapes else parse_resolution(preset['pool']['resolution'])
     return render_card(
         'loading.md',
         base=repr(shown_base(config.base)),
@@ -169,6 +181,7 @@ def loading(
         pipeline=kind,
         width=w,
         height=h,
+        shapes=shapes,
         rules=preset['inference'],
         has_text_encoder=any(s['part'] == 'text_encoder' for s in preset['stages']),
         lora_file=LORA_FILE,
@@ -231,7 +244,12 @@ def model_card_text(
         faulty=called_faulty(evaluation, own_names(config)),
         **_about_control(config),
         failures=failures,
-        loading=loading(config, diffusers_class(ws.base_at(config.base)), twin_file(folder/'final').name),
+        loading=loading(
+            config,
+            diffusers_class(ws.base_at(config.base)),
+            twin_file(folder/'final').name,
+            trained_shapes(ws, data),
+        ),
         licences=licence_text(ws, parts, answer_text(answers, 'model_licence', begins=True)),
         weights=[[code(f.name), code(file_sha256(f))] for f in weights],
         **_asked(answers, base),

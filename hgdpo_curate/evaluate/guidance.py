@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from .candidates import base_arm
-from .compare import compare_arms
+from .compare import compare_arms, usable_photos
 from .measures import label, rounded
 from ..images.pool import base_of, choose_prompts
 from ..show import contact_sheet
 from ..files import atomic_path, read_json, UserError, write_json
-from ..prompts import at_prompts
-from ..workspace import excluded_photos, open_workspace, set_sampling
+from ..workspace import open_workspace, set_sampling
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #best-guidance
 GUIDANCES = (1., 1.5, 2., 3., 5.)
@@ -95,10 +94,8 @@ class Tuned:
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #tune-base
 def photos_for(ws, prompts) -> pd.DataFrame: # a `Workspace`, rows of `prompts` -> rows of `images` with `prompt`
     "The photos of prompts, without the excluded ones."
-    text, images = prompts.set_index('prompt_id').prompt, ws.table('images')
-    real = at_prompts(images[images.domain == 'real'], prompts)
+    text, real = prompts.set_index('prompt_id').prompt, usable_photos(ws, prompts)
     real = real[real.prompt_id.isin(text.index)]
-    real = real[~real.image_id.isin(excluded_photos(ws))]
     return real.assign(prompt=text.reindex(real.prompt_id).to_numpy()).reset_index(drop=True)
 
 def _refuse_late(ws, look):

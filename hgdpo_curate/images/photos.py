@@ -21,7 +21,7 @@ from hgdpo_curate.images.duplicates import (
     other_words, propose_duplicates, restate, stated_otherwise, test_advice,
 )
 from .texts import identity_phrase
-from ..prompts import CaptionChange, change_captions, check_no_removal, complete_changes, what_hangs
+from ..prompts import CaptionChange, change_captions, check_no_removal, complete_changes, cut_of, what_hangs
 from ..shapes import shape_for, ShapeReport
 from ..show import bar_class, render
 from ..tables import is_missing
@@ -446,16 +446,15 @@ def _finish(reader, captions):
     new = {i: p['prompt'] for _, p, _ in reader.rows if (i := p['real_image_id']) and p['prompt']}
     new |= {r['image_id']: r['prompt'] for r in reader.recaptioned}
     report.identity = identity_phrase((reader.seen[i], text) for i, text in new.items())
+    report.notes += cut_of(ws, new.values())
     named = {r['file_name'] for r in captions}
     report.gone = sorted(
         os.path.relpath(p, folder) for p, i in reader.places.items()
         if p.startswith(f'{folder}{os.sep}') and i not in reader.seen and not os.path.exists(p)
         and os.path.relpath(p, folder) not in named
     )
-    report.unstated = {
-        k: sum(facts.get(k) in (None, '', 'unknown') for *_, facts in reader.rows)
-        for k in ('licence', 'consent', 'minors')
-    }
+    def unstated(fact): return sum(facts.get(fact) in (None, '', 'unknown') for *_, facts in reader.rows)
+    report.unstated = {k: unstated(k) for k in ('licence', 'consent', 'minors')}
     if report.fit.worst: report.fit.write_sheet(ws.root/'fit.png')
 
 # %% ../../nbs/2_images/06_photos.ipynb #settle
