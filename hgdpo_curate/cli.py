@@ -79,7 +79,12 @@ VERBS = dict(
         hidden=ENGINE_ONLY,
         fills='scores',
     ),
-    flag=Verb('judge.anatomy.flag_images', print_table, flags=(('path', 'detector_path'),)),
+    flag=Verb(
+        'judge.anatomy.flag_images',
+        print_table,
+        flags=(('path', 'detector_path'),),
+        fills='detections',
+    ),
     curate=Verb('verbs.review_in_app'),
     review=Verb('curate.app.read_reviews', print_reviews),
     pairs=Verb(
