@@ -49,11 +49,19 @@ def rows(ws): # table -> its rows without times, in one order
     return {name: of(name) for name in SCHEMAS if ws.parts(name)}
 
 
-def files(ws): # path -> sha256 of its bytes, of images, frozen pairs and LoRAs; and whatever is left half written
+def content(path): # hash of a file; of safetensors that of its tensors and texts, whose order there changes by itself
+    if path.suffix != '.safetensors' or '.tmp' in path.name: return hashlib.sha256(path.read_bytes()).hexdigest()
+    from safetensors import safe_open
+    with safe_open(path, 'np') as f:
+        known = [*sorted((f.metadata() or {}).items()), *((k, f.get_tensor(k).tobytes()) for k in sorted(f.keys()))]
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def files(ws): # path -> hash, of images, frozen pairs and LoRAs; and whatever is left half written
     kept = [p for f in ('images', 'splits', 'runs') for p in (ws.root/f).rglob('*') if p.is_file()]
     pairs = {*(ws.root/'splits').rglob('*.parquet')}
     kept = [p for p in kept if p.suffix in ('.png', '.safetensors') or '.tmp' in p.name or p in pairs]
-    return {str(p.relative_to(ws.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in kept}
+    return {str(p.relative_to(ws.root)): content(p) for p in kept}
 
 
 def done(ws, job): # how much of a job is kept: rows, or steps that a checkpoint or an adapter has
