@@ -169,7 +169,7 @@ SCHEMAS |= dict(
     pairs=_schema(
         'pair_id',
         pair_id=Column('str', 'hash of the next four, see `pair_id_of`'),
-        stage=Column('str', 'easy, normal or hard'),
+        stage=Column('str', 'easy, normal, hard or local'),
         prompt_id=Column('str', 'the prompt of both images'),
         winner_id=Column('str', 'image that is preferred'),
         loser_id=Column('str', 'image that is not'),
@@ -201,6 +201,20 @@ SCHEMAS |= dict(
         seconds=Column('float', 'time from display to answer'),
         rater=Column('str', 'who answered'),
     ),
+)
+
+# %% ../nbs/0_base/02_tables.ipynb #schemas-4
+SCHEMAS |= dict(
+    redrawn=_schema(
+        'image_id',
+        image_id=Column('str', 'a picture with one part generated anew'),
+        source_id=Column('str', 'the image that it was made from: a photo, or its reconstruction'),
+        prompt_id=Column('str', 'the prompt of both'),
+        part=Column('str', 'hand, foot, face, arm, leg, or box: which part'),
+        side=Column('str', 'left or right, where it matters'),
+        mask=Column('floats', 'where: left, top, right, bottom as shares of the picture'),
+        drawn_by=Column('str', 'the detector that found the part, or the person who drew the box'),
+    ),
     tombstones=_schema(
         'subject_hash',
         subject_hash=Column('str', 'salted hash of the photo, so that it is not imported again'),
@@ -229,7 +243,7 @@ HARMLESS_FLAGS = {'ok', 'unsure', 'cropped', 'low_quality'}   # an image with on
 DECISIONS = ('approve', 'reject', 'swap', 'duplicate')
 TAKEN_BACK = 'taken back'   # what undo leaves of a reviewer's first word: whoever spoke before counts again
 CONSENTS = ('yes', 'no', 'withdrawn', 'unknown')
-DOMAINS = ('real', 'generated', 'intermediate', 'evaluation')
+DOMAINS = ('real', 'generated', 'intermediate', 'redrawn', 'evaluation')
 
 # %% ../nbs/0_base/02_tables.ipynb #to-arrow
 def to_arrow(df, schema):

@@ -3,6 +3,7 @@
 Each test goes on where the one before left the workspace. Screenshots are kept in screenshots/ (or HGDPO_SCREENSHOTS).
 """
 import os
+import re
 import shutil
 import socket
 import time
@@ -486,6 +487,28 @@ def test_mishaps_are_said_and_nothing_is_lost(world):
     table.unlink()
     (ws.root/'reviews').rename(table)
     assert reviews(ws).to_dict() == before and me.shown() == image
+    me.close()
+
+
+def test_two_tabs_see_each_others_decisions(world):
+    ws, me = world
+    other = Reviewer(me.page.context.new_page(), me.address, me.shots)
+    other.see('real-approved', 'second-tab')
+    other.open()
+    subject, before = other.shown()[-16:], len(ws.table('reviews', history=True))
+    other.press('Shift+D')                                                         # shift stays on the picture
+    other.told('rejected')
+    me.see('real-to-review', 'first-tab')
+    assert reviews(ws)[subject] == 'reject' and len(ws.table('reviews', history=True)) == before + 1
+    counts = me.page.locator('[data-cy="hgdpo-counts"]')
+    left, rejected = (int(re.search(rf'(\d+) {word}', counts.inner_text())[1]) for word in ('left', 'rejected'))
+    me.open()
+    me.press('d')
+    me.told('rejected · ')
+    other.see('real-to-review', 'second-tab-again')
+    shown = other.page.locator('[data-cy="hgdpo-counts"]')
+    other.until(lambda: f'{rejected + 1} rejected, {left - 1} left' in shown.inner_text())
+    other.page.close()
     me.close()
 
 
