@@ -72,6 +72,13 @@ VERBS = dict(
         hidden=ENGINE_ONLY,
         fills='images',
     ),
+    redraw=Verb(
+        'judge.body_parts.redraw_photos',
+        print_made,
+        also=('engines.run_on',),
+        hidden=ENGINE_ONLY,
+        fills='images',
+    ),
     score=Verb(
         'verbs.score_by',
         '{} new scores',

@@ -293,16 +293,25 @@ class LatentFamily(Family):
         vae = pipe.vae
         with torch.no_grad(): return vae.decode((latents/vae.config.scaling_factor).to(vae.dtype)).sample.float()
 
+    def noised_at(self,
+                  pipe,     # whose sampler stands there
+                  clean,    # (n, c, h', w') scaled latents
+                  noise,    # likewise, standard normal
+                  timestep  # of its grid, 0..999
+                 ):         # (n, c, h', w')
+        "Latents noised as the sampler has them before its step from a timestep."
+        import torch
+        timesteps = torch.tensor([timestep]*len(clean)).to(clean.device)
+        return self.process(pipe.scheduler).add_noise(clean, noise, timesteps)
+
     def start_at(self,
                  pipe,     # whose sampler starts there
                  clean,    # (n, c, h', w') scaled latents
                  noise,    # likewise, standard normal
                  timestep  # where denoising starts, 0..999
                 ):         # (n, c, h', w') in the denoiser's dtype
-        "Latents noised as the sampler's first step expects them."
-        import torch
-        timesteps = torch.tensor([timestep]*len(clean)).to(clean.device)
-        noisy = self.process(pipe.scheduler).add_noise(clean, noise, timesteps)
+        "The same as the pipeline's call takes them for its first step."
+        noisy = self.noised_at(pipe, clean, noise, timestep)
         return (noisy/pipe.scheduler.init_noise_sigma).to(self.denoiser(pipe).dtype)
 
 # %% ../nbs/0_base/05_families.ipynb #sd-family

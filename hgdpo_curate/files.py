@@ -304,8 +304,9 @@ class ImageFiles:
         **facts,        # further columns of `images`
     ) -> dict:  # a row for the table `images`
         "Save an image atomically, and return its row."
-        # a photo cannot be made again, and training takes it for true: what a format loses would be lost and learned
-        config = {} if domain == 'real' else self.config
+        # a photo cannot be made again, and training takes it for true: what a format loses would be lost and learned;
+        # what was drawn anew in one part differs from its source in that part alone
+        config = {} if domain in ('real', 'redrawn') else self.config
         check_encoding(config)
         kind = config.get('image_format', 'png')
         file = self.image_file(domain, image_id, FORMATS[kind])

@@ -18,9 +18,9 @@ from .shapes import mean_pixels, size_words
 from .speed import forwards_an_image, given_speed, measure_speed, Speed
 
 # %% ../nbs/8_run/08_plan.ipynb #imports-2
-from .train.curriculum import forwards_per_pair, PASSES, recipe_of
+from .train.curriculum import PASSES, recipe_of
 from .train.presets import load_preset, presets_for
-from .train.recipes import Preset
+from .train.recipes import forwards_per_pair, Preset
 from .workspace import open_workspace
 
 # %% ../nbs/8_run/08_plan.ipynb #work
@@ -94,7 +94,7 @@ def pairs_trained(preset: Preset) -> dict: # stage -> pairs
 def _training(ws, preset) -> list: # a `Work` for each stage, and one for the pictures drawn meanwhile
     trained = pairs_trained(preset)
     rows = [
-        Work(f'training {s.name}', trained[s.name], 'pairs', trained[s.name]*forwards_per_pair(s, preset))
+        Work(f'training {s.name}', trained[s.name], 'pairs', trained[s.name]*forwards_per_pair(s, preset.fixed_draws))
         for s in preset.stages
     ]
     grids = sum(_validations(preset, s) for s in preset.stages)

@@ -427,12 +427,12 @@ def print_split(folder, given):
     bare = without_pair(read_stages(folder), info.dropped)
     print(folder)
     for stage, count in info.counts.items():
-        without = f', {counted(bare[stage], "prompt")} without one' if bare[stage] else ''
+        without = f', {counted(bare[stage], "prompt")} without one' if bare.get(stage) else ''
         print(f'{stage}: {counted(count, "pair")}{without}')
         for line in explain_left_out(info.dropped.get(stage, [])): print(_within_width(line))
     print(f'test: {counted(info.test_prompts, "prompt")}')
     for line in explain_left_out(info.dropped.get('test', [])): print(_within_width(line))
-    if all(info.counts.values()): print(f'next: {_train_command(folder, given)}')
+    if all(n for stage, n in info.counts.items() if stage != 'local'): print(f'next: {_train_command(folder, given)}')
 
 def _within_width(line): # of a list below a heading
     from hgdpo_curate.evaluate.results import TERMINAL_WIDTH

@@ -379,7 +379,7 @@ def set_base_model(ws, base_model: str): # hub id or folder of a pipeline
     import tomli_w
     old, base_model = ws.config['base_model'], portable_base(ws.root, base_model)
     if old == base_model: return
-    if old and len(ws.sql("select 1 from images where domain in ('generated', 'intermediate') limit 1")):
+    if old and len(ws.sql("select 1 from images where domain in ('generated', 'intermediate', 'redrawn') limit 1")):
         raise UserError(
             f'{ws.root} holds images made with the base model {old!r}; use a new workspace for {base_model!r}.'
         )
@@ -428,6 +428,10 @@ def next_step(ws, terminal: bool = False) -> str: # a call, or a command for a t
     return command_line(name, ws) + (f' {rest}' if rest else '')
 
 # %% ../nbs/0_base/04_workspace.ipynb #workspace-status
+def _may_redraw(ws) -> bool: # whether all stages have images, and no part was drawn anew
+    domains = {domain for domain, _, _ in counted_images(ws)}
+    return 'intermediate' in domains and 'redrawn' not in domains and bool(ws.parts('scores'))
+
 def workspace_status(workspace) -> str: # a few lines
     "Summarise a workspace: base model, images, rows, splits, runs."
     ws, tables = open_workspace(workspace), ('scores', 'flags', 'reviews', 'pairs')
@@ -438,6 +442,7 @@ def workspace_status(workspace) -> str: # a few lines
         *[f'{t:8s} {n:8d} rows' for t, n in zip(tables, counted_rows(ws, tables))],
         *[f'{kind:8s} {", ".join(ws.names(kind)) or "none yet"}' for kind in ('splits', 'runs')],
         *([f'next     {next_step(ws, True)}'] if next_step(ws) else []),
+        *([f'also     {command_line("redraw", ws)}, for pairs that differ in one part'] if _may_redraw(ws) else []),
     ]
     return '\n'.join(lines)
 

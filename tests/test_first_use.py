@@ -146,7 +146,7 @@ def test_a_first_step_that_fails_leaves_no_run(finished, copy_of, monkeypatch):
 
 def test_the_preset_of_another_kind_of_base_is_questioned(random_base):
     from hgdpo_curate.train.presets import check_suits, load_preset, presets_for
-    assert presets_for(random_base) == ('tiny-photos', 'mannequin')
+    assert presets_for(random_base) == ('tiny-photos', 'mannequin', 'mannequin-fingers')
     with pytest.warns(UserWarning, match='--preset tiny-photos'):
         check_suits(load_preset('sd15-24gb', max_train_steps=2), random_base)
     with pytest.raises(UserError, match='--preset tiny-photos'): check_suits(load_preset('sdxl-48gb'), random_base)

@@ -6,7 +6,7 @@
 __all__ = ['RECON', 'MEANINGS', 'OF_AN_IMAGE', 'explain_left_out', 'empty_stage']
 
 # %% ../../nbs/4_curate/01_left_out.ipynb #imports
-from .pairs import LeftOut
+from .pairs import LeftOut, LOCAL
 from ..files import command_line, counted
 
 # %% ../../nbs/4_curate/01_left_out.ipynb #meanings
@@ -31,8 +31,16 @@ MEANINGS = {
     'duplicate met no pair': ('a person set aside a pair that is drawn no more', ''),
     'pair rejected': ('a person rejected the pair', ''),
     'swapped, but': ('a person swapped the pair, but the image that would win must not', ''),
+    'nothing calls the new part worse': (
+        'one part was drawn anew, and neither a score nor a flag calls it worse',
+        'look for faults (flag), or redraw at higher levels (redraw --level 800 900)',
+    ),
+    'its source is not among': ('one part was drawn anew in a picture that is not used', ''),
+    'equal to its source': ('one part was drawn anew and nothing changed', 'redraw at higher levels'),
+    'its source must not win': ('one part was drawn anew in a picture that must not win', ''),
 }
-OF_AN_IMAGE = ('must not win', 'rejected', 'duplicate')  # reasons that cost a prompt nothing if it has other images
+# reasons that cost a prompt nothing if it has other images
+OF_AN_IMAGE = ('must not win', 'rejected', 'duplicate', 'nothing calls', 'its source', 'equal to')
 
 # %% ../../nbs/4_curate/01_left_out.ipynb #explain-left-out
 def _explained(reason, n):
@@ -54,12 +62,21 @@ _CHAIN = dict(
     real=('easy', 'normal'),
 )
 
+def _no_local_pairs(ws, info):
+    again = command_line('pairs', ws, split='NEW_NAME', scorer=info.scorer)
+    if LOCAL not in info.counts:
+        steps = command_line('redraw', ws), command_line('score', ws, scorer=info.scorer), again
+        return f'the split was frozen without parts drawn anew; run: {", then: ".join(steps)}'
+    steps = command_line('redraw', ws, level=[800, 900]), command_line('score', ws, scorer=info.scorer), again
+    return f'no part that was drawn anew is called worse by a score or a flag; run: {", then: ".join(steps)}'
+
 def empty_stage(
     ws,            # a `Workspace`
     info,          # `SplitInfo`
-    pairs: str,    # the empty set: one of `PAIR_STAGES` or `PAIR_CONTROLS`
+    pairs: str,    # the empty set: one of `PAIR_STAGES` or `PAIR_CONTROLS`, or `LOCAL`
 ) -> str:  # the end of a sentence
     "Why a set of pairs is empty, and the command that fixes it."
+    if pairs == LOCAL: return _no_local_pairs(ws, info)
     counts, dropped = info.counts, info.dropped
     chain = _CHAIN.get(pairs, ('easy',))
     stage = next((s for s in chain if not counts.get(s)), chain[-1])

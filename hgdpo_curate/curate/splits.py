@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from hgdpo_curate.curate.pairs import (
-    choose_pairs, control_pairs, LeftOut, levels_of, NORMAL_LEVELS, PAIR_CONTROLS, PAIR_STAGES, read_left_out,
-    with_pair_ids, with_scores, without_pair, write_left_out,
+    choose_pairs, control_pairs, inherited_faults, LeftOut, levels_of, LOCAL, local_pairs, NORMAL_LEVELS, PAIR,
+    PAIR_CONTROLS, PAIR_STAGES, read_left_out, with_pair_ids, with_scores, without_pair, write_left_out,
 )
 from ..files import counted, first_changed
 
@@ -47,27 +47,19 @@ def _check_pool(ws, images):
 # %% ../../nbs/4_curate/02_splits.ipynb #check-scores
 def _check_scores(ws, images, scores, scorer):
     "Check that every candidate image has a score, all by the same weights; `images` have score and version already."
-    again = f'run: {command_line("score", ws, scorer=scorer)}'
     if scores.score.isna().any():
         raise UserError(
             f'A score by {scorer!r} is not a number (image {scores.image_id[scores.score.isna()].iloc[0]}); '
             'score again.'
         )
     reconstructions = (images.domain == 'intermediate') & levels_of(images).isin(NORMAL_LEVELS)
-    wanted = images[(images.domain == 'generated') | reconstructions]
-    missing = wanted.score.isna().sum()
+    _check_scored(ws, images[(images.domain == 'generated') | reconstructions], scorer)
+
+def _check_scored(ws, wanted, scorer): # rows of `images` with score and version
+    missing, again = wanted.score.isna().sum(), f'run: {command_line("score", ws, scorer=scorer)}'
     if missing: raise UserError(f'{counted(missing, "image")} without a score by {scorer!r} yet; {again}')
     if wanted.scorer_version.nunique() > 1:
         raise UserError(f'The scores by {scorer!r} come from several versions of it; {again}')
-
-# %% ../../nbs/4_curate/02_splits.ipynb #with-recon-of-faulty-photos
-def _with_recon_of_faulty_photos(flags, images):
-    "A photo's confirmed fault applies to its reconstructions too."
-    if flags is None or not len(flags): return flags
-    photos, made = images[images.domain == 'real'], images[images.domain == 'intermediate']
-    faults = photos.merge(flags[['image_id', 'flag', 'status']], on='image_id')[['prompt_id', 'flag', 'status']]
-    inherited = made.merge(faults, on='prompt_id')[['image_id', 'flag', 'status']]
-    return pd.concat([flags, inherited], ignore_index=True)
 
 # %% ../../nbs/4_curate/02_splits.ipynb #pairs-of
 def pairs_of(ws,                         # a `Workspace`
@@ -82,7 +74,10 @@ def pairs_of(ws,                         # a `Workspace`
              prompts=None,                # only these prompt ids
              controls: bool = False       # the pairs of the paper's controls too, see `control_pairs`
             ) -> dict:                    # stage -> pairs; `attrs['dropped']` lists what was excluded and why
-    "The three stages' pairs from the tables of a workspace. Raises `UserError` if there are no candidates."
+    """The three stages' pairs from the tables of a workspace, and `local` ones where parts were drawn anew.
+
+    Raises `UserError` if there are no candidates.
+    """
     among = ('prompt_id', prompts) if prompts is not None else None
     images = ws.table('images', only=among, columns=['image_id', 'prompt_id', 'domain', 'timestep', 'level'])
     subjects = images.image_id if prompts is not None else None
@@ -101,7 +96,7 @@ def pairs_of(ws,                         # a `Workspace`
     _check_scores(ws, images, scores, scorer)
     del scores                       # 6 million rows
     if flags is not None: flags = flags[~flags.flag.isin(harmless_flags(ws))]
-    flags = _with_recon_of_faulty_photos(flags, images)
+    flags = inherited_faults(flags, images)
     stages = choose_pairs(
         images,
         None,
@@ -110,16 +105,26 @@ def pairs_of(ws,                         # a `Workspace`
         real_winner,
         prefer_flagged_losers,
     )
+    if (images.domain == 'redrawn').any():
+        stages[LOCAL] = local_pairs(*_with_hashes(ws, images, scorer), flags, reviews)
     stages['easy'].attrs['dropped'] = _left_out(train, reasons) + stages['easy'].attrs['dropped']
     if reviews is not None: _add_unmet(ws, stages, reviews, train.prompt_id)
     if not controls: return stages
     return stages | control_pairs(
         images,
         None,
-        **stages,
+        **{s: stages[s] for s in PAIR_STAGES},
         flags=flags,
         reviews=reviews,
     )
+
+def _with_hashes(ws, images, scorer): # -> what `local_pairs` takes: images with hashes, no scores, rows of `redrawn`
+    redrawn = ws.table('redrawn', only=('image_id', images.image_id[images.domain == 'redrawn']))
+    concerned = {*redrawn.image_id, *redrawn.source_id}
+    hashes = ws.table('images', only=('image_id', concerned), columns=['image_id', 'sha256'])
+    rows = images[images.image_id.isin(concerned)].merge(hashes[['image_id', 'sha256']], on='image_id')
+    _check_scored(ws, rows, scorer)
+    return rows, None, redrawn
 
 def _scores_by(ws, scorer, images): # image_id, score, scorer_version
     columns = ['image_id', 'scorer', 'score', 'scorer_version']
@@ -135,7 +140,7 @@ def _add_unmet(ws, stages, reviews, prompts):
     decided = decided[decided.isin(['swap', 'reject', 'duplicate'])]
     known = ws.table('pairs', only=('pair_id', decided.index))
     known = known[known.prompt_id.isin(prompts)]
-    for name, rows in known.groupby('stage'):
+    for name, rows in known[known.stage.isin([*stages])].groupby('stage'):
         stage = stages[name]
         rows = rows[~rows.pair_id.isin([*stage.attrs.get('met', ())])]
         unmet = dict(prompt_id=rows.prompt_id, image_id='', reason=rows.pair_id.map(decided) + ' met no pair')
@@ -152,10 +157,11 @@ def _left_out(prompts, reasons): # rows of `prompts`; image id -> reason
 
 # %% ../../nbs/4_curate/02_splits.ipynb #draft-pairs
 def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
-    "Choose the pairs of the three stages (see `pairs_of`) and write them to the table `pairs`. Raises `UserError`."
+    "Choose the pairs of all stages (see `pairs_of`) and write them to the table `pairs`. Raises `UserError`."
     ws = open_workspace(workspace)
     stages = pairs_of(ws, **choices)
-    ws.append('pairs', pd.concat([with_pair_ids(stages[s], s).assign(stage=s) for s in PAIR_STAGES], ignore_index=True))
+    rows = [with_pair_ids(stages[s][PAIR], s).assign(stage=s) for s in (*PAIR_STAGES, LOCAL) if s in stages]
+    ws.append('pairs', pd.concat(rows, ignore_index=True))
     return stages
 
 
@@ -167,7 +173,7 @@ class SplitInfo:
     at: str             # when it was frozen, ISO 8601
     scorer: str         # whose scores chose the pairs
     choices: dict       # the other arguments of `pairs_of`
-    content: dict       # stage -> hash of its pair ids; splits of equal content have the same pairs
+    content: dict       # stage -> hash of its pair ids, of local ones with masks; equal content means the same pairs
     base_model: str     # the workspace's, which generated the pool
     pool: dict          # settings of the pool, fields of `train.recipes.GenerationConfig`
     counts: dict        # stage -> number of pairs
@@ -232,13 +238,13 @@ class Split(dict):
 # %% ../../nbs/4_curate/02_splits.ipynb #stage-summary
 def _stage_summary(stages, dropped):
     "A row per stage: number of pairs, number of prompts without one, and a histogram of the margins."
-    bare = without_pair(stages, dropped)
-    margins = {s: (stages[s].winner_score - stages[s].loser_score).dropna() for s in PAIR_STAGES}
+    bare, shown = without_pair(stages, dropped), [s for s in (*PAIR_STAGES, LOCAL) if s in stages]
+    margins = {s: (stages[s].winner_score - stages[s].loser_score).dropna() for s in shown}
     return pd.DataFrame(dict(
-        stage=PAIR_STAGES,
-        pairs=[len(stages[s]) for s in PAIR_STAGES],
-        **{'prompts without a pair': [bare[s] for s in PAIR_STAGES],
-           "winner's score minus loser's": [_histogram(margins[s]) for s in PAIR_STAGES]},
+        stage=shown,
+        pairs=[len(stages[s]) for s in shown],
+        **{'prompts without a pair': [bare.get(s, '') for s in shown],
+           "winner's score minus loser's": [_histogram(margins[s]) for s in shown]},
     ))
 
 def _histogram(v): # numbers -> one line: the smallest, a histogram, the largest
@@ -261,7 +267,10 @@ def _with_files(drafted, ws): # stage -> pairs; yields (stage, arrow table), of 
         for n in range(0, max(1, len(pairs)), 2**19):
             piece = with_pair_ids(pairs[n:n + 2**19], stage)
             piece['prompt'] = piece.prompt_id.map(prompts.set_index('prompt_id').prompt).astype('str')
-            table = pa.Table.from_pandas(piece, preserve_index=False)
+            table = pa.Table.from_pandas(piece.drop(columns='mask', errors='ignore'), preserve_index=False)
+            if 'mask' in piece:
+                masks = pa.array([[*map(float, m)] for m in piece['mask']], pa.list_(pa.float64()))
+                table = table.append_column('mask', masks)
             for role, c in ((r, c) for r in rows for c in columns[1:]):
                 table = table.append_column(f'{role}_{c}', images[c].take(rows[role].slice(n, 2**19)))
             yield stage, table.replace_schema_metadata(None)
@@ -316,6 +325,11 @@ def _pool_facts(ws, easy) -> dict: # fields of `train.recipes.GenerationConfig`
     )
 
 # %% ../../nbs/4_curate/02_splits.ipynb #freeze-split
+def _content_of(pairs, stage) -> str: # a hash
+    ids = with_pair_ids(pairs, stage).pair_id
+    if stage == LOCAL: ids = [f'{i} {[*map(float, mask)]}' for i, mask in zip(ids, pairs['mask'])]
+    return short_id(*sorted(ids))
+
 def freeze_split(workspace,            # a `Workspace` or its folder
                  name: str = 'v1',      # name of the split
                  scorer: str = 'smallscore',  # preference estimator whose scores choose
@@ -334,7 +348,7 @@ def freeze_split(workspace,            # a `Workspace` or its folder
             'The easy stage has no pairs: no prompt has two images with different scores; make a larger pool '
             f'with: {command_line("pool", ws, n=20)}'
         )
-    content = {s: short_id(*sorted(with_pair_ids(drafted[s], s).pair_id)) for s in PAIR_STAGES}
+    content = {s: _content_of(drafted[s], s) for s in (*PAIR_STAGES, LOCAL) if s in drafted}
     if frozen := SplitInfo.read(folder):
         if frozen.content == content and controls <= ('controls.parquet' in frozen.sha256): return folder
         if frozen.content == content:
@@ -371,7 +385,7 @@ def _warn_of_empty_stages(ws, info):
 # %% ../../nbs/4_curate/02_splits.ipynb #write-split
 def _write_split(ws, folder, drafted, **chosen): # `chosen`: further fields of `SplitInfo`
     "Write the folder of a split atomically."
-    stages = {s: drafted[s] for s in PAIR_STAGES}
+    stages = {s: drafted[s] for s in (*PAIR_STAGES, LOCAL) if s in drafted}
     test, test_left_out = _test_fold(ws, set(stages['easy'].prompt_id))
     dropped = {s: df.attrs.get('dropped', LeftOut()) for s, df in stages.items()} | dict(test=test_left_out)
     with atomic_path(folder) as tmp:
@@ -397,7 +411,7 @@ def _write_pairs(folder, pieces): # (stage, arrow table), a stage's one after an
     with contextlib.ExitStack() as stack:
         files = {}
         for stage, table in pieces:
-            name = stage if stage in PAIR_STAGES else 'controls'
+            name = stage if stage in (*PAIR_STAGES, LOCAL) else 'controls'
             if name == 'controls': table = table.append_column('stage', pa.array([stage]*len(table), pa.string()))
             if name not in files:
                 files[name] = stack.enter_context(pq.ParquetWriter(folder/f'{name}.parquet', table.schema))
@@ -406,7 +420,8 @@ def _write_pairs(folder, pieces): # (stage, arrow table), a stage's one after an
 # %% ../../nbs/4_curate/02_splits.ipynb #read-stages
 def read_stages(folder) -> dict: # of a split -> stage -> pairs
     "The pairs of a frozen split, without checks."
-    return {s: pd.read_parquet(Path(folder)/f'{s}.parquet') for s in PAIR_STAGES}
+    names = [*PAIR_STAGES, *([LOCAL] if (Path(folder)/f'{LOCAL}.parquet').exists() else [])]
+    return {s: pd.read_parquet(Path(folder)/f'{s}.parquet') for s in names}
 
 def _read_controls(folder):
     controls = pd.read_parquet(folder/'controls.parquet').groupby('stage')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES_TABLE', 'EASY_TABLE', 'PLAIN_BASE', 'PLAIN_HARD', 'WINNER_TABLE', 'WITH_PHOTOS', 'FROM_POOL', 'METHODS_TABLE',
-           'BRIDGE_TABLE', 'NOISE_TABLE', 'TABLES', 'Row', 'Ordering', 'orderings_of', 'PaperTable']
+           'BRIDGE_TABLE', 'NOISE_TABLE', 'FINGERS', 'FINGERS_TABLE', 'TABLES', 'Row', 'Ordering', 'orderings_of',
+           'PaperTable']
 
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #imports
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ class Row:
     name: str
     control: str = ''      # of `presets.CONTROLS`; '' is the curriculum
     stage: str = 'hard'    # of `candidates.ARMS`; 'hard' is a run's final/
+    preset: str = 'mannequin'   # of `presets.PRESETS`
     paper: dict = field(default_factory=dict) # metric -> the paper's figure
 
 def _paper(*values, metrics='score frechet detail sharpness'): return dict(zip(metrics.split(), values))
@@ -58,6 +60,7 @@ class PaperTable:
     orderings: tuple  # of `Ordering`
     ours: str = 'hard' # the row of the method; "about the same" is relative to its distance from base
     unlike: str = ''   # other differences between models and the curriculum
+    own_guidance: bool = True   # measured at each model's own best guidance too
 
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #stages-table
 STAGES_TABLE = PaperTable(
@@ -231,6 +234,37 @@ NOISE_TABLE = PaperTable(
     unlike='naive, at timesteps below 400 or from 400 on; or with its errors weighted as a velocity model\'s are',
 )
 
+# %% ../../nbs/6_evaluate/09_paper_tables.ipynb #fingers-table
+FINGERS = 'mannequin-fingers'
+
+FINGERS_TABLE = PaperTable(
+    'One part',
+    (11, 12, 13),
+    (
+        PLAIN_BASE,
+        PLAIN_HARD,
+        Row('hard, longer', 'hard_longer', preset=FINGERS),
+        Row('hard + fingers', preset=FINGERS),
+        Row('fingers, whole picture', 'fingers_unmasked', preset=FINGERS),
+        Row('local alone', 'local_alone', preset=FINGERS),
+        Row("RealAlign's recipe", 'realalign', preset=FINGERS),
+    ),
+    orderings_of('''limb_failures: hard + fingers > hard, longer
+        anatomy_failures: hard + fingers > hard, longer
+        frechet: hard + fingers = hard, longer
+        limb_failures: hard + fingers > fingers, whole picture
+        limb_failures: hard + fingers > hard
+        limb_failures: hard + fingers > local alone
+        frechet: hard + fingers > local alone
+        limb_failures: hard + fingers > RealAlign's recipe
+        frechet: hard + fingers > RealAlign's recipe
+        limb_failures: local alone > base'''),
+    ours='hard + fingers',
+    unlike='the masked stage acts where hard acts; local alone and RealAlign\'s recipe begin at base and act in all '
+           'blocks of the U-Net',
+    own_guidance=False,
+)
+
 # %% ../../nbs/6_evaluate/09_paper_tables.ipynb #tables
 TABLES = dict(
     stages=STAGES_TABLE,
@@ -239,4 +273,5 @@ TABLES = dict(
     methods=METHODS_TABLE,
     bridge=BRIDGE_TABLE,
     noise=NOISE_TABLE,
+    fingers=FINGERS_TABLE,
 )

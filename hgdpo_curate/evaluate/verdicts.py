@@ -121,7 +121,7 @@ def judge(
 
 # %% ../../nbs/6_evaluate/10_verdicts.ipynb #table-metrics
 EVALUATOR_DIMS = 64     # of the small evaluator's features, used for distances
-TABLE_METRICS = [*LABELS, 'kid', 'rgb_distance', 'diversity_prompt']
+TABLE_METRICS = [*LABELS, 'limb_failures', 'kid', 'rgb_distance', 'diversity_prompt']
 PAPER_NAMES = dict(
     score='P-Score',
     frechet='FID',

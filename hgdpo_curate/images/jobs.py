@@ -22,7 +22,13 @@ def _spans(count, batch): # (start, end) of each batch
     return zip([0, *ends], ends)
 
 # %% ../../nbs/2_images/07_jobs.ipynb #opened
-MAKERS = dict(generated='pool', intermediate='recon', evaluation='evaluate')    # domain -> what makes it again
+# domain -> what makes it again
+MAKERS = dict(
+    generated='pool',
+    intermediate='recon',
+    redrawn='redraw',
+    evaluation='evaluate',
+)
 
 def _marks(ws): return ws.root/'cache'/'unreadable'    # a file for each generated image that is to be made again
 
@@ -260,14 +266,17 @@ def run_jobs(
     ws,                # a `Workspace`
     pipe,              # a pipeline of `load_pipeline`; None with `make`
     jobs: list,        # of `image_job`
-    domain: str,       # 'generated', 'intermediate' or 'evaluation'
+    domain: str,       # 'generated', 'intermediate', 'redrawn' or 'evaluation'
     batch: int = 16,   # images per call
     label='images',    # what the progress bar says
-    start_of=None,     # batch of jobs -> `latents` and `timesteps` if an image does not start from pure noise
+    # batch of jobs -> `latents` and `timesteps`, and what else the pipeline's call takes, if an image does not start
+    # from pure noise
+    start_of=None,
     # batch of jobs -> PIL images, None for one that failed; for a pipeline that embeds prompts itself
     make=None,
     progress=None,     # called as progress(total, label) -> update(n); None shows a bar
     follow=None,       # called with jobs, rows and images of each batch once it is stored, while the next one is made
+    finish=None,       # (batch of jobs, its images) -> the images as they are stored
 ) -> int:              # how many were generated
     """Generate the missing images of `jobs`, in batches across prompts. After an interruption, the same call continues.
 
@@ -280,12 +289,13 @@ def run_jobs(
     sweep_temporary(ws.root/'images'/domain)
     announce(_cost(ws, todo, jobs, label), progress)
     make = make or _maker(ws, pipe, todo, start_of)
+    made = (lambda part: finish(part, make(part))) if finish else make
     with Leases(ws.root/'cache'/'leases') as leases, ThreadPoolExecutor(2) as writers:
         if others := leases.others(): announce(f'Shared with {first_few(others)}.', progress)
         saving = _Saving(
             ws,
             domain,
-            Halving(make, batch, label, progress),
+            Halving(made, batch, label, progress),
             leases,
             writers,
             follow,

@@ -72,7 +72,7 @@ def check_run_base(
 
 def check_base(ws, model: str): # weights hash of the base about to be used
     "Raises `UserError` for a base whose weights are not those that made this workspace's pool."
-    made = ws.table('images').query("domain in ('generated', 'intermediate')").model.dropna()
+    made = ws.table('images').query("domain in ('generated', 'intermediate', 'redrawn')").model.dropna()
     if len(made) and (made != model).any(): raise other_base(ws.root, made[made != model].iloc[0], model)
 
 # %% ../../nbs/2_images/08_pool.ipynb #open-base

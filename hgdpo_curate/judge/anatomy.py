@@ -79,7 +79,7 @@ def flag_images(
     workspace,        # a `Workspace` or its folder
     detector='drawn_faults',  # a key of `DETECTORS`
     path=None,        # the detector's weights: a file or folder
-    domains=('real', 'generated'),  # which images
+    domains=('real', 'generated', 'redrawn'),  # which images
     accept_noncommercial=False,     # for insightface, whose models are for non-commercial research only
     # whose features the detector learned looks at: a key of `EXTRACTORS`; none takes the last one, else the small
     # evaluator's for drawings, CLIP's for photographs

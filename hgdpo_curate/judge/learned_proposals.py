@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from ..files import atomic_path, in_batches, UsageError, UserError
 from ..images.jobs import announce
+from .detections import judged_images
 from .flag_features import features_for_flags, KeptFeatures
 from hgdpo_curate.judge.learned_flags import (
     AGAIN, decisions_made, drop_model, EXAMPLES_NEEDED, for_the_rest, judged_flags, kept_models, kept_names, look_order,
@@ -107,7 +108,7 @@ def propose_learned(
 ) -> pd.Series:  # flag -> how many images it is proposed on
     "Write proposals of learned flags, and withdraw those that are no longer made. People's decisions stay."
     ws, models = open_workspace(workspace), trained.models
-    images, said = ws.table('images').query('domain in @domains'), judged_flags(ws)
+    images, said = judged_images(ws, domains), judged_flags(ws)
     chance = _chances(ws, images, trained, progress)
     found = {}
     for flag, model in models.items():

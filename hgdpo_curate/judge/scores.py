@@ -143,7 +143,7 @@ def _score_rows(ws, scorer, rows, pictures):
 def score_images(
     workspace,             # a `Workspace` or its folder
     scorer='smallscore',         # preference estimator: a key of `SCORERS`, or a `Scorer`
-    domains=('real', 'generated', 'intermediate', 'evaluation'),  # which images
+    domains=('real', 'generated', 'intermediate', 'redrawn', 'evaluation'),  # which images
     path=None,             # folder of the scorer's weights; None looks in the local cache, then in the hub
     batch: int = 64,       # images at a time, 1..
     device=None,           # torch device; None takes the best available

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOW', 'SINCE', 'SHARED', 'PASSES', 'recipe_of', 'fingerprint_of', 'run_stage', 'finished_stage', 'RunContext',
-           'stage_pairs', 'validation_of', 'check_needs', 'check_stages', 'forwards_per_pair', 'plan_of',
-           'train_stages', 'say_plan', 'train_curriculum']
+           'stage_pairs', 'validation_of', 'check_needs', 'check_stages', 'plan_of', 'content_of', 'train_stages',
+           'say_plan', 'train_curriculum']
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #imports
 import dataclasses, json, shutil
@@ -26,13 +26,13 @@ from ..workspace import is_begun, open_workspace, portable_base
 from ..families import denoiser, family_of
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #imports-2
-from .batches import check_pairs, Distributed
+from .batches import check_pairs, Distributed, mask_marks
 from .cache import TrainingCache
 from .final_adapter import write_final
 from .log import check_trackers, hold_out, RunFolder, Validation
 from .losses import OBJECTIVES
 from .presets import check_suits, counted_memory, load_preset
-from .recipes import as_dict, GenerationConfig, Preset, Stage
+from .recipes import as_dict, forwards_per_pair, GenerationConfig, Preset, Stage
 from .trainer import back_to_good, check_optimizer, StageTrainer
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #how
@@ -61,6 +61,7 @@ SINCE = dict(
 def _without_new_fields(stage: dict) -> dict:
     new = {k for k, neutral in SINCE.items() if stage.get(k) == neutral}
     if stage['objective'] != 'sdpo': new |= {'winner_preserving_mu', 'winner_preserving_by_pair'}
+    if not OBJECTIVES[stage['objective']].masked: new |= {'outside_weight', 'margin_bound'}
     return {k: v for k, v in stage.items() if k not in new}
 
 def recipe_of(preset: Preset, processes: int = 1) -> dict:
@@ -217,10 +218,11 @@ def stage_pairs(data: dict,          # a split of `load_split`
     "The pairs of a stage. Raises `UserError` for a set that the split does not have."
     for name in stage.pairs.split('+'):
         if name not in data:
+            first = f'{command_line("redraw")}, {command_line("score")}, ' if name == 'local' else ''
             raise UserError(
                 f'The split {data.info.name!r} was frozen without the pairs {name!r} that the stage '
                 f'{stage.name} trains on; freeze a new split under another name with: '
-                f'{command_line("pairs", None, split="NEW_NAME", controls=name in PAIR_CONTROLS)}'
+                f'{first}{command_line("pairs", None, split="NEW_NAME", controls=name in PAIR_CONTROLS)}'
             )
     df = pd.concat([data[name] for name in stage.pairs.split('+')], ignore_index=True)
     return df[~df.prompt_id.isin(held_out)].reset_index(drop=True)
@@ -281,7 +283,7 @@ def check_stages(
 ):
     "Raises `UserError` if a stage has no pairs, or unusable ones."
     for s in preset.stages:
-        if len(pairs[s.name]): check_pairs(pairs[s.name], s)
+        if len(pairs[s.name]) or s.pairs == 'local': check_pairs(pairs[s.name], s)
         else:
             names = s.pairs.split('+')
             empty = next((n for n in names if not len(data[n])), names[0])
@@ -296,12 +298,6 @@ def _checked_pairs(ws, data, preset): # -> stage's name -> its pairs
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #plan
 PASSES = 100     # over the pairs; a rule of thumb for few photos, not a measured figure
-
-def forwards_per_pair(stage: Stage, preset: Preset) -> float:
-    "U-Net forwards that a pair costs, counted (benchmarks/RESULTS.md)."
-    objective = OBJECTIVES[stage.objective]
-    if not objective.needs_loser: return 3
-    return 6.3 if objective.needs_reference and not preset.fixed_draws else 4.3
 
 def _disk(ws, preset, pipe, pairs): # bytes of cache and checkpoints
     images = len({h for df in pairs.values() for side in ('winner', 'loser') for h in df[f'{side}_sha256']})
@@ -321,7 +317,7 @@ def plan_of(
     batch = {s.name: s.train_batch_size*preset.gradient_accumulation_steps*processes for s in preset.stages}
     steps = {s.name: s.max_train_steps for s in preset.stages}
     unit = 'pair' if any(OBJECTIVES[s.objective].needs_loser for s in preset.stages) else 'photo'
-    forwards = sum(steps[s.name]*batch[s.name]*forwards_per_pair(s, preset) for s in preset.stages)
+    forwards = sum(steps[s.name]*batch[s.name]*forwards_per_pair(s, preset.fixed_draws) for s in preset.stages)
     sentences = [
         f'{preset.name}: {sum(steps.values()):,} steps ({", ".join(f"{n} {k:,}" for n, k in steps.items())}) of '
         f'{max(batch.values())} {unit}s, about {forwards:,.0f} U-Net forwards of one image, {in_bytes(disk)} of disk.'
@@ -339,6 +335,13 @@ def plan_of(
     return ' '.join(sentences)
 
 # %% ../../nbs/5_train/09_curriculum.ipynb #train-stages
+def content_of(pairs: pd.DataFrame, # of the stage
+               stage: Stage         # whose weight outside the masks counts too, if it has masks
+              ) -> str:
+    "The id of a stage's pairs; where their masks matter, of pairs and masks."
+    if not OBJECTIVES[stage.objective].masked: return short_id(*sorted(pairs.pair_id))
+    return short_id(*sorted(map(short_id, pairs.pair_id, mask_marks(pairs, stage.outside_weight))))
+
 def train_stages(context: RunContext,
                  folder,            # of the run
                  pairs: dict,       # stage's name -> its pairs
@@ -349,7 +352,7 @@ def train_stages(context: RunContext,
     states, rules = {}, context.preset.inference
     for s in context.preset.stages:
         df = pairs[s.name]
-        content, how = short_id(*sorted(df.pair_id)), dict(resume_from=resume_from, reuse=reuse)
+        content, how = content_of(df, s), dict(resume_from=resume_from, reuse=reuse)
         given = folder/s.name, content, states.get(s.start)
         states[s.name] = context.train(s, df, *given, **how)
     if context.distributed.main and rules.up_blocks in states and rules.other_blocks in states:
@@ -397,7 +400,8 @@ def _as_pool(preset, pool): # pool: as this split's was really made; images are 
 # %% ../../nbs/5_train/09_curriculum.ipynb #train-curriculum-2
 def train_curriculum(workspace,                  # a `Workspace` or its folder
                      split: str = 'v1',          # name of a frozen split
-                     # sd15-paper, sd15-24gb, sd15-12gb, sdxl-48gb, mannequin or tiny-photos; or a `Preset`
+                     # sd15-paper, sd15-24gb, sd15-12gb, sdxl-48gb, mannequin or tiny-photos; with a stage on local
+                     # pairs after hard: mannequin-fingers, sd15-24gb-fingers; or a `Preset`
                      preset='sd15-paper',
                      run: str = None,            # name of the run; None takes the preset's
                      base=None,                  # base model: hub id or folder; None takes the workspace's

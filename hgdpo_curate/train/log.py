@@ -39,6 +39,7 @@ class StepFigures:
     loser_excess_4: float = None    # 600-799
     loser_excess_5: float = None    # 800-999
     loser_gradient: float = None    # factor of the safeguard on the loser's gradient, 0..1
+    beyond_bound: float = None      # share of pairs whose margin is beyond `margin_bound`, 0..1
     l_stat: float = None            # statistics-matching loss, before its weight
     loss: float = None              # total loss, with statistics matching
     step: int                       # optimiser steps done, from 1

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BINS', 'BY_TIMESTEP', 'PREFERENCE', 'OBJECTIVES', 'denoising_error', 'training_target', 'implicit_reward_margin',
            'diffusion_dpo_loss', 'ddpm_step_mean', 'statistics_matching_loss', 'ipo_loss', 'mapo_margin', 'mapo_loss',
-           'winner_preserving_scale', 'preference_figures', 'errors_by_timestep', 'Objective']
+           'winner_preserving_scale', 'mask_weights', 'masked_dpo_loss', 'preference_figures', 'errors_by_timestep',
+           'Objective']
 
 # %% ../../nbs/5_train/00_losses.ipynb #imports
 from dataclasses import dataclass
@@ -13,11 +14,20 @@ from typing import Callable
 from ..families import process_of
 
 # %% ../../nbs/5_train/00_losses.ipynb #denoising-error-2
-def denoising_error(pred, target): # (B, ...) predictions and targets -> (B,) float32
-    "Equation 5 of docs/paper.md, $e(x, M)$: mean squared error over all but the batch axis, in float32 or wider."
+def denoising_error(pred,        # (B, ...) predictions
+                    target,      # (B, ...) what they should be
+                    weights=None # (B, 1, h, w) of the cells, see `mask_weights`; None weighs all alike
+                   ):            # (B,) float32
+    """$e(x, M)$, the mean squared error over all but the batch axis, in float32 or wider.
+
+    Equation 5 of docs/paper.md; with weights equation 13, divided by their sum.
+    """
     import torch
     wide = torch.promote_types(pred.dtype, torch.float32)
-    return (pred.to(wide) - target.to(wide)).square().flatten(1).mean(1)
+    squares = (pred.to(wide) - target.to(wide)).square()
+    if weights is None: return squares.flatten(1).mean(1)
+    weights = weights.to(wide).expand_as(squares)
+    return (squares*weights).flatten(1).sum(1)/weights.flatten(1).sum(1)
 
 # %% ../../nbs/5_train/00_losses.ipynb #training-target
 def training_target(scheduler,  # DDPM scheduler, whose `prediction_type` is used
@@ -124,6 +134,31 @@ def winner_preserving_scale(miss_w,        # (B, ...) prediction minus target of
     inner, own = (w*l).sum(-1), w.square().sum(-1)
     return torch.where(inner > 0, (1 - mu)*own/inner.clamp(min=1e-12), torch.ones_like(inner)).clamp(0, 1)
 
+# %% ../../nbs/5_train/00_losses.ipynb #mask-weights
+def mask_weights(inside,       # (B, h, w) bool: the cells of each pair's mask
+                 outside: float # weight of all other cells, 0..1
+                ):             # (B, 1, h, w) float32
+    "$m$ of equation 13: 1 inside a mask, `outside` elsewhere."
+    import torch
+    inside = torch.as_tensor(inside)[:, None].float()
+    return inside + outside*(1 - inside)
+
+# %% ../../nbs/5_train/00_losses.ipynb #masked-dpo-loss
+def masked_dpo_loss(err_w,   # (B,) winner's error under the trained model, weighted by the mask
+                    err_l,   # (B,) loser's error under the trained model, likewise
+                    ref_w,   # (B,) winner's error under the reference model, likewise
+                    ref_l,   # (B,) loser's error under the reference model, likewise
+                    beta,    # strength, see `diffusion_dpo_loss`
+                    bound: float = 0. # margin beyond which a pair has no gradient, 0..; 0: none
+                   ):        # (B,) loss per pair
+    """$-\\log\\sigma(\\min(z, b))$, equation 14: DPO on a part of a picture, with a bounded margin.
+
+    Errors as in RealAlign's code (Chen et al. 2026, arXiv 2605.19839), which has no bound.
+    """
+    import torch.nn.functional as F
+    z = implicit_reward_margin(err_w, err_l, ref_w, ref_l, beta)
+    return -F.logsigmoid(z.clamp(max=bound) if bound else z)
+
 # %% ../../nbs/5_train/00_losses.ipynb #preference-figures
 def _accuracy(margin): # (B,) -> scalar: the share above 0, where a tie counts as half
     return ((margin > 0).float() + (margin == 0).float()/2).mean()
@@ -179,6 +214,7 @@ class Objective:
     needs_loser: bool = True         # whether the loser goes through the U-Net too
     needs_reference: bool = True     # whether the reference's errors are computed
     preserves_winner: bool = False   # whether the loser's gradient is scaled by `winner_preserving_scale`
+    masked: bool = False             # whether errors are weighted by a mask, and `loss` takes a bound of the margin
     logs: tuple = PREFERENCE         # columns that it adds to the log, besides the loss
 
 # %% ../../nbs/5_train/00_losses.ipynb #objectives-2
@@ -203,6 +239,13 @@ OBJECTIVES = dict(
         diffusion_dpo_loss,
         preserves_winner=True,
         logs=(*PREFERENCE, 'loser_gradient'),
+    ),
+    masked_dpo=Objective(
+        'Chen et al. 2026',
+        '2605.19839',
+        masked_dpo_loss,
+        masked=True,
+        logs=(*PREFERENCE, 'beyond_bound'),
     ),
     # denoising of the winner only
     sft=Objective(

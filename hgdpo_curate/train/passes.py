@@ -12,12 +12,12 @@ import pandas as pd
 from ..adapters import adapter_state, add_lora, freeze_all_but, reference, remove_lora, set_adapter_state
 from ..families import family_of, process_of
 from ..pipelines import embed_prompts, noise_scheduler
-from .batches import Batch, BatchReader, Distributed, ReferenceCache
+from .batches import Batch, BatchReader, Distributed, mask_marks, ReferenceCache
 
 # %% ../../nbs/5_train/06_passes.ipynb #imports-2
 from hgdpo_curate.train.losses import (
-    denoising_error, errors_by_timestep, OBJECTIVES, preference_figures, statistics_matching_loss,
-    winner_preserving_scale,
+    denoising_error, errors_by_timestep, implicit_reward_margin, OBJECTIVES, preference_figures,
+    statistics_matching_loss, winner_preserving_scale,
 )
 from .recipes import Preset, Stage
 from ..files import short_id
@@ -111,12 +111,13 @@ class StageModel(AdaptedModel):
         with self.mixed(): return self.family.predict(self.pipe, *given)
 
     def errors(self,
-               pred,     # (n, c, h, w) predictions of the U-Net
-               target,   # (n, c, h, w) what they should be
-               timesteps # (n,)
-              ):         # (n,) float32
-        "The denoising errors, weighted as the stage's `error_weight` says."
-        err = denoising_error(pred, target)
+               pred,      # (n, c, h, w) predictions of the U-Net
+               target,    # (n, c, h, w) what they should be
+               timesteps, # (n,)
+               mask=None  # (n, 1, h, w) weights of the cells, see `Batch.weights`
+              ):          # (n,) float32
+        "The denoising errors, weighted by masks if there are any, and as the stage's `error_weight` says."
+        err = denoising_error(pred, target, mask)
         return err if self.stage.error_weight == 'none' else err*self.weights(timesteps)
 
     def weights(self, timesteps): # (n,) -> (n,) float32
@@ -168,7 +169,7 @@ class ReferenceErrors:
         prompts = self.model.conditioning([batch.prompts[i] for i in which]*2, trained=False)
         with torch.no_grad(), self.model.reference():
             pred = self.model.predict(batch.noisy[rows], batch.timesteps[rows], prompts)
-        err = self.model.errors(pred, batch.target[rows], batch.timesteps[rows])
+        err = self.model.errors(pred, batch.target[rows], batch.timesteps[rows], batch.weights(which))
         means = pred[:len(which)].float().mean((2, 3))
         return torch.cat([torch.stack(err.chunk(2), 1), means], 1).float()
 
@@ -178,6 +179,13 @@ class ReferenceErrors:
         keys = torch.tensor(keys, dtype=torch.float64, device=rows.device)
         table = self.distributed.gather(torch.cat([keys, rows.double()], 1)).cpu()
         self.kept.put(table[:, 0].long(), table[:, 1].long(), table[:, 2:])
+
+# %% ../../nbs/5_train/06_passes.ipynb #pair-losses
+def _pair_losses(objective, stage, errors, figures): # (n,); how many margins are beyond their bound joins the figures
+    if not objective.masked: return objective.loss(*errors, stage.beta_dpo)
+    beyond = implicit_reward_margin(*errors, stage.beta_dpo).detach() > (stage.margin_bound or float('inf'))
+    figures['beyond_bound'] = beyond.float().mean()
+    return objective.loss(*errors, stage.beta_dpo, stage.margin_bound)
 
 # %% ../../nbs/5_train/06_passes.ipynb #passloss
 class PassLoss:
@@ -197,7 +205,7 @@ class PassLoss:
         batch = self.read_batch(indices)
         data_seconds = time.perf_counter() - began
         pred = self._predict(batch)
-        err = self.model.errors(pred, batch.target, batch.timesteps)
+        err = self.model.errors(pred, batch.target, batch.timesteps, batch.weights())
         w, l = err.chunk(2) if self.objective.needs_loser else (err, None)
         reference = self.reference_errors(batch) if self.objective.needs_reference else None
         rw, rl = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
@@ -206,7 +214,7 @@ class PassLoss:
         if reference is not None: figures |= self._by_timestep(batch, w, l, reference)
         if self.objective.preserves_winner:
             errors[1], figures['loser_gradient'] = self._preserve_winner(pred, batch, l)
-        pair_losses = self.objective.loss(*errors, self.stage.beta_dpo)
+        pair_losses = _pair_losses(self.objective, self.stage, errors, figures)
         loss = pair_losses.mean()
         if self.stage.lambda_stat:
             l_stat = self._statistics(pred, batch, reference[:, 2:, None, None])
@@ -261,5 +269,6 @@ def make_reader(pipe,           # the base
         batch=batch,
     )
     if preset.fixed_draws and OBJECTIVES[stage.objective].needs_reference:
-        reader.reference_cache = ReferenceCache(len(pairs), preset.fixed_draws, reader.shape[0])
+        marks = mask_marks(pairs, stage.outside_weight) if OBJECTIVES[stage.objective].masked else None
+        reader.reference_cache = ReferenceCache(len(pairs), preset.fixed_draws, reader.shape[0], marks)
     return reader
