@@ -69,7 +69,7 @@ def test_verbs_that_cannot_be_divided_run_in_the_first_process_alone(monkeypatch
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert main(['status', '--workspace', str(tmp_path)]) == 0 and capsys.readouterr().out == ''
     assert main(['recon', '--workspace', str(tmp_path)]) == 1 and 'is not a workspace' in capsys.readouterr().err
-    assert {n for n, v in VERBS.items() if v.fills} == {'pool', 'recon', 'score', 'flag'}
+    assert {n for n, v in VERBS.items() if v.fills} == {'pool', 'recon', 'redraw', 'score', 'flag'}
     assert {n for n, v in VERBS.items() if v.everywhere} == {'train', 'sft'}
 
 
