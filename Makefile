@@ -50,6 +50,8 @@ book: install
 bench: install
 	$(BIN)/python benchmarks/curate.py 1000 10000 100000
 	$(BIN)/python benchmarks/size.py 40 400 4000 20000
+	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/session.py
 	$(BIN)/python benchmarks/session.py --speed 10000
 	$(BIN)/python benchmarks/train.py count

@@ -8,7 +8,7 @@ __all__ = ['FLAG_NAMES', 'HIDDEN', 'ENGINE_ONLY', 'RECIPE_FIELDS', 'VERBS', 'ORD
            'run_verb', 'with_underscores', 'main']
 
 # %% ../nbs/8_run/04_cli.ipynb #imports
-import argparse, contextlib, difflib, importlib, os, signal, sys, textwrap, warnings
+import argparse, contextlib, difflib, errno, importlib, os, signal, sys, textwrap, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,7 +86,7 @@ VERBS = dict(
         hidden=ENGINE_ONLY,
         fills='scores',
     ),
-    flag=Verb('judge.anatomy.flag_images', print_table, flags=(('path', 'detector_path'),)),
+    flag=Verb('judge.anatomy.flag_images', print_table, flags=(('path', 'detector_path'),), fills='detections'),
     curate=Verb('verbs.review_in_app'),
     review=Verb('curate.app.read_reviews', print_reviews),
     pairs=Verb(
@@ -228,6 +228,17 @@ def _listen(): # Ctrl-C during loading ends the process immediately
     if getattr(signal.getsignal(signal.SIGINT), '__name__', '') == '_end_quietly':
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_NOT_ALLOWED, _GONE = {errno.EROFS, errno.EACCES, errno.EPERM}, {errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENODEV}
+
+def _about_disk(e): # one sentence; '' where an error is about nothing of the kind
+    code, what = getattr(e, 'errno', None), f'{getattr(e, "filename", None) or "a file"} ({getattr(e, "strerror", "")})'
+    if code in _NOT_ALLOWED:
+        return f'No permission for {what}; make its folder writable, or work on a copy of the workspace in one that is.'
+    if code in _GONE:
+        return (f'The disk or network drive does not answer for {what}; when it is back, run the same command again, '
+                'finished work is kept.')
+    return ''
+
 def exit_code(work) -> int: # of a function without arguments
     "The exit code of a command; errors become one sentence."
     try:
@@ -238,6 +249,7 @@ def exit_code(work) -> int: # of a function without arguments
         return fail('\nhgdpo: interrupted; finished work is kept, run the same command again to continue.', 130)
     except SystemExit as e: return e.code if isinstance(e.code, int) else 2
     except Exception as e:
+        if about := _about_disk(e): return fail(f'hgdpo: {about}', 1)
         if os.environ.get('HGDPO_DEBUG'): raise
         reason = str(e).splitlines()[0] if str(e) else 'no message'
         return fail(f'hgdpo: an unexpected error occurred ({type(e).__name__}: {reason}); run again with '

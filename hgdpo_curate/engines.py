@@ -27,19 +27,33 @@ def _ray():
         raise UserError('Ray is not installed; install it with: pip install "hgdpo_curate[ray]"') from None
     return ray
 
+def _no_cluster(address):
+    return UserError(f'There is no Ray cluster at {address}; start one with: ray start --head, and give its address '
+                     'with --ray_address.')
+
+def _check_address(address): # 'auto', HOST:PORT or ray://HOST:PORT
+    "Whether anybody listens there: Ray itself would try for many minutes, and say nothing meanwhile."
+    if address == 'auto': return
+    host, _, port = address.removeprefix('ray://').rpartition(':')
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise UsageError(f'{address} is not the address of a Ray cluster; give --ray_address HOST:PORT.')
+    try: socket.create_connection((host.strip('[]'), int(port)), timeout=10).close()
+    except OSError as e: raise _no_cluster(address) from e
+
 def _connect(address): # '' or None starts Ray on this machine; -> ray
     ray = _ray()
+    if address: _check_address(address)
     here = {} if address else dict(include_dashboard=False, _node_ip_address='127.0.0.1')
     try: ray.init(address=address or 'local', log_to_driver=False, logging_level='ERROR', **here)
-    except ConnectionError as e:
-        raise UserError(f'There is no Ray cluster at {address}; start one with: ray start --head, and give its '
-                        'address with --ray_address.') from e
+    except ConnectionError as e: raise _no_cluster(address) from e
     except (RuntimeError, ValueError) as e:
+        ray.shutdown()                                  # half connected, it would refuse the next attempt
         reason = ' '.join(str(e).split())[:200]
         raise UserError(f'The Ray cluster at {address} cannot be used ({reason}); it must run the same versions of Ray '
                         'and Python as this process.') from e
     return ray
 
+# %% ../nbs/0_base/16_engines.ipynb #share
 def _share(ray, address, device, workers) -> tuple: # how many workers, what each needs
     resources = ray.cluster_resources()
     gpus, cpu = int(resources.get('GPU', 0)), device == 'cpu'

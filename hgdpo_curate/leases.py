@@ -6,7 +6,7 @@
 __all__ = ['Leases']
 
 # %% ../nbs/0_base/14_leases.ipynb #imports
-import contextlib, functools, json, os, platform, threading, uuid
+import contextlib, functools, json, os, platform, threading, time, uuid
 from pathlib import Path
 from .files import short_id, UserError
 
@@ -18,6 +18,8 @@ def _place(): # where a process number means something
         except OSError: return ''
     boot = said(lambda p: Path(p).read_text(), '/proc/sys/kernel/random/boot_id')
     return short_id(platform.node(), boot, said(os.readlink, '/proc/self/ns/pid'))
+
+_ours = set()       # names of the files of this process
 
 def _about_me() -> dict:
     try: started = _process(os.getpid()).create_time()
@@ -37,6 +39,8 @@ def _process(pid):
 def _is_gone(about) -> bool: # of a lease
     "Whether its process has ended; False where this cannot be known from here."
     if about.get('place') != _place(): return False
+    # left by this process itself, where its disk went away meanwhile
+    if about['pid'] == os.getpid() and about.get('own'): return about['own'] not in _ours
     try: process = _process(about['pid'])
     except ImportError: return False                # without psutil, leases expire by their age alone
     if process is None: return True
@@ -52,14 +56,17 @@ class _LeaseFiles:
 
     def __init__(self, folder): # shared by all processes; made where there is none
         self.folder, self.held = Path(folder), {}                  # held: id -> file
+        self._watched = {}                                         # name of a lease -> its time, since when we see it
         self.own = self.folder/f'process-{uuid.uuid4().hex[:12]}.json'
 
     def _write_own(self):
         for _ in range(3):                                         # another process may just remove the empty folder
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
-                self.own.write_text(json.dumps(_about_me()), encoding='utf-8')
+                self.own.write_text(json.dumps(self._about()), encoding='utf-8')
                 return
+
+    def _about(self): return dict(_about_me(), own=self.own.name)
 
     def _unwritable(self, error):
         return UserError(
@@ -79,7 +86,7 @@ class _LeaseFiles:
             except OSError: self.links = False                     # exFAT and some network drives have none
             else: return True
         try:
-            with file.open('x', encoding='utf-8') as f: json.dump(_about_me(), f)
+            with file.open('x', encoding='utf-8') as f: json.dump(self._about(), f)
         except FileExistsError: return False
         return True
 
@@ -96,7 +103,14 @@ class _Watch(_LeaseFiles):
     def _is_dead(self, file) -> bool:
         try: about, touched = _read_lease(file), file.stat().st_mtime
         except FileNotFoundError: return True                      # just given back
-        return _is_gone(about) or self._now() - touched > self.lasts
+        return _is_gone(about) or self._is_silent(file, touched)
+
+    def _is_silent(self, file, touched) -> bool: # touched: its time, by whichever clock
+        "Whether its age is past what a lease lasts, and no sign of life came while this process watched."
+        if abs(self._now() - touched) <= self.lasts: return False
+        before, since = self._watched.get(file.name, (None, 0))
+        if before != touched: self._watched[file.name] = touched, time.monotonic()
+        return before == touched and time.monotonic() - since > 3*self.every
 
     def others(self, ids=None) -> list: # ids: who holds one of them; None: whoever works here -> words
         "The other processes that are alive, each with its number and machine."
@@ -106,7 +120,8 @@ class _Watch(_LeaseFiles):
         for file in files:
             with contextlib.suppress(FileNotFoundError):
                 about = _read_lease(file)
-                alive = about.get('pid') and about != _about_me() and not self._is_dead(file)
+                mine = {**about, **_about_me()} == about
+                alive = about.get('pid') and not mine and not self._is_dead(file)
                 if alive: words[f'process {about["pid"]} on {about["host"]}'] = True
         return [*words]
 
@@ -120,6 +135,7 @@ class Leases(_Watch):
     def __enter__(self):
         try: self._write_own()
         except OSError as e: raise self._unwritable(e) from e
+        _ours.add(self.own.name)
         for file in self.folder.glob('[!.]*.*'):
             if self._is_dead(file): file.unlink(missing_ok=True)
         self._ended = threading.Event()
@@ -128,6 +144,7 @@ class Leases(_Watch):
 
     def __exit__(self, *error):
         self._ended.set()
+        _ours.discard(self.own.name)
         self.release([*self.held])
         with contextlib.suppress(OSError):
             self.own.unlink(missing_ok=True)
@@ -135,8 +152,7 @@ class Leases(_Watch):
 
     def _keep_alive(self):
         while not self._ended.wait(self.every):
-            with contextlib.suppress(OSError): self._now()
-            for file in [] if self.links else [*self.held.values()]:
+            for file in [self.own, *([] if self.links else self.held.values())]:
                 with contextlib.suppress(OSError): os.utime(file)
 
     def take(self, ids) -> set: # texts that can be names of files -> those that this process has now

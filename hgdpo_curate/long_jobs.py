@@ -184,6 +184,7 @@ class Shared:
         self.leases, self.written, self.progress, self.late = leases, written, progress, []
 
     def _turn(self, part): # -> what is done of it, or taken by this process
+        self.written.ws.check_there()
         ids = ids_of(part)
         open_ = [i for i in ids if i not in self.written.ids]
         if taken := self.leases.take(open_):
@@ -216,5 +217,5 @@ class Shared:
         ids = [i for part in self.late for i in ids_of(part)]
         who = ', '.join(self.leases.others(ids)) or 'another process'
         announce(f'Waiting for {counted(len(ids), "image")} of {who}; if it has died, they are done here within '
-                 f'{in_words(self.leases.lasts)}.', self.progress)
+                 f'{in_words(self.leases.lasts + 3*self.leases.every)}.', self.progress)
         return True

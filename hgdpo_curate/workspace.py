@@ -182,6 +182,14 @@ class Settings:
         "Unique to the workspace: kept when it is moved, different for a copy."
         return self.config['id']
 
+    def check_there(self):
+        "Raises `UserError` if the folder has gone: where a disk was, an empty folder is left, which would be filled."
+        if not (self.root/'workspace.toml').exists():
+            raise UserError(
+                f'{self.root} is no longer there, its disk or network drive has gone; bring it back and run the same '
+                'command again, finished work is kept.'
+            )
+
     def renew_id(self):
         "Take a new id: another folder has this one."
         import tomli_w
@@ -229,7 +237,6 @@ class Workspace(Settings, ImageFiles):
         return self.root/kind/checked_name(name, kind[:-1])
 
     def _table(self, name): return Table(self.root/'tables'/name, SCHEMAS[name])
-
     def parts(self, name: str) -> list: # paths, oldest first
         "The files of a table."
         return self._table(name).parts()
@@ -251,6 +258,7 @@ class Workspace(Settings, ImageFiles):
 
     def append(self, name: str, rows) -> int: # a key of `SCHEMAS`, a DataFrame or a list of dicts; rows written
         "Add rows to a table as one new part, atomically; `written_at` is filled in."
+        self.check_there()
         return self._table(name).append(rows)
 
     def compact(self, name: str, parts: list = None) -> int: # parts: just these files; number of rows dropped

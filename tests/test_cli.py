@@ -1,5 +1,7 @@
 """The command line: what it accepted once it accepts for good, and its help loads nothing heavy."""
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -89,3 +91,17 @@ def test_names_that_models_had_in_the_first_version_are_still_understood(tmp_pat
     capsys.readouterr()
     assert cli.main(['pairs', *at, '--scorer', 'tiny']) == 1 and 'hgdpo pool' in capsys.readouterr().err
     assert cli.main(['score', *at, '--scorer', 'huge']) == 2 and 'choose one of smallscore,' in capsys.readouterr().err
+
+
+def test_every_command_of_the_page_on_rented_machines_has_the_flags_that_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv('HGDPO_WORKSPACE', str(tmp_path))
+    page = (ROOT/'docs'/'rented-gpu.md').read_text()
+    blocks = '\n'.join(re.findall(r'```\w*\n(.*?)```', page, re.S))
+    lines = [part.split(' #')[0].strip() for part in re.split(r'\n|&&|\|\|', blocks)]
+    commands = [m[2] for line in lines if (m := re.match(r'(hgdpo|accelerate launch .*-m hgdpo_curate) (\w.*)', line))]
+    assert len(commands) > 25 and {c.split()[0] for c in commands} >= {
+        'init', 'photos', 'plan', 'pool', 'recon', 'score', 'flag', 'pack', 'unpack', 'train', 'evaluate', 'card'}
+    for command in commands:
+        verb, *argv = shlex.split(command)
+        given = cli.given_of(verb, cli.with_underscores(argv))
+        assert verb in ('unpack', 'doctor') or given['workspace'], command

@@ -1,5 +1,6 @@
 """Engines: the processes of `accelerate launch`, and the machines of a Ray cluster, one of which is lost."""
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -33,12 +34,42 @@ def test_accelerate_divides_a_pool_and_only_the_first_process_prints(tmp_path, r
     assert done.stdout.count('made') == 1 and done.stderr.count('images of 40 x 56 to make') == 1
 
 
+def seen_and_proposed(ws): # image and what was seen, image and what is proposed; each row that was ever written
+    tables = [ws.table(name, history=True).fillna('') for name in ('detections', 'flags')]
+    return [sorted(zip(df.image_id, *(df[c] for c in by))) for df, by in zip(tables, (['kind'], ['flag', 'part']))]
+
+
+def test_accelerate_divides_detections_and_the_first_process_applies_the_rules(finished, copy_of, tmp_path):
+    alone, ws = copy_of(finished, 'alone'), copy_of(finished, 'ws')
+    assert main(['flag', '--workspace', str(alone.root)]) == 0
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '-m', 'hgdpo_curate']
+    done = subprocess.run([*launch, 'flag', '--workspace', str(ws.root)], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | dict(OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('images to judge') == 1 and done.stdout.count('flag  images') == 1
+    assert seen_and_proposed(ws) == seen_and_proposed(alone) and all(seen_and_proposed(ws))
+
+
+def test_another_process_than_the_first_detects_and_leaves_the_rest_to_it(finished, copy_of, monkeypatch, capsys):
+    ws, at = copy_of(finished), ['flag', '--workspace']
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', '1')
+    assert main([*at, str(ws.root)]) == main([*at, str(ws.root), '--detector', 'learned']) == 0
+    assert [len(rows) > 0 for rows in seen_and_proposed(ws)] == [True, False] and capsys.readouterr() == ('', '')
+    monkeypatch.setenv('RANK', '0')
+    seen = seen_and_proposed(ws)[0]
+    assert main([*at, str(ws.root)]) == 0
+    assert seen_and_proposed(ws)[0] == seen and seen_and_proposed(ws)[1] and 'to judge' not in capsys.readouterr().err
+    assert main([*at, str(ws.root), '--detector', 'learned']) == 1           # nothing was decided on yet
+    assert 'so the first of the 2 processes does that alone' in capsys.readouterr().err
+
+
 def test_verbs_that_cannot_be_divided_run_in_the_first_process_alone(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert main(['status', '--workspace', str(tmp_path)]) == 0 and capsys.readouterr().out == ''
     assert main(['recon', '--workspace', str(tmp_path)]) == 1 and 'is not a workspace' in capsys.readouterr().err
-    assert {n for n, v in VERBS.items() if v.fills} == {'pool', 'recon', 'score'}
+    assert {n for n, v in VERBS.items() if v.fills} == {'pool', 'recon', 'redraw', 'score', 'flag'}
     assert {n for n, v in VERBS.items() if v.everywhere} == {'train', 'sft'}
 
 
@@ -48,6 +79,20 @@ def test_flags_of_ray_need_ray(monkeypatch, capsys, tmp_path):
     assert main([*at, '--workers', '2']) == 2 and 'need --engine ray' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, 'ray', None)
     assert main([*at, '--engine', 'ray']) == 1 and 'pip install "hgdpo_curate[ray]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('address, code, words', [
+    ('127.0.0.1:9', 1, 'There is no Ray cluster at 127.0.0.1:9; start one with: ray start --head'),
+    ('ray://127.0.0.1:9', 1, 'There is no Ray cluster at ray://127.0.0.1:9'),
+    ('gpu1', 2, 'gpu1 is not the address of a Ray cluster; give --ray_address HOST:PORT'),
+])
+def test_an_address_where_nobody_listens_is_one_sentence_at_once(tmp_path, capsys, address, code, words):
+    pytest.importorskip('ray', reason='Ray is not installed: pip install "hgdpo_curate[ray]"')
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    began = time.monotonic()
+    assert main(['pool', '--workspace', str(ws.root), '--engine', 'ray', '--ray_address', address]) == code
+    said = capsys.readouterr().err
+    assert words in said and len(said.strip().splitlines()) == 1 and time.monotonic() - began < 30
 
 
 def a_node(): # Ray waits 15 seconds for its agents to choose ports, which is little on a busy machine
@@ -101,3 +146,23 @@ def test_a_cluster_without_gpus_or_a_workspace_that_it_does_not_see_is_one_sente
     Path(ws.root/'workspace.toml').rename(tmp_path/'hidden')
     from hgdpo_curate.engines import _Worker
     with pytest.raises(UserError, match='does not see'): _Worker().work('drawn_pool.draw_pool', given)
+
+
+def test_a_cluster_of_another_version_is_one_sentence_and_the_next_attempt_connects(tmp_path, cluster):
+    """The local cluster's own record of its version is changed; what reads it and compares is Ray's code."""
+    import ray
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+    from ray._raylet import GcsClient
+    ws, gcs = create_workspace(tmp_path/'ws', resolution='40x56'), GcsClient(address=cluster.address)
+    recorded = gcs.internal_kv_get(CLUSTER_METADATA_KEY, KV_NAMESPACE_CLUSTER)
+    def record(said): gcs.internal_kv_put(CLUSTER_METADATA_KEY, said, True, KV_NAMESPACE_CLUSTER)
+    given = dict(workspace=str(ws.root))
+    try:
+        record(json.dumps(json.loads(recorded) | dict(ray_version='2.9.3')).encode())
+        with pytest.raises(UserError, match='2.9.3.*must run the same versions of Ray and Python') as e:
+            work_on_ray('drawn_pool.draw_pool', given, 'images', cluster.address)
+    finally: record(recorded)
+    assert len(str(e.value).splitlines()) == 1 and ray.__version__ in str(e.value)
+    with pytest.raises(UserError, match='has no GPU'):
+        work_on_ray('drawn_pool.draw_pool', given, 'images', cluster.address)

@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 from conftest import ROOT
 
@@ -25,14 +26,24 @@ run_jobs(ws, None, jobs, 'generated', {BATCH}, make=make, progress=lambda total,
 """
 
 
+def run_and_kill(code, *words, kill_in=None, pause=0.): # the line of its output after which, and how long after it
+    "Run code in a process of its own, and kill it; -> (lines that it printed, whether it was killed)."
+    process = subprocess.Popen([sys.executable, '-c', code, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if len(lines) == kill_in:
+            time.sleep(pause)
+            os.kill(process.pid, signal.SIGKILL)
+    code = process.wait()
+    assert code in (0, -signal.SIGKILL) and (kill_in or code == 0)
+    return lines, code != 0
+
+
 def make_images(ws, kill_in=None): # the batch in which the process is killed; -> batches begun
-    process = subprocess.Popen([sys.executable, '-c', MAKING, str(ws.root)], stdout=subprocess.PIPE, cwd=ROOT)
-    begun = 0
-    for _ in process.stdout:
-        begun += 1
-        if begun == kill_in: os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == (-signal.SIGKILL if kill_in else 0)
-    return begun
+    lines, killed = run_and_kill(MAKING, str(ws.root), kill_in=kill_in)
+    assert killed == bool(kill_in)
+    return len(lines)
 
 
 def images_of(ws): # id -> (row without its time, the file's bytes)

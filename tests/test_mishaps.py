@@ -1,4 +1,5 @@
-"""What goes wrong on long jobs: killed judges, no memory on the GPU, pictures without colours, files cut short."""
+"""What goes wrong on long jobs: killed judges, no memory on the GPU, pictures without colours, files cut short, a disk
+that can only be read or has gone."""
 import os
 import shutil
 import signal
@@ -113,3 +114,97 @@ def test_a_file_cut_short_is_made_again_and_a_photo_is_named(finished, copy_of, 
     scorer.version = '3'
     with pytest.raises(UserError, match=f'{photo.name} is missing or cannot be read .*; restore it'):
         score_images(open_workspace(ws.root), scorer, progress=quiet)
+
+
+class Unmounted:
+    "A disk that goes: its files are elsewhere, and an empty folder is left, as at a mount point."
+    def __init__(self, ws): self.root, self.kept = ws.root, ws.root.with_name('kept')
+
+    def go(self):
+        if self.kept.exists(): return
+        self.root.rename(self.kept)
+        self.root.mkdir()
+
+    def come_back(self): # what was left where the disk had been
+        left = [p for p in self.root.rglob('*') if p.is_file()]
+        shutil.rmtree(self.root)
+        self.kept.rename(self.root)
+        return left
+
+
+def test_a_disk_that_goes_while_images_are_made_and_scored_is_one_sentence_and_nothing_is_written_beside_it(
+    drawn, tmp_path
+):
+    ws, jobs = create_workspace(tmp_path/'ws', resolution='40x56'), drawn[1]
+    ws.append('prompts', [dict(prompt_id='p', prompt='a person', fold='train')])
+    disk, made = Unmounted(ws), []
+    def make(part):
+        if len(made) == 32: disk.go()
+        made.extend(part)
+        return [draw_person([7, j['seed']]).pil() for j in part]
+    with pytest.raises(UserError, match='its disk or network drive has gone; bring it back and run the same command'):
+        run_jobs(ws, None, jobs, 'generated', 16, make=make, progress=quiet)
+    assert disk.come_back() == [] and len(ws.table('images')) == 32
+    run_jobs(ws, None, jobs, 'generated', 16, make=make, progress=quiet)
+    assert ws.table('images').sha256.sort_values().tolist() == drawn[0].table('images').sha256.sort_values().tolist()
+    class Going(Chance):
+        def score(self, images, prompts):
+            disk.go()
+            return super().score(images, prompts)
+    with pytest.raises(UserError, match='its disk or network drive has gone'): score_images(ws, Going(), progress=quiet)
+    assert disk.come_back() == [] and not list((ws.root/'cache').glob('unreadable/*'))
+    assert score_images(ws, Chance(), progress=quiet) == 80
+
+
+def test_a_disk_that_goes_while_training_leaves_the_last_checkpoint(finished, copy_of):
+    from hgdpo_curate import train_curriculum
+    ws, steps = copy_of(finished), []
+    disk = Unmounted(ws)
+    how = dict(
+        preset='mannequin',
+        control='easy_only',
+        run='r',
+        train_batch_size=2,
+        max_train_steps=6,
+        checkpointing_steps=2,
+        report_to='none',
+    )
+    def going(total, label):
+        def update(n):
+            steps.extend(['step'] if label.startswith('training') and n else [])
+            if len(steps) == 3: disk.go()
+        return update
+    with pytest.raises(UserError, match='its disk or network drive has gone'):
+        train_curriculum(ws, **how, progress=going)
+    assert disk.come_back() == []
+    run = ws.root/'runs'/'r'/'easy'
+    assert [p.name for p in (run/'checkpoints').iterdir()] == ['step-0000002.pt']
+    train_curriculum(ws, **how, progress=quiet)
+    assert (run/'done.json').exists()
+
+
+def test_a_disk_that_can_only_be_read_is_one_sentence_for_every_command(finished, copy_of):
+    "Mounted so for a process of its own."
+    ws = copy_of(finished)
+    code = """
+import contextlib, io, sys
+from hgdpo_curate.cli import main
+for words in sys.argv[2:]:
+    verb, *flags = words.split()
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
+        code = main([verb, '--workspace', sys.argv[1], *flags])
+    print(verb, code, err.getvalue().strip().splitlines()[-1:], sep='|')
+"""
+    verbs = ['score', 'pairs --split v2 --scorer chance', 'pack', 'status']
+    process = [sys.executable, '-c', code, str(ws.root), *verbs]
+    mount = f'mount --bind {ws.root} {ws.root} && mount -o remount,ro,bind {ws.root} && exec "$@"'
+    before = {p: p.stat().st_mtime_ns for p in ws.root.rglob('*')}
+    mounted = ['unshare', '-m', 'sh', '-c', mount, 'sh', *process]
+    done = subprocess.run(mounted, capture_output=True, text=True, cwd=ROOT)
+    if 'not permitted' in done.stderr: pytest.skip('this user may not mount')
+    said = dict((line.split('|')[0], line.split('|')[1:]) for line in done.stdout.splitlines())
+    assert [*said] == [v.split()[0] for v in verbs], done.stderr
+    assert said.pop('status') == ['0', '[]']
+    for code, words in said.values():
+        assert code == '1' and 'Read-only file system' in words and 'or work on a copy' in words, words
+    assert {p: p.stat().st_mtime_ns for p in ws.root.rglob('*')} == before

@@ -38,7 +38,7 @@ run_jobs(ws, None, jobs, 'generated', {BATCH}, make=make, progress=lambda total,
 def start(ws, count, code=MAKING): # -> processes that begin together
     go = ws.root.parent/f'{ws.root.name}-go'
     command = [sys.executable, '-c', code, str(ws.root), str(go)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(count)]
+    running = [subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True, cwd=ROOT) for n in range(count)]
     for p in running: assert p.stdout.readline() == 'ready\n'
     go.touch()
     return running
@@ -100,13 +100,39 @@ def make_some(ws, jobs, progress=quiet): # -> ids
 def test_images_of_another_machine_are_waited_for_and_made_when_its_lease_expires(alone, tmp_path, monkeypatch, capsys):
     ws, jobs = create_workspace(tmp_path/'ws', resolution='40x56'), alone[1][:12]
     ids = [j['image_id'] for j in jobs]
-    monkeypatch.setattr(Leases, 'lasts', 4.)
+    monkeypatch.setattr(Leases, 'lasts', 2.5)
+    monkeypatch.setattr(Leases, 'every', .1)
     a_lease(ws, ids[0])
     a_lease(ws, ids[1], ago=5)
     made = make_some(ws, jobs, progress=None)
     assert made[-1] == ids[0] and sorted(made) == sorted(ids)
     said = capsys.readouterr().err
     assert 'Shared with' not in said and 'Waiting for 1 image of process 4711 on gpu2; if it has died' in said
+
+
+# the second process is on a machine whose clock differs, and whose file system takes times from the machine, as Lustre
+# does: simulated where a file is touched
+ELSEWHERE = '''
+import os, sys, time
+from hgdpo_curate import leases
+if sys.argv[3] == '1':
+    touch, leases._place = os.utime, lambda: 'far'
+    os.utime = lambda path, times=None: touch(path, times or (time.time() + {hours}*3600,)*2)
+''' + MAKING
+
+
+@pytest.mark.parametrize('hours', [-2, 2])
+def test_clocks_of_two_machines_may_differ_by_hours(alone, tmp_path, monkeypatch, hours):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    running = start(ws, 2, ELSEWHERE.replace('{hours}', str(hours)))
+    made = [made_by(p) for p in running]
+    assert [p.wait() for p in running] == [0, 0] and min(map(len, made)) > 0
+    assert sorted(made[0] + made[1]) == sorted(images_of(alone[0]))                         # each once
+    # one that was killed there has a last sign of life in the past or the future, and none follows
+    monkeypatch.setattr(Leases, 'every', .1)
+    shutil.rmtree(ws.root/'tables'/'images')
+    a_lease(ws, alone[1][0]['image_id'], ago=-hours*3600)
+    assert sorted(make_some(ws, alone[1][:BATCH])) == sorted(j['image_id'] for j in alone[1][:BATCH])
 
 
 def test_what_another_machine_finishes_meanwhile_is_not_made_again(alone, tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ def _opened(ws, part, unread): # -> the rows whose image can be read, the images
     for path in part.path:
         try: pictures.append(ws.open_image(path))
         except UserError as e:
+            ws.check_there()                            # else every image of a disk that has gone would be broken
             pictures.append(None)
             unread[path] = e
     return part[[p is not None for p in pictures]], [p for p in pictures if p is not None]
@@ -239,6 +240,7 @@ class _Saving:
     def __call__(self, part): # of which others may have made some; no rows: they are written here
         part = only(part, self.leases.held)
         images = self.make(part)
+        self.ws.check_there()
         self.finish()
         self.failed += [j for j, im in zip(part, images) if im is None]
         made = [(j, im) for j, im in zip(part, images) if im is not None]

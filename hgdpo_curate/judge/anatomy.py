@@ -11,7 +11,9 @@ from .detections import detect, latest_detections
 from .detectors import load_detector
 from .rules import apply_rules, Detections, joints_of, real_proportions, THRESHOLDS
 from ..files import UsageError
+from ..long_jobs import announce
 from ..registry import rules_of
+from ..show import launched
 from ..workspace import open_workspace
 from ..tables import last_decisions, standing_flags
 
@@ -83,18 +85,24 @@ def flag_images(
     # evaluator's for drawings, CLIP's for photographs
     extractor: str = None,
     progress=None,    # called as progress(total, label) -> update(n); None shows a bar
-) -> pd.DataFrame:  # flag, images
+) -> pd.DataFrame:  # flag, images; None in other processes of `accelerate launch` than the first
     """Propose anatomy flags: run a detector on the images, then apply the rules.
 
-    The detector learned is trained on what people confirmed and cleared, and its table says how good it is. Raises
-    `UserError` if the detector's weights are missing.
+    Several processes share the images; the rules are applied by the first of them. The detector learned is trained on
+    what people confirmed and cleared, by one process, and its table says how good it is. Raises `UserError` if the
+    detector's weights are missing.
     """
-    ws = open_workspace(workspace)
+    ws, (number, processes, _) = open_workspace(workspace), launched()
     found = load_detector(detector, path, ws, accept_noncommercial)
-    if hasattr(found, 'propose'): return found.propose(domains, extractor, progress)
+    if hasattr(found, 'propose'):
+        if number: return None
+        if processes > 1:
+            announce(f'The detector {detector} learns from all images together, so the first of the {processes} '
+                     'processes does that alone.', progress)
+        return found.propose(domains, extractor, progress)
     if extractor: raise UsageError('--extractor is for --detector learned; other detectors have networks of their own.')
-    detect(ws, found, domains, progress=progress)
-    return propose_flags(ws)
+    detect(ws, found, domains, progress=progress)     # ends when every image was looked at, by whomever
+    return None if number else propose_flags(ws)
 
 # %% ../../nbs/3_judge/06_anatomy.ipynb #open-flags
 def open_flags(ws, images=None) -> pd.DataFrame: # rows of `flags`, of all images or only these

@@ -182,7 +182,7 @@ class StageParts:
                  progress=None                   # as elsewhere; if given, no curves are drawn live
                 ):
         self.pipe, self.stage, self.preset, self.fingerprint = pipe, stage, preset, fingerprint
-        self.folder, self.pairs = Path(folder), check_pairs(pairs, stage)
+        self.ws, self.folder, self.pairs = cache.ws, Path(folder), check_pairs(pairs, stage)
         self.distributed = distributed or Distributed(str(pipe.device))
         self.batch = stage.train_batch_size*preset.gradient_accumulation_steps*self.distributed.size
         main, settings = self.distributed.main, (pipe, cache, stage, preset)
@@ -251,6 +251,7 @@ class ResumableStage(StageParts):
     def save_checkpoint(self):
         "Write the log's rows and a checkpoint; delete older ones beyond the limit."
         if not self.distributed.main: return
+        self.ws.check_there()
         self.logger.flush()
         self.checkpoints.save(self.state_dict(), self.step)
 
@@ -388,4 +389,5 @@ class StageTrainer(SteppedStage):
 
     def finish(self) -> Path: # the LoRA's file
         "Write the LoRA (the best one if there is a scorer, else the last), the log and its curves."
+        self.ws.check_there()
         return write_result(self)
