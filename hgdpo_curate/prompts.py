@@ -190,7 +190,12 @@ where domain <> 'real' and prompt_id in (select unnest(?::varchar[])) group by d
 def what_hangs(ws, replaced) -> str: # ids of prompts that were replaced; '' where nothing was made with them
     "What was made with earlier captions and is used no more, in words."
     if not len(replaced): return ''
-    nouns = dict(generated='pool image', intermediate='reconstruction', evaluation='evaluated image')
+    nouns = dict(
+        generated='pool image',
+        intermediate='reconstruction',
+        redrawn='picture with one part generated anew',
+        evaluation='evaluated image',
+    )
     made, pairs = ws.sql(_MADE, list(replaced)).set_index('domain'), ws.table('pairs', columns=['pair_id', 'prompt_id'])
     counts = {noun: int(made.images.get(domain, 0)) for domain, noun in nouns.items()}
     counts |= dict(score=int(made.scores.sum()), pair=int(pairs.prompt_id.isin(replaced).sum()))

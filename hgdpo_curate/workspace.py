@@ -17,7 +17,7 @@ from hgdpo_curate.files import (
 )
 from .show import render
 from .parts import migrate, run_sql, Table
-from .tables import DOMAINS, from_arrow, KINDS, RENAMED, SCHEMAS
+from .tables import DOMAIN_WORDS, from_arrow, KINDS, RENAMED, SCHEMAS
 from .tables import last_decisions
 
 # %% ../nbs/0_base/04_workspace.ipynb #defaults
@@ -435,10 +435,11 @@ def _may_redraw(ws) -> bool: # whether all stages have images, and no part was d
 def workspace_status(workspace) -> str: # a few lines
     "Summarise a workspace: base model, images, rows, splits, runs."
     ws, tables = open_workspace(workspace), ('scores', 'flags', 'reviews', 'pairs')
+    images = ws.counts().replace(dict(domain=DOMAIN_WORDS))
     lines = [
         f'{ws.root}: base model {ws.base_model or "not set"}, {ws.config["resolution"]}'
         f'{" in shapes of that area" if ws.config["buckets"] else ""}',
-        ws.counts().to_string(index=False) if ws.parts('images') else 'no images yet',
+        images.to_string(index=False) if ws.parts('images') else 'no images yet',
         *[f'{t:8s} {n:8d} rows' for t, n in zip(tables, counted_rows(ws, tables))],
         *[f'{kind:8s} {", ".join(ws.names(kind)) or "none yet"}' for kind in ('splits', 'runs')],
         *([f'next     {next_step(ws, True)}'] if next_step(ws) else []),
@@ -453,14 +454,14 @@ def workspace_html(ws) -> str: # an HTML fragment; counts and names only, never 
     Base model, images per domain and fold, rows people and models wrote, splits, runs, and the next step.
     """
     images = ws.counts().pivot(index='domain', columns='fold', values='images').fillna(0).astype(int)
-    images, tables = images.reindex([d for d in DOMAINS if d in images.index]), ('scores', 'flags', 'reviews')
+    images, tables = images.reindex([d for d in DOMAIN_WORDS if d in images.index]), ('scores', 'flags', 'reviews')
     return render(
         'workspace.html',
         name=ws.root.name,
         size=ws.size,
         buckets=ws.config['buckets'],
         base_model=ws.config['base_model'],
-        images=images.to_html() if len(images) else '',
+        images=images.rename(index=DOMAIN_WORDS).to_html() if len(images) else '',
         rows=dict(zip(tables, counted_rows(ws, tables))),
         names={kind: ws.names(kind) for kind in ('splits', 'runs')},
         next=next_step(ws),

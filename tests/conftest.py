@@ -100,6 +100,21 @@ def nothing_seen(image_id):
     return dict(image_id=image_id) | about
 
 
+def a_part_anew(ws, photo, part='hand', side='left', level=600, score=-1., mask=(.1, .5, .4, .8), drawn_by='hands'):
+    "A picture of a photo with one part generated anew, scored below it where there is a score; its id."
+    from PIL import Image
+    from hgdpo_curate.files import short_id
+    of = ws.table('images').set_index('image_id').loc[photo]
+    image_id = short_id('anew', photo, part, side, level)
+    picture = Image.effect_noise(tuple(ws.size), 30 + level/20).convert('RGB')
+    about = dict(prompt_id=of.prompt_id, timestep=level, level=level)
+    ws.append('images', [ws.save_image(picture, 'redrawn', image_id, **about)])
+    made = dict(part=part, side=side, mask=[*mask], drawn_by=drawn_by)
+    ws.append('redrawn', [made | dict(image_id=image_id, source_id=photo, prompt_id=of.prompt_id)])
+    ws.append('scores', [dict(image_id=image_id, scorer='chance', scorer_version='1', score=score)])
+    return image_id
+
+
 @pytest.fixture
 def copy_of(tmp_path):
     "Copies a workspace, so that a test may spoil it."

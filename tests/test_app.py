@@ -1,5 +1,8 @@
 """FiftyOne on a real MongoDB: built from the tables, rebuilt the same, decisions read back."""
+import json
+
 import pytest
+from conftest import a_part_anew
 
 pytestmark = pytest.mark.usefixtures('mongo')
 
@@ -269,3 +272,180 @@ def test_a_deleted_file_an_empty_view_and_another_scorer_break_nothing(ws, built
     for stage in ('easy', 'normal', 'hard'):
         shown = pair_details(other, stage)
         assert shown['pairs'] == len(other.match({stage: 'winner'}))
+
+
+def trained_photos(ws): # that win something, so that nothing excludes them
+    prompts = ws.table('prompts').query("fold == 'train'")
+    return [*prompts.real_image_id]
+
+
+def test_a_part_generated_anew_is_shown_with_its_mask_and_its_pair_may_be_rejected_but_not_swapped(ws, tmp_path):
+    from hgdpo_curate import UserError
+    from hgdpo_curate.curate.exchange import export_view
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.operators import reject_pair, swap_samples, undo_samples
+    from hgdpo_curate.curate.panels import about_review, pair_details
+    from hgdpo_curate.curate.samples import sample_id
+    from hgdpo_curate.curate.splits import pairs_of
+    one, other = trained_photos(ws)[:2]
+    hand, foot = a_part_anew(ws, one), a_part_anew(ws, one, 'foot', '', mask=(.5, .8, .8, 1.))
+    arm = a_part_anew(ws, other, 'arm', 'right')
+    a_part_anew(ws, other, 'leg', score=2.)                                     # nothing calls that one worse
+    ds = build_dataset(ws, 'chance')
+    local = ds.load_saved_view('pairs: local')
+    assert {*local.values('image_id')} == {one, other, hand, foot, arm} and len(local) == 5      # a winner stands once
+    masks = dict(zip(*ds.values(['image_id', 'masks.detections.label'])))
+    assert masks[hand] == ['hand left, generated anew'] and masks[foot] == ['foot, generated anew']
+    assert sorted(masks[one]) == sorted(masks[hand] + masks[foot]) and len(masks[other]) == 2
+    sample = ds[sample_id(hand)]
+    assert (sample.domain, sample.redrawn_part, sample.redrawn_from) == ('redrawn', 'hand left', one)
+    assert [round(v, 6) for v in sample.masks.detections[0].bounding_box] == [.1, .5, .3, .3]
+    assert about_review(ds)['stages']['local'] == 3
+    shown = [pair_details(ds, 'local', n) for n in range(3)]
+    both = {tuple(p[role]['image_id'] for role in ('winner', 'loser')) for p in shown}
+    assert both == {(one, hand), (one, foot), (other, arm)}
+    for p in shown:                                                            # the same crop below both
+        first = [p[role]['boxes'][0] for role in ('winner', 'loser')]
+        assert first[0] == first[1] and first[0]['anew'] and first[0]['label'] == masks[p['loser']['image_id']][0]
+    assert pair_details(ds, 'local', sample=sample_id(foot))['loser']['image_id'] == foot
+    with pytest.raises(UserError, match='cannot lose against itself'): swap_samples(ds, sample_id(hand), 'local')
+    with pytest.raises(UserError, match='2 local pairs'): reject_pair(ds, sample_id(one), 'local')
+    assert reject_pair(ds, sample_id(hand), 'local', 'anna')[0] == 'local'
+    assert {*pairs_of(ws, 'chance')['local'].loser_id} == {foot, arm} and not ds[sample_id(hand)].local
+    reject_pair(ds, sample_id(one), 'local', 'anna')                           # of the only one that is left
+    assert {*pairs_of(ws, 'chance')['local'].loser_id} == {arm} and not ds[sample_id(one)].local
+    assert undo_samples(ds, 'anna')[0] == 'reject'
+    assert ds[sample_id(foot)].local == 'loser' and ds[sample_id(one)].local == 'winner'
+    assert export_view(ws, tmp_path/'out', 'COCODetectionDataset', 'pairs: local', 'masks') == 4
+    boxes = json.loads((tmp_path/'out'/'labels.json').read_text())['annotations']
+    assert len(boxes) == 6                                                      # two on each photo, one on each loser
+    ds.delete()
+
+
+def draw(ds, image_id, *boxes): # as the App writes labels: (name, relative box) each, beside those that are there
+    import fiftyone as fo
+    from hgdpo_curate.curate.samples import sample_id
+    sample = ds[sample_id(image_id)]
+    drawn = sample.redraw.detections if sample.redraw else []
+    new = [fo.Detection(label=name, bounding_box=box) for name, box in boxes]
+    sample.redraw = fo.Detections(detections=[*drawn, *new])
+    sample.save()
+    return sample
+
+
+def test_boxes_drawn_in_the_app_are_taken_and_what_cannot_be_used_is_named_and_kept(ws, built, capsys):
+    from hgdpo_curate import read_reviews
+    from hgdpo_curate.cli import main
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.labels import person_boxes
+    from hgdpo_curate.tables import drawn_by_people
+    one, other, *_ = trained_photos(ws)
+    pool = ws.table('images').query("domain == 'generated'").image_id.iloc[0]
+    w, h = ws.size
+    assert 'redraw' in built.active_label_schemas
+    sample = draw(built, one, ('hand', [.25, .5, .25, .25]), ('tail', [.1, .1, .2, .2]), ('box', [0, 0, 1, 1]))
+    draw(built, pool, ('box', [.1, .1, .2, .2]))
+    assert read_reviews(ws, 'anna')[0] == 1
+    said = capsys.readouterr().err.splitlines()
+    file = dict(zip(ws.table('images').image_id, ws.table('images').path))[one]
+    assert len(said) == 3 and all(line.startswith('Not taken: ') for line in said)
+    assert sum(file in line for line in said) == 2
+    assert 'more than 90%' in ''.join(said) and 'photo of its' in ''.join(said)
+    stand = person_boxes(ws)
+    assert [*zip(stand.image_id, stand.kind, stand.reviewer)] == [(one, 'hand', 'anna')]
+    assert stand.box[0] == [.25*w, .5*h, .25*w, .25*h]
+    assert read_reviews(ws)[0] == 0 and len(drawn_by_people(ws.table('detections', history=True))) == 1
+    capsys.readouterr()
+    sample.reload()
+    assert len(sample.redraw.detections) == 3                                  # what was refused can still be mended
+    sample.redraw.detections = [d for d in sample.redraw.detections if d.label == 'tail']
+    sample.redraw.detections[0].label = 'foot'
+    sample.save()
+    assert main(['review', '--workspace', str(ws.root)]) == 0                   # by another person: one went, one came
+    assert capsys.readouterr().out.startswith('2 new decisions read back')
+    stand = person_boxes(ws)
+    assert [*zip(stand.kind, stand.reviewer)] == [('foot', 'tester')]
+    history = drawn_by_people(ws.table('detections', history=True))
+    assert history.box.isna().sum() == 1 and len(history) == 3                  # what went, and that it went
+    draw(built, other, ('face', [.25, 0, .5, .25]))
+    build_dataset(ws, 'chance')                                                # opening takes it too
+    assert {*person_boxes(ws).image_id} == {one, other}
+
+
+def test_boxes_survive_a_rebuild_and_come_from_the_table_where_the_app_lacks_them(ws, built):
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.labels import draw_boxes, person_boxes, read_boxes
+    from hgdpo_curate.curate.samples import sample_id
+    one, other, *_ = trained_photos(ws)
+    draw(built, one, ('hand', [.25, .5, .25, .25]), ('nonsense', [.1, .1, .2, .2]))
+    draw_boxes(ws, other, [('box', [4, 4, 12, 12])], 'ben')                     # from Python, or another machine
+    again = build_dataset(ws, 'chance', fresh=True)
+    labels = lambda ds, i: sorted(d.label for d in ds[sample_id(i)].redraw.detections)  # noqa: E731
+    assert labels(again, one) == ['hand', 'nonsense'] and labels(again, other) == ['box']
+    assert read_boxes(again, ws)[0] == 0 and len(person_boxes(ws)) == 2
+    draw_boxes(ws, other, [], 'ben')
+    assert not build_dataset(ws, 'chance')[sample_id(other)].redraw.detections and len(person_boxes(ws)) == 1
+    __import__('fiftyone').delete_dataset(again.name)
+    assert labels(build_dataset(ws, 'chance'), one) == ['hand']                  # the tables contain everything
+
+
+def test_two_people_draw_on_one_photo_and_each_owns_what_they_drew(ws, built):
+    from hgdpo_curate.curate.labels import person_boxes
+    from hgdpo_curate.curate.panels import TakeBoxes
+    from hgdpo_curate.curate.samples import sample_id
+    one = trained_photos(ws)[0]
+    take = lambda who: TakeBoxes().answer(built, dict(sample_ids=[sample_id(one)], reviewer=who))  # noqa: E731
+    draw(built, one, ('hand', [.25, .5, .25, .25]))
+    assert take('anna') == dict(said='1 drawn box taken', refused='')
+    draw(built, one, ('foot', [.5, .75, .25, .25]))
+    assert take('ben')['said'] == '1 drawn box taken' and take('ben')['said'] == ''
+    assert {*zip(person_boxes(ws).kind, person_boxes(ws).reviewer)} == {('hand', 'anna'), ('foot', 'ben')}
+    sample = built[sample_id(one)]
+    sample.redraw.detections = sample.redraw.detections[1:]                     # ben deletes anna's
+    sample.save()
+    take('ben')
+    assert [*zip(person_boxes(ws).kind, person_boxes(ws).reviewer)] == [('foot', 'ben')]
+    draw(built, one, ('box', [2., 2., .1, .1]))
+    assert 'outside' in take('ben')['refused'] and one in take('ben')['refused']
+
+
+def test_boxes_of_people_are_no_findings_of_detectors(ws):
+    from hgdpo_curate.curate.labels import draw_boxes
+    from hgdpo_curate.document.facts import judges
+    from hgdpo_curate.judge.anatomy import propose_flags
+    from hgdpo_curate.judge.detections import latest_detections
+    photo, prompt = ws.table('prompts')[['real_image_id', 'prompt_id']].iloc[0]
+    draw_boxes(ws, photo, [('face', [4, 4, 12, 12]), ('hand', [4, 30, 6, 6])], 'anna the reviewer')
+    assert not len(latest_detections(ws)) and not len(propose_flags(ws))
+    assert judges(ws, dict(train=[prompt], test=[]))['detectors'] == []         # no name of a person on a card
+
+
+def test_a_dataset_of_a_version_without_these_fields_gets_them_and_loses_nothing(ws, built):
+    from hgdpo_curate.curate.dataset import build_dataset
+    sample = built.load_saved_view('real: to review').first()
+    sample.tags.append('approve')
+    sample.save()
+    new = ['redraw', 'redraw_taken', 'masks', 'local', 'local_pair', 'redrawn_part', 'redrawn_from', 'mask_drawn_by']
+    built.delete_label_schemas('redraw')
+    built.delete_sample_fields(new)
+    built.delete_saved_view('pairs: local')
+    again = build_dataset(ws, 'chance')
+    assert {*new} <= {*again.get_field_schema()} and 'redraw' in again.active_label_schemas
+    assert again.has_saved_view('pairs: local') and again[sample.id].decision == 'approve'
+
+
+def test_what_the_apps_server_saves_is_taken_and_a_picture_that_stays_open_can_be_drawn_on(ws, built):
+    "FiftyOne's own code for a label that is drawn: a patch of the sample, refused where it was changed meanwhile."
+    from fiftyone.server.routes.sample import _handle_top_level_patch, save_sample
+    from hgdpo_curate.curate.labels import person_boxes, read_boxes
+    from hgdpo_curate.curate.samples import sample_id
+    one = trained_photos(ws)[0]
+    def save(label, box):
+        value = dict(_cls='Detection', label=label, bounding_box=box)
+        _handle_top_level_patch(sample, [dict(op='add', path='/redraw/detections/-', value=value)])
+        save_sample(sample, sample.last_modified_at)
+    sample = built[sample_id(one)]
+    save('hand', [.25, .5, .25, .25])
+    assert read_boxes(built, ws, 'anna') == (1, [])
+    save('foot', [.5, .75, .25, .25])                                          # nothing was changed under it
+    assert read_boxes(built, ws, 'anna') == (1, []) and sorted(person_boxes(ws).kind) == ['foot', 'hand']

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, nothing_seen, quiet, seen_alone, winner
+from conftest import ROOT, a_part_anew, nothing_seen, quiet, seen_alone, winner
 from hypothesis import given, settings, strategies as st
 
 from hgdpo_curate import UserError, forget, load_split, make_card, write_model_card
 from hgdpo_curate.cli import main
 from hgdpo_curate.document.answers import answers_file, CARD_QUESTIONS, read_answers, write_questions
 from hgdpo_curate.document.contents import channel_statistics, latent_files, leakage, read_latents
-from hgdpo_curate.document.data_card import card_text, draw_pairs
+from hgdpo_curate.document.data_card import card_files, card_text, draw_pairs
 from hgdpo_curate.document.croissant import check_croissant, read_pairs
 from hgdpo_curate.document.facts import cohen_kappa, facts_json, rule_agreement, split_facts
 from hgdpo_curate.document.pages import escape, to_html
@@ -833,3 +833,33 @@ def test_the_data_card_says_how_photos_were_fitted(lived_in, copy_of, tmp_path):
         ', and 1 was padded with a plain colour. Of 1 photo it was not recorded.'
     assert words in card.read_text() and words in (card.parent/'croissant.json').read_text()
     assert json.loads((card.parent/'facts.json').read_text())['fit']['padded'] == 1
+
+
+def test_parts_generated_anew_are_counted_by_part_and_by_whom_and_pairs_have_masks(finished, copy_of, tmp_path):
+    from hgdpo_curate import freeze_split
+    ws = copy_of(finished)
+    one, other = ws.table('prompts').query("fold == 'train'").real_image_id[:2]
+    hand, foot = a_part_anew(ws, one), a_part_anew(ws, one, 'foot', '', mask=(.5, .8, .8, 1.), drawn_by='person:anna')
+    a_part_anew(ws, other, score=2., drawn_by='person:ben')                      # nothing calls that one worse
+    ws.append('detections', [nothing_seen(one) | dict(detector='hands')])
+    folder = freeze_split(ws, 'with-local', 'chance')
+    text, facts = make_card(ws, 'with-local').path.read_text(), split_facts(ws, 'with-local')
+    counts = [tuple(r.values()) for r in facts.redrawn]
+    assert counts == [('foot', 'a person', 1, 1), ('hand', 'a person', 1, 0), ('hand', 'hands', 1, 1)]
+    assert facts.pairs['local'] == 2 and facts.levels['local'] == [('photo', 2)] and facts.margins['local'].pairs == 2
+    for row in ('| hand | hands | 1 | 1 |', '| foot | a person | 1 | 1 |', '| local | 2 | photo, or'):
+        assert row in text
+    assert 'pictures with one part generated anew' in text and 'holds for them too' in text
+    written = [f.read_text() for f in card_files(ws, 'with-local') if f.suffix in ('.md', '.json', '.html')]
+    assert len(written) > 5 and not [w for w in written if re.search(r'person:(anna|ben)|\banna\b', w)]
+    shown = read_pairs(folder/'croissant.json', 'local').set_index('loser_id')['mask']
+    assert {i: [*m] for i, m in shown.items()} == {hand: [.1, .5, .4, .8], foot: [.5, .8, .8, 1.]}
+    data = load_split(ws, 'with-local')
+    assert 'local loser' in draw_pairs(ws, data, tmp_path/'p.png', True)
+    assert 'local loser' not in draw_pairs(ws, data, tmp_path/'p.png', False)    # it shows the photo
+    before = split_facts(ws)                                                     # of a split without local pairs
+    assert 'local' not in before.pairs and [r['pairs'] for r in before.redrawn] == [0, 0, 0]
+    ws.append('photo_facts', [dict(image_id=one, consent='withdrawn')])
+    freeze_split(ws, 'without', 'chance')
+    without = load_split(ws, 'without')                                          # the photo's consent counts
+    assert 'local' not in without or not {hand, foot} & {*without['local'].loser_id}

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, plain, quiet, winner
+from conftest import a_part_anew, plain, quiet, ROOT, winner
 
 from hgdpo_curate import UserError, forget, import_photos, load_split
 from hgdpo_curate.cli import main
@@ -22,7 +22,7 @@ from hgdpo_curate.document.erase import erase
 from hgdpo_curate.document.search import PLAN, search
 from hgdpo_curate.document.removal import REGISTER
 from hgdpo_curate.document.footprint import footprint_of, Matcher
-from hgdpo_curate.files import read_json, write_json
+from hgdpo_curate.files import pair_id_of, read_json, write_json
 
 
 def grep(root, *needles):
@@ -497,3 +497,97 @@ def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tomb
     anew = build_dataset(ws, 'chance')
     assert len(anew) == len(ws.table('images'))
     anew.delete()
+
+
+def with_a_part_anew(ws, photo, level=600):
+    "A hand of a photo generated anew, in a pair that somebody rejected, and a box on the photo; the new image's id."
+    from hgdpo_curate.curate.labels import draw_boxes
+    image_id = a_part_anew(ws, photo, level=level, drawn_by='person:anna')
+    prompt = ws.table('redrawn').set_index('image_id').prompt_id[image_id]
+    pair, drawn = pair_id_of('local', prompt, photo, image_id), dict(stage='local', prompt_id=prompt)
+    both = dict(winner_id=photo, loser_id=image_id, winner_score=.9, loser_score=.1)
+    ws.append('pairs', [drawn | both | dict(pair_id=pair)])
+    ws.append('reviews', [dict(subject_id=pair, decision='reject', reviewer='a')])
+    draw_boxes(ws, photo, [('box', [4, 20, 10, 10])], 'anna')
+    return image_id
+
+
+def freeze_local(ws, image_id, split='v1'):
+    "Local pairs in a frozen split, as its files have them."
+    folder = ws.root/'splits'/split
+    drawn = ws.table('pairs').query("stage == 'local' and loser_id == @image_id")
+    shas = ws.table('images').set_index('image_id').sha256
+    table = drawn.drop(columns=['stage', 'written_at']).assign(
+        mask=[[.1, .4, .4, .7]]*len(drawn), winner_sha256=[*shas[drawn.winner_id]], loser_sha256=[*shas[drawn.loser_id]]
+    )
+    table.to_parquet(folder/'local.parquet', index=False)
+    info = read_json(folder/'split.json')
+    info['content']['local'] = 'of the test'
+    write_json(folder/'split.json', info)
+
+
+def traces_of_anew(ws, image_id):
+    of = ws.table('redrawn').set_index('image_id').loc[image_id]
+    sha = ws.table('images').set_index('image_id').sha256.get(image_id)
+    return [image_id, pair_id_of('local', of.prompt_id, of.source_id, image_id), *([sha] if sha else [])]
+
+
+def test_pictures_with_a_part_generated_anew_go_with_the_photo_and_those_of_others_stay(finished, copy_of):
+    from hgdpo_curate.curate.labels import person_boxes
+    ws = copy_of(finished)
+    one, other = winner(ws), ws.table('images').query("domain == 'real'").image_id.iloc[-1]
+    assert other != one['photo']
+    mine, theirs = with_a_part_anew(ws, one['photo']), with_a_part_anew(ws, other)
+    unregistered = 'd'*16                                                       # killed before it was entered
+    about = dict(source_id=one['photo'], prompt_id='p', part='hand', mask=[.1, .1, .4, .4])
+    ws.append('redrawn', [about | dict(image_id=unregistered)])
+    stray = ws.image_file('redrawn', unregistered)
+    stray.parent.mkdir(parents=True, exist_ok=True)
+    stray.write_bytes(b'half a picture')
+    freeze_local(ws, mine)
+    needles = [*traces_of_anew(ws, mine), unregistered, one['photo']]
+    assert all(grep(ws.root, n) for n in needles)
+    gone = forget(ws, mine, app=False, progress=quiet)                           # the loser leads to the photo too
+    assert {mine, unregistered} <= {*gone.traces.images} and gone.traces.photo == one['photo']
+    assert grep(ws.root, *needles) == [] and not gone.proof.found
+    assert gone.traces.splits['v1']['local'] == 1 and 'broken by removal' in str(gone)
+    assert read_json(ws.root/'splits'/'v1'/'split.json')['content']['local'] == 'broken by removal'
+    assert [*ws.table('redrawn').image_id] == [theirs] and [*person_boxes(ws).image_id] == [other]
+    assert [*ws.table('images').query("domain == 'redrawn'").image_id] == [theirs]
+    assert [*ws.table('pairs').query("stage == 'local'").loser_id] == [theirs]
+
+
+@pytest.mark.parametrize('label,n', [('taking out', 2), ('rewriting', 20), ('taking out', 4)])
+def test_a_part_generated_anew_while_a_removal_is_interrupted_goes_too(finished, copy_of, label, n):
+    ws = copy_of(finished)
+    one = winner(ws)
+    early, facts = with_a_part_anew(ws, one['photo']), ws.table('images').set_index('image_id').loc[one['photo']]
+    needles = traces_of_anew(ws, early)
+    with pytest.raises(KeyboardInterrupt): forget(ws, one['photo'], app=False, progress=stop_at(label, n))
+    # a process that read its work before writes another one now
+    if one['photo'] not in {*ws.table('images').image_id}:
+        ws.append('images', [facts.drop('written_at').to_dict() | dict(image_id=one['photo'])])
+    late = with_a_part_anew(ws, one['photo'], 700)
+    freeze_local(ws, late)
+    needles += traces_of_anew(ws, late)
+    gone = forget(ws, app=False, progress=quiet)
+    assert late in gone.traces.images and not gone.proof.found and grep(ws.root, *needles, one['photo']) == []
+    assert not len(ws.table('redrawn')) and not (ws.root/PLAN).exists()
+    assert gone.traces.splits['v1']['local'] == 1
+
+
+def test_a_part_generated_anew_while_a_photo_is_taken_out_goes_too(finished, copy_of):
+    ws = copy_of(finished)
+    one = winner(ws)
+    made = []
+    def at_work(total, label): # another process, which adds one after the tables were rewritten
+        def step(n):
+            if label == 'rewriting' and not made and one['photo'] not in {*ws.table('scores').image_id}:
+                row = dict(image_id='c'*16, source_id=one['photo'], prompt_id='p', part='hand', mask=[.1, .1, .4, .4])
+                ws.append('redrawn', [row])
+                made.append(ws.image_file('redrawn', 'c'*16))
+                made[0].parent.mkdir(parents=True, exist_ok=True)
+                made[0].write_bytes(b'a picture that was not entered yet')
+        return step
+    gone = forget(ws, one['photo'], app=False, progress=at_work)
+    assert made and not made[0].exists() and not gone.proof.found and grep(ws.root, 'c'*16, one['photo']) == []

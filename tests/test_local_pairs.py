@@ -8,6 +8,7 @@ from hgdpo_curate.curate.pairs import local_pairs, PAIR, with_pair_ids
 from hgdpo_curate.curate.splits import pairs_of, SplitInfo
 from hgdpo_curate.files import pair_id_of
 from hgdpo_curate.judge.body_parts import body_parts, redraw_photos
+from hgdpo_curate.curate.labels import draw_boxes
 from hgdpo_curate.tables import FLAGS, HARMLESS_FLAGS
 from hypothesis import given, settings, strategies as st
 
@@ -130,8 +131,8 @@ def test_what_cannot_be_drawn_anew_is_refused_in_a_sentence(tmp_path, random_bas
 def test_a_box_that_cannot_be_used_is_refused(redrawn, copy_of, box, words):
     ws = copy_of(redrawn)
     photos = ws.table('images').query("domain == 'real'").image_id
-    about = dict(detector='anna', detector_version='1', kind='box', index=0, confidence=1., box=[float(v) for v in box])
-    ws.append('detections', [dict(about, image_id=i) for i in photos])
+    about = dict(detector='person:anna', detector_version='1', kind='box', index=0, confidence=1.)
+    ws.append('detections', [dict(about, image_id=i, box=[float(v) for v in box]) for i in photos])
     with pytest.raises(UserError, match=words): redraw_photos(ws, ['box'], progress=quiet)
 
 
@@ -145,6 +146,12 @@ def test_of_two_detectors_that_saw_one_hand_the_surest_counts(redrawn, copy_of):
     ws.append('detections', [hand('hands', .9, 10.), hand('mediapipe_hands', .8, 11., None), unsure])
     found, unusable = body_parts(ws, photo, ('hand',), 0.)
     assert found.drawn_by.tolist() == ['hands'] and found['mask'].iloc[0] == (.25, 20/56, .4, 26/56) and not unusable
+    # what a person drew around it counts before that, and is taken as it was drawn; what they took back does not
+    draw_boxes(ws, photo.image_id.iloc[0], [('hand', [10, 21, 8, 7]), ('arm', [30, 10, 6, 20])], 'ben')
+    draw_boxes(ws, photo.image_id.iloc[0], [('hand', [10, 21, 8, 7])], 'ben')
+    found, unusable = body_parts(ws, photo, ('hand', 'arm', 'box'), .5)
+    found = found[found.drawn_by == 'person:ben']
+    assert [*found.part] == ['hand'] and found['mask'].iloc[0] == (.25, 21/56, .45, 28/56) and not unusable
 
 
 @pytest.fixture(scope='module')

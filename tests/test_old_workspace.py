@@ -192,3 +192,21 @@ def test_where_it_cannot_be_written_it_is_refused_in_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, '-c', code, str(folder)], capture_output=True, text=True, timeout=60)
     assert 'must be rewritten once' in done.stdout and 'writable' in done.stdout, done.stdout + done.stderr[-2000:]
     for p in [folder, *folder.rglob('*')]: p.chmod(0o755)
+
+
+def test_it_has_no_parts_generated_anew_and_everything_that_counts_them_works(packed, copy_of):
+    from hgdpo_curate.curate.labels import draw_boxes, person_boxes
+    from hgdpo_curate.curate.reviews import sample_rows
+    from hgdpo_curate.document.contents import prompts_of, redrawn_by_part
+    ws = copy_of(open_workspace(packed))
+    assert not len(ws.parts('redrawn')) and not len(ws.table('redrawn')) and not len(person_boxes(ws))
+    assert redrawn_by_part(ws, prompts_of(load_split(ws)), load_split(ws)) == []
+    rows = sample_rows(ws)
+    assert len(rows) and rows[['local', 'local_pair', 'redrawn_part', 'redrawn_from']].isna().all(None)
+    assert 'photos' in workspace_status(ws) and 'reconstructions' in ws._repr_html_()
+    photo = rows.image_id[rows.domain == 'real'].iloc[0]
+    draw_boxes(ws, photo, [('hand', [4, 4, 10, 10])], 'anna')
+    assert [*person_boxes(ws).kind] == ['hand'] and 'nothing of it is left' in str(
+        forget(ws, photo, app=False, progress=quiet)
+    )
+    assert not len(person_boxes(ws))

@@ -33,6 +33,7 @@ COLUMN_WORDS = dict(
     path='File of the photo, relative to the workspace.',
     sha256='SHA-256 of that file.',
     stage='The control that trains on the pair.',
+    mask='The part generated anew in the loser: left, top, right, bottom as shares of the picture.',
 )
 
 # %% ../../nbs/7_document/04_croissant.ipynb #fields-of
@@ -41,6 +42,7 @@ def _fields_of(file):
     def kind(t): # of a column as declared in the file; pandas would read integers with missing values as floats
         if types.is_boolean(t): return mlc.DataType.BOOL
         if types.is_integer(t): return mlc.DataType.INTEGER
+        if types.is_list(t): return kind(t.value_type)
         return mlc.DataType.FLOAT if types.is_floating(t) else mlc.DataType.TEXT
     return [
         mlc.Field(
@@ -48,6 +50,7 @@ def _fields_of(file):
             name=c.name,
             description=COLUMN_WORDS.get(c.name, c.name),
             data_types=[kind(c.type)],
+            repeated=types.is_list(c.type) or None,
             source=mlc.Source(file_object=file.name, extract=mlc.Extract(column=c.name)),
         )
         for c in pq.read_schema(file)
@@ -55,9 +58,8 @@ def _fields_of(file):
 
 # %% ../../nbs/7_document/04_croissant.ipynb #frozen-files
 def frozen_files(folder: Path) -> list: # the split -> names without the suffix
-    "The tables of a split: stages, test prompts, and pairs of the controls, which old splits lack."
-    controls = ['controls'] if (folder/'controls.parquet').exists() else []
-    return [*PAIR_STAGES, 'test_prompts', *controls]
+    "The tables of a split: stages, test prompts; local pairs and those of the controls where it has some."
+    return [*PAIR_STAGES, 'test_prompts', *(n for n in ('local', 'controls') if (folder/f'{n}.parquet').exists())]
 
 # %% ../../nbs/7_document/04_croissant.ipynb #record-set-2
 def record_set(file: Path, at: str): # a Parquet file, and its path relative to the Croissant file

@@ -15,7 +15,7 @@ import numpy as np
 from ..curate.pairs import PAIR_STAGES
 from .answers import answer_text, CARD_QUESTIONS, missing, read_answers
 from ..images.decode import fit_words
-from .contents import read_split, told_sizes
+from .contents import read_split, stages_of, told_sizes
 from .croissant import frozen_files, write_croissant
 from .facts import facts_json, split_facts
 
@@ -26,7 +26,7 @@ from .pages import Card, code, escape, render_card, save_figure, sheet, to_html,
 from ..runs import RunConfig
 from ..files import write_text
 from ..registry import licence_of
-from ..tables import DOMAINS
+from ..tables import DOMAIN_WORDS
 from ..toy.drawings import DRAWN, is_drawn
 from ..workspace import open_workspace
 
@@ -69,7 +69,8 @@ def draw_scores(
     "Winners' and losers' scores per stage, and below them the margins."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(10, 4.6), layout='constrained')
-    for (top, low), s in zip(fig.subplots(2, 3).T, PAIR_STAGES):
+    stages = stages_of(data)
+    for (top, low), s in zip(fig.subplots(2, len(stages)).T, stages):
         scored = data[s].dropna(subset=['winner_score', 'loser_score'])
         if len(scored): _draw_stage(top, low, scored)
         top.set_title(f'{s}: {len(data[s])} pairs', fontsize=9, loc='left')
@@ -117,7 +118,18 @@ def _roles(ws, data, with_photos): # role -> prompt -> image
     if not with_photos: return roles
     prompts = ws.table('prompts')
     roles |= {f'{s} winner': dict(zip(data[s].prompt_id, data[s].winner_id)) for s in ('normal', 'hard')}
+    if 'local' in data: roles['local loser'] = _first_of_each(data['local'])
     return roles | dict(photo=dict(zip(prompts.prompt_id, prompts.real_image_id)))
+
+def _first_of_each(pairs): return dict(zip(pairs.prompt_id[::-1], pairs.loser_id[::-1])) # prompt -> loser
+
+def _outlined(image, mask): # PIL image; None, or left, top, right, bottom as shares
+    "A picture with the part that was generated anew in a frame."
+    from PIL import ImageDraw
+    if mask is None: return image
+    image, (w, h) = image.convert('RGB'), image.size
+    ImageDraw.Draw(image).rectangle([mask[0]*w, mask[1]*h, mask[2]*w - 1, mask[3]*h - 1], outline=ORANGE)
+    return image
 
 def draw_pairs(
     ws,                 # the workspace
@@ -130,8 +142,9 @@ def draw_pairs(
     im, easy = ws.table('images').set_index('image_id'), data['easy'].sort_values('prompt_id')
     prompts = list(data['hard'].prompt_id if with_photos and len(data['hard']) else easy.prompt_id)[:most]
     may = lambda i: i in im.index and (with_photos or im.domain[i] == 'generated')
+    masks = dict(zip(data['local'].loser_id, data['local']['mask'])) if 'local' in data else {}
     rows = {
-        role: [ws.open_image(im.path[ids[p]]) for p in prompts if may(ids.get(p))]
+        role: [_outlined(ws.open_image(im.path[ids[p]]), masks.get(ids[p])) for p in prompts if may(ids.get(p))]
         for role, ids in _roles(ws, data, with_photos).items()
     }
     rows = {role: images for role, images in rows.items() if images}
@@ -145,6 +158,7 @@ ROLES = dict(
     easy=('best-scored image of the pool', 'worst-scored image of the pool'),
     normal=('best-scored reconstruction at t = 400..700', 'easy winner'),
     hard=('reconstruction at t = 100', 'normal winner'),
+    local=('photo, or its reconstruction at t = 100', 'the same with one part generated anew'),
 )
 
 def answered(answers, *fields) -> str: # of `CARD_QUESTIONS`
@@ -175,16 +189,18 @@ def _composition_rows(facts): # values of the template: rows of tables
     own = ('consent', 'licence', 'minors', 'release', 'source')
     statements = {k: getattr(facts.stated, k) for k in own} | facts.stated.further
     return dict(
-        pairs=[[s, facts.pairs[s], *ROLES[s], facts.without_pair[s]] for s in PAIR_STAGES],
+        pairs=[[s, n, *ROLES[s], facts.without_pair.get(s, '')] for s, n in facts.pairs.items()],
         # older splits do not list the test fold
-        left_out=[[s, escape(r), n] for s in (*PAIR_STAGES, 'test') for r, n, _ in facts.left_out.get(s, [])],
-        images=[[i['domain'], i['fold'], i['images']] for i in facts.images],
+        left_out=[[s, escape(r), n] for s, rows in facts.left_out.items() for r, n, _ in rows],
+        images=[[DOMAIN_WORDS[i['domain']], i['fold'], i['images']] for i in facts.images],
+        redrawn=[[r['part'], escape(r['drawn_by']), r['images'], r['pairs']] for r in facts.redrawn],
         statements={
             k: [[escape(v), n, f'{share:.0%}'] for v, n, share in rows] for k, rows in statements.items()
         },
         all_sizes=escape(told_sizes(facts.image_sizes)),
         photo_sizes=escape(told_sizes(facts.image_sizes, 'real')),
         fitted=fit_words(facts.fit),
+        domains=[DOMAIN_WORDS[d] for d in _domains_of(facts.image_sizes)],
         shapes=_shape_rows(facts.image_sizes),
     )
 
@@ -193,7 +209,10 @@ def _shape_rows(sizes): # as `contents.image_sizes` -> shape, and its images of 
     shapes = {s: [int(v) for v in s.split('x')] for of in counts.values() for s in of}
     if len(shapes) == 1: return []
     ordered = sorted(shapes, key=lambda s: shapes[s][0]/shapes[s][1])
-    return [[s, *(counts.get(d, {}).get(s, 0) for d in DOMAINS)] for s in ordered]
+    return [[s, *(counts.get(d, {}).get(s, 0) for d in _domains_of(sizes))] for s in ordered]
+
+def _domains_of(sizes) -> list: # as `contents.image_sizes`; in the order of the table, without one that few have
+    return [d for d in DOMAIN_WORDS if d in sizes or d != 'redrawn']
 
 # %% ../../nbs/7_document/07_data_card.ipynb #annotation
 def _annotation_rows(facts): # values of the template: rows of tables

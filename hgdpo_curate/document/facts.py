@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
-from ..curate.pairs import PAIR_STAGES, without_pair
+from ..curate.pairs import without_pair
 from ..curate.splits import versions
 from ..curate.reviews import last_words
 from ..evaluate.statistics import bootstrap
@@ -20,7 +20,7 @@ from ..evaluate.statistics import bootstrap
 from hgdpo_curate.document.contents import (
     caption_sources, CaptionSources, CaptionWords, channel_statistics, Copies, copies_of, filter_cut, FilterCut,
     image_counts, image_sizes, leakage, Leakage, levels_won, longer_than_read, margins, PhotoSizes, prompt_words,
-    prompts_of, read_split, sizes_of, stated, Statements,
+    prompts_of, read_split, redrawn_by_part, sizes_of, stages_of, stated, Statements,
 )
 
 # %% ../../nbs/7_document/03_facts.ipynb #imports-3
@@ -29,7 +29,7 @@ from ..runs import SftRecord
 from ..files import encoding_words, file_sha256
 from ..images.decode import fit_counts
 from ..judge.anatomy import open_flags
-from ..tables import HARMLESS_FLAGS
+from ..tables import drawn_by_people, HARMLESS_FLAGS
 from ..workspace import open_workspace
 
 # %% ../../nbs/7_document/03_facts.ipynb #cohen-kappa
@@ -51,7 +51,7 @@ def judged(ws) -> pd.DataFrame: # image_id, prompt_id, rule, human: whether each
     """
     flags, im = ws.table('flags'), ws.table('images').set_index('image_id')
     by_rule, by_human = flags[flags.source != 'human'], flags[flags.source == 'human']
-    seen_by_rule = {*ws.table('detections').image_id, *by_rule.image_id}
+    seen_by_rule = {*drawn_by_people(ws.table('detections'), False).image_id, *by_rule.image_id}
     decided = by_human.status.isin(['confirmed', 'cleared']) & (by_human.flag != 'unsure')
     rule, human = _called_faulty(flags, 'rule', 'proposed'), _called_faulty(open_flags(ws), 'human', 'confirmed')
     ids = sorted(seen_by_rule & {*by_human.image_id[decided]} & set(im.index))
@@ -103,7 +103,8 @@ def judges(ws, used) -> dict: # 'detectors' and 'scorers' -> [name, version, ima
     def of(t, who): # rows with the columns `who` and `who`_version
         t = t[t.image_id.isin(images)].drop_duplicates(['image_id', who, f'{who}_version'])
         return [[n, str(v), int(c)] for (n, v), c in t.groupby([who, f'{who}_version']).size().items()]
-    return dict(detectors=of(ws.table('detections'), 'detector'), scorers=of(ws.table('scores'), 'scorer'))
+    found = drawn_by_people(ws.table('detections'), False)
+    return dict(detectors=of(found, 'detector'), scorers=of(ws.table('scores'), 'scorer'))
 
 # %% ../../nbs/7_document/03_facts.ipynb #reviewing
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def reviewing(
     photos,    # ids of its photos
 ) -> Reviewing:
     "How many people reviewed this split, how much of it, and where they differ."
-    im, pairs, photos = ws.table('images'), {p for s in PAIR_STAGES for p in data[s].pair_id}, set(photos)
+    im, pairs, photos = ws.table('images'), {p for s in stages_of(data) for p in data[s].pair_id}, set(photos)
     used = im.prompt_id.isin(sum(prompts_of(data).values(), []))
     subjects = list(photos | pairs | set(im.image_id[used & (im.domain != 'evaluation')]))
     words, spoken = last_words(ws, subjects), _spoken(ws, subjects)
@@ -165,6 +166,7 @@ class SplitFacts:
     sizes: PhotoSizes        # of the original photos
     fit: dict                # how they were brought to one size, see `images.decode.fit_counts`
     copies: Copies           # exact duplicates
+    redrawn: list            # dicts: part, drawn_by, images, pairs: pictures with one part generated anew
     image_sizes: dict        # domain -> (width x height, images, share)
     stated: Statements       # licence, consent and the rest, as people stated them
     leakage: Leakage         # near duplicates, and overlap of the folds
@@ -173,7 +175,7 @@ class SplitFacts:
     truncated: int           # captions longer than the text encoder reads; None without a tokenizer
     margins: dict            # stage -> `Margins`
     filter: FilterCut        # effect of the normal stage's filter
-    levels: dict             # 'normal' and 'hard' -> (level of the winner, times)
+    levels: dict             # 'normal', 'hard' and 'local' -> (level of the winner, times)
     flags: list              # dicts: flag, source, rule, status, images
     agreement: Agreement     # rules against people
     reviewing: Reviewing     # people
@@ -227,9 +229,9 @@ def _photo_fields(ws, used): # -> ids of the photos; fields of `SplitFacts` abou
 
 def _pair_fields(ws, data, dropped): # fields of `SplitFacts`: winners and losers
     return dict(
-        pairs={s: len(data[s]) for s in PAIR_STAGES},
+        pairs={s: len(data[s]) for s in stages_of(data)},
         without_pair=without_pair(data, dropped),
-        left_out={s: value_shares(d['reason'] for d in dropped.get(s, [])) for s in (*PAIR_STAGES, 'test')},
+        left_out={s: value_shares(d['reason'] for d in dropped.get(s, [])) for s in (*stages_of(data), 'test')},
         margins=margins(data),
         filter=filter_cut(data),
         levels=levels_won(ws, data),
@@ -269,6 +271,7 @@ def split_facts(workspace, name: str = 'v1') -> SplitFacts:
         choices=info.choices,
         prompts={f: len(p) for f, p in used.items()},
         images=image_counts(ws, used),
+        redrawn=redrawn_by_part(ws, used, data),
         image_sizes=image_sizes(ws, used),
         leakage=leakage(ws, data),
         flags=flags_by_kind(ws, used),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from .erase import erase, PACKED
-from .footprint import Footprint, footprint_of, Matcher, photo_of
+from .footprint import extend_footprint, Footprint, footprint_of, Matcher, photo_of
 from hgdpo_curate.document.removal import (
     break_split, cards_of, clean_app_or_mark, drawn_from, OUTDATED, packs_with, pictures_of_runs, register_removal,
     rehash_split, renew_cards, write_tombstone,
@@ -139,6 +139,20 @@ def _about_others(t) -> list:
     ]
 
 # %% ../../nbs/7_document/12_forget.ipynb #carry-out
+def _take_out(ws, t, progress) -> dict: # file -> what was done
+    for flag, *_ in t.learned: drop_model(ws, flag)
+    with ws.lock(): return _visit(ws, t, progress)
+
+def _take_out_later(ws, t, reason, progress) -> dict: # file -> what was done
+    "What something else made of the photo while it was taken out."
+    done = {}
+    while extend_footprint(ws, t):
+        _write_plan(ws, t)
+        register_removal(ws, t, reason)
+        for name, rows in t.splits.items(): break_split(ws, name, rows, t.subject_hash)
+        done |= _take_out(ws, t, progress)
+    return done
+
 def _carry_out(ws, t, reason, app, progress) -> Removal:
     "The steps in order, then the search. Raises `UserError` and keeps the plan if a trace is left."
     removal, steps = Removal(t), 6
@@ -150,8 +164,7 @@ def _carry_out(ws, t, reason, app, progress) -> Removal:
         bar(1)
         for name, rows in t.splits.items(): break_split(ws, name, rows, t.subject_hash)
         bar(1)
-        for flag, *_ in t.learned: drop_model(ws, flag)
-        with ws.lock(): removal.done |= _visit(ws, t, progress)
+        removal.done |= _take_out(ws, t, progress) | _take_out_later(ws, t, reason, progress)
         removal.notes += learn_without(ws, t.learned)
         for name, files in t.listed.items(): rehash_split(ws, name, files)
         bar(1)
@@ -210,6 +223,7 @@ def forget(
     ws = open_workspace(workspace)
     if not dry_run: sweep_temporary(ws)
     t = read_plan(ws)
+    if t is not None: extend_footprint(ws, t)
     if t is None and subject is None: return _finish(ws, app)
     if t is None: t = footprint_of(ws, str(subject))
     elif subject is not None and not _belongs(ws, str(subject), t) and not dry_run:

@@ -103,7 +103,7 @@ def break_split(ws,                # a `Workspace`
     replace(
         info,
         broken=[*(info.broken or ()), mark],
-        content={s: 'broken by removal' for s in PAIR_STAGES},
+        content={s: 'broken by removal' for s in (*PAIR_STAGES, *info.content)},
         sha256={BROKEN: 'broken by removal'} | info.sha256,
     ).write(folder)
 

@@ -27,7 +27,7 @@ from ..judge.hand_rules import FINGERS
 from ..judge.hands import HAND_FIGURES, hand_figures
 from ..judge.scores import score_images
 from ..prompts import at_prompts, standing_prompts, uncaptioned_words
-from ..tables import current_name, HARMLESS_FLAGS
+from ..tables import current_name, drawn_by_people, HARMLESS_FLAGS
 from ..workspace import open_workspace
 
 # %% ../../nbs/6_evaluate/04_compare.ipynb #photos-of
@@ -215,7 +215,8 @@ def _flag(ws, detector, path, progress):
 
 def _flagged(ws, rows): # {} unless every image was checked by a detector or flagged
     "Whether rules or people flagged a fault."
-    looked = {i for t in ('detections', 'flags') for i in ws.table(t, only=('image_id', rows.image_id)).image_id}
+    detections, flags = (ws.table(t, only=('image_id', rows.image_id)) for t in ('detections', 'flags'))
+    looked = {*drawn_by_people(detections, False).image_id, *flags.image_id}
     if not set(rows.image_id) <= looked: return {}
     bad = open_flags(ws, rows.image_id)
     return dict(flagged=rows.image_id.isin(bad.image_id[~bad.flag.isin(HARMLESS_FLAGS)]).to_numpy(float))
@@ -342,7 +343,7 @@ def measured_by(
     scores, detections = (ws.table(t, only=('image_id', images)) for t in ('scores', 'detections'))
     return dict(
         scorers=_named_in(scores[scores.scorer.isin(scorers)], 'scorer'),
-        detectors=_named_in(detections, 'detector'),
+        detectors=_named_in(drawn_by_people(detections, False), 'detector'),
         extractor=_names_of([extractor]),
         evaluator=_names_of([load_extractor(ws, 'evaluator') if workspace_evaluator(ws) else None]),
         recogniser=_names_of(recognisers),

@@ -99,7 +99,8 @@ def photos_for(ws, prompts) -> pd.DataFrame: # a `Workspace`, rows of `prompts` 
     return real.assign(prompt=text.reindex(real.prompt_id).to_numpy()).reset_index(drop=True)
 
 def _refuse_late(ws, look):
-    if look or not len(ws.sql("select 1 from images where domain in ('generated', 'intermediate') limit 1")): return
+    made = "select 1 from images where domain in ('generated', 'intermediate', 'redrawn') limit 1"
+    if look or not len(ws.sql(made)): return
     raise UserError(
         f'{ws.root} has a pool made at guidance {ws.config["guidance"]:g}, which another choice would not fit; give '
         '--look to see the figures only, or tune in a new workspace before its pool is made.'

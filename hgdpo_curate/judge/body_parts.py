@@ -20,6 +20,7 @@ from ..masks import mask_of
 
 # %% ../../nbs/3_judge/14_body_parts.ipynb #imports-2
 from ..shapes import size_words
+from ..tables import BY_PERSON, drawn_by_people
 from ..toy.bodies import KEYPOINTS
 from ..toy.drawings import is_drawn
 from ..workspace import open_workspace
@@ -34,9 +35,10 @@ LOWEST = dict(      # confidence of a part that is drawn anew
 SURE_JOINT = .5     # of the wrist or ankle that a hand or foot hangs on
 
 def _boxes(det, parts) -> list: # rows of `detections` -> dicts: image_id, part, side, box, drawn_by, sure
-    det = det[det.kind.isin({*parts} & {*LOWEST}) & det.box.notna()]
-    sure = det.confidence.fillna(0) >= det.kind.map(LOWEST).astype(float)
-    det = det[sure & ~(det.joint < SURE_JOINT)]
+    det = det[det.kind.isin(parts) & det.box.notna()]
+    found = drawn_by_people(det, False)
+    sure = found.confidence.fillna(0) >= found.kind.map(LOWEST).astype(float)
+    det = pd.concat([found[sure & ~(found.joint < SURE_JOINT)], drawn_by_people(det)])
     return [
         dict(
             image_id=r.image_id,
@@ -95,9 +97,9 @@ def _limbs_of_drawings(ws, images, parts) -> list: # rows of `images`: drawn peo
 
 # %% ../../nbs/3_judge/14_body_parts.ipynb #find-parts
 def _one_of_each(found: list) -> list: # dicts with image_id, part, side, box and sure
-    "Of what was seen twice, the surest: the same side of a part, or boxes that overlap."
+    "Of what was seen twice, a person's, else the surest: the same side of a part, or boxes that overlap."
     kept = {}
-    for r in sorted(found, key=lambda r: (-bool(r['side']), -r['sure'])):
+    for r in sorted(found, key=lambda r: (not r['drawn_by'].startswith(BY_PERSON), -bool(r['side']), -r['sure'])):
         same = kept.setdefault((r['image_id'], r['part']), [])
         twice = r['part'] != 'box' and any(
             r['side'] and r['side'] == o['side'] or iou(r['box'], o['box']) > .3 for o in same
@@ -109,17 +111,19 @@ def body_parts(
     ws,           # a `Workspace`
     images,       # rows of `images`: the photos
     parts,        # of hand, foot, face, arm, leg, box
-    margin: float = .2,  # by which a detected part is enlarged on every side, as a share of its longer side
+    # by which a detected part is enlarged on every side, as a share of its longer side; what a person drew is not
+    margin: float = .2,
 ) -> tuple:       # (DataFrame: image_id, part, side, mask, drawn_by; sentences about boxes that cannot be used)
     "Where the parts of photos are."
-    det = latest_detections(ws, images.image_id)
+    det = latest_detections(ws, images.image_id, people=True)
     found = _boxes(det, parts) + _limbs_of_people(det, parts)
     if is_drawn(ws) and {*parts} & {*LIMBS}:
         seen_before = {r['image_id'] for r in found if r['part'] in LIMBS}
         found += _limbs_of_drawings(ws, images[~images.image_id.isin(seen_before)], parts)
     size, rows, unusable = images.set_index('image_id')[['width', 'height']], [], []
     for r in _one_of_each(found):
-        try: mask = mask_of(r['box'], tuple(size.loc[r['image_id']]), 0. if r['part'] == 'box' else margin)
+        exact = r['part'] == 'box' or r['drawn_by'].startswith(BY_PERSON)
+        try: mask = mask_of(r['box'], tuple(size.loc[r['image_id']]), 0. if exact else margin)
         except UserError as e: unusable.append(f'{r["part"]} of {r["image_id"]}: {e}')
         else: rows.append({k: r[k] for k in ('image_id', 'part', 'side', 'drawn_by')} | dict(mask=mask))
     return pd.DataFrame(rows, columns=['image_id', 'part', 'side', 'mask', 'drawn_by']), unusable

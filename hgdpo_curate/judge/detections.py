@@ -11,6 +11,7 @@ import numpy as np
 from ..toy.bodies import KEYPOINTS
 from ..images.jobs import map_images
 from ..registry import DETECTORS, joint_names
+from ..tables import drawn_by_people
 from ..workspace import open_workspace
 
 # %% ../../nbs/3_judge/03_detections.ipynb #seen
@@ -171,9 +172,10 @@ def _detection_rows(detector, rows, pictures):
     ]
 
 # %% ../../nbs/3_judge/03_detections.ipynb #latest-detections
-def latest_detections(ws, images=None): # rows of `detections`, of all images or only these
-    "The latest detections of each detector, without those of older versions."
+def latest_detections(ws, images=None, people: bool = False): # people: also boxes that people drew; `detections`
+    "The latest detections of each detector, without those of older versions, of all images or only these."
     det = ws.table('detections', history=True, only=('image_id', images) if images is not None else None)
+    if not people: det = drawn_by_people(det, False)
     newest = (
         det.groupby(['image_id', 'detector']).detector_version.transform('last') if len(det) else det.detector_version
     )

@@ -263,6 +263,8 @@
 
   function onKey(e) {
     if (typing(document.activeElement)) return;
+    // while boxes are drawn the keys are FiftyOne's
+    if (S.annotating && S.modal !== null) return;
     const undo = e.key === "Backspace" || ((e.ctrlKey || e.metaKey) && e.key.toLowerCase() === "z");
     if (!undo && (e.ctrlKey || e.metaKey || e.altKey)) return;
     const stop = () => (e.preventDefault(), e.stopImmediatePropagation());
@@ -349,6 +351,8 @@
     return `${c.approved} approved, ${c.rejected} rejected, ${c.left} left${rest}`;
   }
 
+  const DRAWING = "Boxes are drawn: the keys are FiftyOne's until Explore is chosen";
+
   function HoldWords() {
     const { flag, natural } = S.hold;
     const words = Object.entries(PARTS).map(([k, p]) => h("span", { key: k }, h("b", null, k), " " + p + "  "));
@@ -384,6 +388,7 @@
         ["a", "approve"], ["d", "reject"], ["u", "duplicate; of several the first stays"], ["e", "back to undecided"],
         ["w", "swap winner and loser"], ["y", "approve the caption; again: take that back"],
         ["t", "read or edit the caption"], ["⌫", "take back, several in a row"], ["n", "next"],
+        ["Annotate", "field redraw: boxes to generate anew"],
         ["shift", "with a key: stay on this picture"], ["?", "this list"],
       ]), "Keys act on the open picture,", h("br"), "or on all that are selected in the grid."),
       h("div", null, h("h4", null, "Flagging"), rowsOf([...flags.map((f) => [f.key, f.words]),
@@ -410,7 +415,7 @@
       h("div", { className: "hg-bar", "data-cy": "hgdpo-bar" },
         h(Who), h("span", { className: "hg-gap" }),
         s.hold ? h(HoldWords) : h("span", { className: "hg-count", "data-cy": "hgdpo-counts", title: countsInWords() },
-          sign || countsInWords()),
+          s.annotating && s.modal !== null ? DRAWING : sign || countsInWords()),
         Button("a", "approve", "Approve"), Button("d", "reject", "Reject"),
         Button("u", "duplicate", "Mark as duplicates"),
         Button("e", "undecided", "Back to undecided"), h("span", { className: "hg-gap" }),
@@ -432,14 +437,23 @@
   // what tiles show in a view, so that the reason to look is on them
   const CHIPS = (view) => {
     const stage = /^pairs: (\w+)$/.exec(view || "");
+    if (stage && stage[1] === "local") return ["roles", "scored_by", "redrawn_part", "masks"];
     if (stage) return ["roles", stage[1], "scored_by", "flags"];
     if (view === "disagreements") return ["disagrees", "roles", "decision"];
     const part = { "parts: hands": "hands", "parts: faces": "faces_seen", "parts: people": "people_seen" }[view];
     if (part) return ["flags", "scored_by", part];
     if (view === "real: captions to read") return ["caption_by", "decision"];
     if (/^pool/.test(view || "")) return ["roles", "scored_by", "flags", "decision"];
-    return ["decision", "flags", "people", "faces_seen"];
+    return ["decision", "flags", "people", "faces_seen", "redraw"];
   };
+
+  // FiftyOne saves what is drawn a moment after it is drawn, and tells nobody
+  async function takeBoxes(id) {
+    await sleep(1500);
+    const a = await ask("take_boxes", { sample_ids: [id], reviewer: S.reviewer });
+    if (a.said) toast(a.said, { ms: 3000 });
+    if (a.refused) toast(a.refused, { bad: true });
+  }
 
   const panelOf = (node, type) => {
     if (!node) return null;
@@ -457,6 +471,7 @@
     const looker = recoil.useRecoilValue(fos.modalLooker);
     const selected = recoil.useRecoilValue(fos.selectedSamples);
     const view = recoil.useRecoilValue(fos.viewName);
+    const annotating = (fos.useModalMode ? fos.useModalMode() : "") === "annotate";
     const dataset = recoil.useRecoilValue(fos.datasetName);
     const setRefresher = recoil.useSetRecoilState(fos.refresher);
     const setActive = recoil.useSetRecoilState(fos.activeFields({ modal: false }));
@@ -511,6 +526,11 @@
       S.isOpen = id !== null;
       draw();
     }, [id]);
+    // a picture that boxes were drawn on is left, by another picture, by closing it, or for looking
+    React.useEffect(() => {
+      S.annotating = annotating;
+      if (annotating && id !== null) return () => void takeBoxes(id);
+    }, [annotating, id]);
     React.useEffect(() => setActive(CHIPS(view)), [view]);
     React.useEffect(() => ((S.selectAt = S.selected.length ? Date.now() : 0), draw()), [selected]);
     const sentence = (S.about && S.about.views[view]) || "";

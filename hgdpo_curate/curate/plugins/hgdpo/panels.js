@@ -1,7 +1,7 @@
 // Two panels: a pair at full size, and the images of one prompt from best to worst. They decide by the bar's operators.
 (function () {
   const { S, ask, send, inTurn, toast, draw, useS, h, flagOf, whichPart, sleep } = window.hgdpo;
-  const STAGES = ["easy", "normal", "hard"];
+  const STAGES = ["easy", "normal", "hard", "local"];
   const STEPS = { ArrowRight: 1, n: 1, ArrowLeft: -1 };
   const media = (image) => __fos__.getSampleSrc(image.filepath);
 
@@ -24,6 +24,7 @@
     .hg-words { padding: 4px 2px; height: 5.8em; overflow: auto; } .hg-words em { font-style: normal; color: #ff8fab; }
     .hg-words small { color: #aab3c0; } .hg-crops { display: flex; gap: 4px; height: 84px; overflow-x: auto; }
     .hg-crops div { flex: none; width: 84px; height: 84px; background-repeat: no-repeat; border-radius: 3px; }
+    .hg-crops .hg-anew { outline: 2px solid #ffd166; outline-offset: -2px; }
     .hg-pool { flex: 1; min-height: 0; overflow: auto; display: grid; gap: 8px; padding: 8px 12px; align-content: start;
       grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); }
     .hg-tile { border: 4px solid #2b313a; border-radius: 4px; cursor: pointer; background: #0e1013; }
@@ -58,11 +59,11 @@
 
   function Crops({ image }) {
     if (!image.boxes.length) return null;
-    const crop = ({ label, box: [x, y, w, bh] }, n) => {
+    const crop = ({ label, anew, box: [x, y, w, bh] }, n) => {
       // a square around the box, in pixels of the picture
       const side = Math.max(w * image.width, bh * image.height) * 1.4, k = 84 / side;
       const left = (x + w / 2) * image.width - side / 2, top = (y + bh / 2) * image.height - side / 2;
-      return h("div", { key: n, title: label, style: { backgroundImage: `url("${media(image)}")`,
+      return h("div", { key: n, title: label, className: anew ? "hg-anew" : "", style: { backgroundImage: `url("${media(image)}")`,
         backgroundSize: `${image.width * k}px ${image.height * k}px`,
         backgroundPosition: `${-left * k}px ${-top * k}px` } });
     };
@@ -140,7 +141,8 @@
       if (STEPS[k]) return go({ place: Math.max(0, pair.place + STEPS[k]) });
       if (k === "l" || k === "r") return setMark(k === "l" ? "winner" : "loser");
       if (!named()) return;
-      const of = { sample_ids: [pair.winner.id], stage: pair.stage };
+      // a photo may win several local pairs
+      const of = { sample_ids: [pair[pair.stage === "local" ? "loser" : "winner"].id], stage: pair.stage };
       if (k === "undo") await inTurn(() => send("undo", {}));
       else if (k === "w") await inTurn(() => send("swap", of));
       else if (k === "d") await inTurn(() => send("reject_pair", of));
@@ -162,7 +164,8 @@
         onWheel: wheel, onMouseDown: () => ((drag.current = true), setMark(role)), onMouseMove: move,
         onMouseUp: () => (drag.current = null), onMouseLeave: () => (drag.current = null) },
         h(Picture, { image: pair[role], style: { transform: `translate(${zoom.x}px,${zoom.y}px) scale(${zoom.k})` } })),
-      h(Words, { image: pair[role], role: `${role} (${letter})` }), h(Crops, { image: pair[role] }));
+      h(Words, { image: pair[role], role: `${role} (${letter})` + (pair[role].redrawn_part && pair.stage === "local"
+        ? `, ${pair[role].redrawn_part} generated anew` : "") }), h(Crops, { image: pair[role] }));
     const stages = STAGES.map((s) => h("button", { key: s, className: s === params.current.stage ? "on" : "",
       onClick: () => go({ stage: s, place: 0 }) }, s));
     if (!pair) return h("div", { className: "hg-panel" }, h("div", { className: "hg-gone" }, "…"));
@@ -170,7 +173,8 @@
     return h("div", { className: "hg-panel", onMouseDown: () => (S.panelAt = Date.now()), "data-cy": "hgdpo-pair" },
       h("div", { className: "hg-head" }, stages, !nothing && h("span", null, `pair ${pair.place + 1} of ${pair.pairs}`),
         h("span", { style: { opacity: .7 } },
-          "w swap · d reject · l r which side flags go to · 1–9 flag · ← → · wheel zooms both")),
+          (pair.stage === "local" ? "" : "w swap · ") +
+            "d reject · l r which side flags go to · 1–9 flag · ← → · wheel zooms both")),
       nothing ? h("div", { className: "hg-gone" }, nothing) : h(React.Fragment, null,
         h("div", { className: "hg-caption" }, pair.prompt),
         h("div", { className: "hg-two" }, side("winner", "l"), side("loser", "r"))));
