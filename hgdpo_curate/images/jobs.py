@@ -86,7 +86,7 @@ def map_images(
     batch: int = 64,  # images at a time
     keep: int = 2048, # rows between two writes
     progress=None,    # called as progress(total, label) -> update(n); None shows a bar
-    seconds: float = 30., # between two writes, where there are fewer rows
+    seconds: float = 2.,  # between two writes, where there are fewer rows
     which: dict = None,   # column -> value of the rows of this judge in `table`: several processes share the work
 ) -> int:             # how many images were judged
     """Judge images in batches and append the rows; work finished before an interruption or an error is kept.
