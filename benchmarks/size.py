@@ -182,7 +182,7 @@ def figure(found, file):
         ax.loglog([o['images'] for o in found], [o[key]['wall'] for o in found], 'o-', label=label.replace('`', ''))
     for seconds, words in ((120, '120 s: bar of freezing 300,000 prompts'), (2, '2 s: bar of status')):
         ax.axhline(seconds, color='gray', lw=.7, ls=':')
-        ax.annotate(words, (found[0]['images'], seconds), fontsize=7, va='bottom', color='gray')
+        ax.annotate(words, (found[-1]['images'], seconds), fontsize=7, va='bottom', ha='right', color='gray')
     ax.set(xlabel='images in the workspace', ylabel='seconds', title='Cost against size')
     ax.legend(fontsize=7)
     fig.savefig(file, dpi=120)
