@@ -339,6 +339,7 @@ def test_an_evaluation_a_plan_and_the_cards_know_the_shapes(mixed, measured):
     import pandas as pd
 
     from hgdpo_curate import make_card, plan_workspace, sample_images, workspace_status, write_model_card
+    from hgdpo_curate.tables import DOMAIN_WORDS
     images, sizes = mixed.table('images'), prompt_sizes(mixed)
     made = images.query("domain == 'evaluation'")
     assert len(made) and [*zip(made.width, made.height)] == [sizes[p] for p in made.prompt_id]
@@ -346,7 +347,7 @@ def test_an_evaluation_a_plan_and_the_cards_know_the_shapes(mixed, measured):
     table = pd.read_parquet(measured[0].parent/'table.parquet').set_index(['arm', 'metric']).value
     assert all(table[arm, 'frechet'] > 0 for arm in ('base', 'easy'))
     card = make_card(mixed).path.read_text()
-    assert '| shape | photos | generated |' in card and '| 40x64 | 6 |' in card
+    assert f"| shape | {DOMAIN_WORDS['real']} | {DOMAIN_WORDS['generated']} |" in card and '| 40x64 | 6 |' in card
     loading = write_model_card(mixed, 'measured').path.read_text().partition('## How to load it')[2]
     trained = [prompt_sizes(mixed)[p] for p in mixed.table('prompts').query("fold == 'train'").prompt_id]
     for width, height in SHAPES.values(): assert f'| {width} | {height} | {trained.count((width, height))} |' in loading
