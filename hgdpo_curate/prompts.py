@@ -27,7 +27,7 @@ def uncaptioned(prompts): # rows of the table `prompts` -> of these rows
     rows = standing_prompts(prompts, captioned=False)
     return rows[rows.prompt.isna()]
 
-def caption_writers(prompts): # rows of the table `prompts` -> a Series of names, None where nobody knows
+def caption_writers(prompts): # rows of the table `prompts` -> a Series of names, missing where nobody knows
     "Who wrote each caption: a captioner by its name, else person or file."
     return prompts.captioner.where(prompts.source == 'captioner', prompts.source)
 
