@@ -67,8 +67,8 @@ def _figure(x): return f'{x:.3g}' if abs(x) < 1000 else f'{x:.0f}'
 def evaluation_table(file) -> dict: # table.parquet of an evaluation -> images, prompts, head, rows; {} without one
     "An evaluation for the card: a row per model, a column per metric."
     if not file.is_file(): return {}
-    t = pd.read_parquet(file)
-    t['metric'] = [current_name('scorer', m) for m in t.metric]       # a further scorer is a metric
+    t = pd.read_parquet(file).query('metric not in @OF_DRAWINGS')
+    t = t.assign(metric=[current_name('scorer', m) for m in t.metric])    # a further scorer is a metric
     cells = {
         (r.arm, r.metric): f'{_figure(r.value)} [{_figure(r.low)}, {_figure(r.high)}]'
         for r in t.itertuples()
