@@ -25,7 +25,7 @@ from ..runs import no_such_run, RunConfig
 # %% ../../nbs/7_document/06_model_card.ipynb #imports-3
 from .pages import Card, code, escape, is_hub_id, render_card, sheet, shown_base, with_head
 from ..evaluate.candidates import ARMS, arms_of, run_arm
-from ..evaluate.measures import label
+from ..evaluate.measures import label, OF_DRAWINGS
 from ..families import family_in
 from ..files import file_sha256, read_json, short_id, UserError, write_text
 from ..prompts import standing_prompts
@@ -67,8 +67,9 @@ def _figure(x): return f'{x:.3g}' if abs(x) < 1000 else f'{x:.0f}'
 def evaluation_table(file) -> dict: # table.parquet of an evaluation -> images, prompts, head, rows; {} without one
     "An evaluation for the card: a row per model, a column per metric."
     if not file.is_file(): return {}
-    t = pd.read_parquet(file).query('metric not in @OF_DRAWINGS')
-    t = t.assign(metric=[current_name('scorer', m) for m in t.metric])    # a further scorer is a metric
+    t = pd.read_parquet(file)
+    t['metric'] = [current_name('scorer', m) for m in t.metric]       # a further scorer is a metric
+    t = t[~t.metric.isin(OF_DRAWINGS)]
     cells = {
         (r.arm, r.metric): f'{_figure(r.value)} [{_figure(r.low)}, {_figure(r.high)}]'
         for r in t.itertuples()
