@@ -11,7 +11,7 @@ from hgdpo_curate.curate.reviews import (
     chosen_images, clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, look_alikes_of,
 )
 from .database import database_answers, import_fiftyone
-from .labels import carry_boxes, DRAWN, read_boxes, show_boxes, TAKEN
+from .labels import carry_boxes, DRAWN_BOXES, read_boxes, show_boxes, TAKEN
 from hgdpo_curate.curate.samples import (
     dataset_name, declare_fields, FIELDS, find_dataset, INDEXES, is_ours, LABEL_FIELDS, merge_samples, own_flags,
     own_tags, sample_id, save_views, update_samples, VIEWS,
@@ -193,7 +193,7 @@ def _is_consistent(ds, ws):
         not gone
         and not info.get('writing', True)
         and info.get('samples') == len(ds)
-        and {*FIELDS, *LABEL_FIELDS, DRAWN, TAKEN} <= set(schema)
+        and {*FIELDS, *LABEL_FIELDS, DRAWN_BOXES, TAKEN} <= set(schema)
         and set(VIEWS) <= set(ds.list_saved_views())
     )
 
@@ -343,7 +343,7 @@ def added_by_people(ds) -> str: # a dataset; e.g. 'fields: mood; views: mine', '
     "People's additions to a dataset that are not in the tables."
     own = ds.match({'image_id': None}) if 'image_id' in ds.get_field_schema() else []
     kinds = dict(
-        fields=set(ds.get_field_schema()) - {*FIELDS, *LABEL_FIELDS, DRAWN, TAKEN} - _FIFTYONES_OWN,
+        fields=set(ds.get_field_schema()) - {*FIELDS, *LABEL_FIELDS, DRAWN_BOXES, TAKEN} - _FIFTYONES_OWN,
         views=set(ds.list_saved_views()) - set(VIEWS),
         brain_runs=ds.list_brain_runs(),
         evaluations=ds.list_evaluations(),

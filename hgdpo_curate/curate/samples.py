@@ -13,7 +13,7 @@ import mimetypes
 from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
-from .labels import declare_boxes, DRAWN, labels_of, TAKEN
+from .labels import declare_boxes, DRAWN_BOXES, labels_of, TAKEN
 from .reviews import SHOWN_STAGES
 from ..judge.detections import COCO
 from ..judge.learned_proposals import LOOK_ORDERS, review_order
@@ -320,7 +320,7 @@ def declare_fields(fo, ds): # the module fiftyone; a dataset
     if ds.media_type is None: ds.media_type = 'image'
     schema = ds.get_field_schema()
     # a field that is missing: another version laid out the sidebar
-    is_new = not ds.app_config.sidebar_groups or not {*FIELDS, *LABEL_FIELDS, DRAWN, TAKEN} <= set(schema)
+    is_new = not ds.app_config.sidebar_groups or not {*FIELDS, *LABEL_FIELDS, DRAWN_BOXES, TAKEN} <= set(schema)
     kinds = dict(
         str=fo.StringField,
         int=fo.IntField,
@@ -362,7 +362,7 @@ def _arrange(fo, ds):
     ]
     config = ds.app_config
     config.sidebar_groups = [fo.SidebarGroupDocument(name='tags', paths=['tags'], expanded=True), *groups]
-    config.active_fields = fo.ActiveFields(paths=['decision', 'flags', 'roles', 'people', 'faces_seen', DRAWN])
+    config.active_fields = fo.ActiveFields(paths=['decision', 'flags', 'roles', 'people', 'faces_seen', DRAWN_BOXES])
     config.color_scheme = fo.ColorScheme(
         color_by='value',
         color_pool=[PLAIN_COLOUR],

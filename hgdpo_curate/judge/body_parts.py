@@ -81,6 +81,7 @@ def _limbs_of_people(det, parts) -> list: # rows of `detections`
              for r in largest.to_dict('records')]
     return [limb for limbs in found for limb in limbs]
 
+# %% ../../nbs/3_judge/14_body_parts.ipynb #limbs-of-drawings
 def _limbs_of_drawings(ws, images, parts) -> list: # rows of `images`: drawn people
     "Their limbs by the joints that the package's small evaluator sees; it decides where, not how good a limb is."
     import torch
@@ -166,6 +167,7 @@ def _large_enough(pipe, rows, unusable) -> pd.DataFrame: # adds sentences to `un
         return False
     return rows[[fits(r) for r in rows.itertuples()]]
 
+# %% ../../nbs/3_judge/14_body_parts.ipynb #parts-to-draw-code
 def _parts_to_draw(ws, pipe, sources, which) -> pd.DataFrame: # which: parts, margin; rows for `redraw_parts`
     "Raises `UserError` if there is none."
     (parts, margin), images = which, ws.table('images')

@@ -70,6 +70,7 @@ def step_indices(step: int,         # optimiser step, from 0
     share = batch//processes
     return np.arange(step*batch + process*share, step*batch + (process + 1)*share)
 
+# %% ../../nbs/5_train/04_batches.ipynb #shuffled-order
 def shuffled_order(n: int,    # pairs of the stage
                    seed: int, # of the preset
                    indices,   # (m,) see `step_indices`
@@ -306,6 +307,7 @@ def _check_losers(pairs, stage): # of local pairs: other files than their winner
         f'from it; generate its part anew at a higher level with: {command_line("redraw", level=800)}'
     )
 
+# %% ../../nbs/5_train/04_batches.ipynb #check-masks
 def _check_masks(pairs, stage):
     masks = pairs['mask'] if 'mask' in pairs else [None]*len(pairs)
     for pair, mask in zip(pairs.pair_id, masks):

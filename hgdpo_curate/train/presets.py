@@ -47,6 +47,7 @@ PAPER_STEPS = (300_000, 20_000, 20_000, 300_000)
 # lambda acts on a step of the sampler's grid of 50, since on a step of the thousand it would weigh next to nothing
 PAPER_STRENGTH = dict(beta=5000., lam=10_000., stat_step=20)
 
+# %% ../../nbs/5_train/02_presets.ipynb #sd15-paper-code
 def sd15_paper():
     """docs/paper.md sections 4 and 5.
 
@@ -88,6 +89,7 @@ def sd15_12gb():
     "As `sd15-24gb` on a GPU with 12 GB: 16 pairs a step in eight passes of 2, with gradient checkpointing."
     return _in_passes_of_2(sd15_24gb(), 'sd15-12gb')
 
+# %% ../../nbs/5_train/02_presets.ipynb #sdxl-48gb
 def sdxl_48gb():
     """SDXL at 1024 x 1024 on a GPU with 48 GB: 16 pairs a step in eight passes of 2, with gradient checkpointing.
 
@@ -144,6 +146,7 @@ def mannequin_fingers():
     "As `mannequin`, with a stage on local pairs after hard; the part of drawn people is a limb."
     return _with_fingers(mannequin(), 40)
 
+# %% ../../nbs/5_train/02_presets.ipynb #sd15-24gb-fingers
 def sd15_24gb_fingers():
     "As `sd15-24gb`, with 2,000 steps on local pairs after hard: hands, feet, faces, and boxes that people drew."
     return _with_fingers(sd15_24gb(), 2000)
@@ -185,6 +188,7 @@ def naive(p):
     "The photo against the pool's first image, in one stage with all steps: plain Diffusion-DPO."
     return _naive(p, 'naive')
 
+# %% ../../nbs/5_train/02_presets.ipynb #e2e
 def e2e(p):
     """All three datasets mixed, in one stage with all steps, without statistics matching.
 
@@ -267,6 +271,7 @@ def method_beta(objective: str, beta: float) -> float: # a key of `OBJECTIVES`; 
     o = OBJECTIVES[objective]
     return beta*o.beta_share if o.beta is None else o.beta
 
+# %% ../../nbs/5_train/02_presets.ipynb #method
 def _method(name, objective='dpo', **fields): # a control: one stage like easy with all steps, no statistics matching
     def control(p):
         beta = method_beta(objective, p.stage('easy').beta_dpo)
@@ -320,6 +325,7 @@ def hard_longer(p):
     stages = *_first(p, 'easy', 'normal'), longer
     return _of(p, 'hard_longer', *stages, other_blocks='normal')
 
+# %% ../../nbs/5_train/02_presets.ipynb #local-alone
 def local_alone(p):
     "Local pairs from base, with all steps."
     steps = _total(p) + _fingers(p).max_train_steps
@@ -340,6 +346,7 @@ REALALIGN = dict(
     caption_dropout=.2,
 )
 
+# %% ../../nbs/5_train/02_presets.ipynb #realalign-code
 def realalign(p):
     """Denoising of the photos, then masked DPO on the local pairs (RealAlign: Chen et al. 2026, arXiv 2605.19839).
 
