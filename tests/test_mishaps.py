@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import Chance, quiet, ROOT
@@ -139,6 +140,7 @@ def test_a_disk_that_goes_while_images_are_made_and_scored_is_one_sentence_and_n
     ws.append('prompts', [dict(prompt_id='p', prompt='a person', fold='train')])
     disk, made = Unmounted(ws), []
     def make(part):
+        while len(made) == 32 and len(ws.table('images')) < 32: time.sleep(.01)     # the batch before is being saved
         if len(made) == 32: disk.go()
         made.extend(part)
         return [draw_person([7, j['seed']]).pil() for j in part]
