@@ -10,7 +10,7 @@ __all__ = ['CARDS', 'WITHOUT_PICTURES', 'PackReader', 'read_head', 'entries', 'e
 import contextlib, dataclasses, json, os, secrets, tarfile, tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from .curate.reviews import SHOWN_STAGES
+from .curate.pairs import SPLIT_STAGES
 from .document.removal import REGISTER
 from hgdpo_curate.files import (
     checked_name, command_line, counted, file_sha256, first_few, read_json, sweep_temporary, temporary_path, UsageError,
@@ -220,7 +220,7 @@ def _register(ws, subjects, runs): # names of runs that came home
         for run in runs:
             config = RunConfig.of(ws.folder('runs', run))
             rows = entry['splits'].get(config.split if config else '', {})
-            tested = rows and not set(rows) & set(SHOWN_STAGES)
+            tested = rows and not set(rows) & set(SPLIT_STAGES)
             entry['runs'].setdefault(run, 'tested on it' if tested else 'trained on it')
     write_json(ws.root/REGISTER, entries)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULTS', 'EARLIER', 'FORMAT', 'NEXT', 'parse_resolution', 'portable_base', 'is_begun', 'id_at', 'Settings',
            'Workspace', 'counted_rows', 'counted_images', 'open_workspace', 'create_workspace', 'refuse_occupied',
-           'set_base_model', 'set_sampling', 'next_step', 'workspace_status', 'workspace_html', 'approved_photos',
-           'excluded_photos', 'tombstone_of']
+           'base_has_drawn', 'set_base_model', 'set_sampling', 'next_step', 'workspace_status', 'workspace_html',
+           'approved_photos', 'excluded_photos', 'tombstone_of']
 
 # %% ../nbs/0_base/04_workspace.ipynb #import-contextlib-errno-hashlib-json-os
 import contextlib, hashlib, secrets, tomllib
@@ -17,7 +17,7 @@ from hgdpo_curate.files import (
 )
 from .show import render
 from .parts import migrate, run_sql, Table
-from .tables import DOMAIN_WORDS, from_arrow, KINDS, RENAMED, SCHEMAS
+from .tables import DOMAIN_WORDS, from_arrow, KINDS, MADE_BY_BASE, RENAMED, SCHEMAS
 from .tables import last_decisions
 
 # %% ../nbs/0_base/04_workspace.ipynb #defaults
@@ -185,10 +185,8 @@ class Settings:
     def check_there(self):
         "Raises `UserError` if the folder has gone: where a disk was, an empty folder is left, which would be filled."
         if not (self.root/'workspace.toml').exists():
-            raise UserError(
-                f'{self.root} is no longer there, its disk or network drive has gone; bring it back and run the same '
-                'command again, finished work is kept.'
-            )
+            raise UserError(f'{self.root} is no longer there, its disk or network drive has gone; bring it back and '
+                            'run the same command again, finished work is kept.')
 
     def renew_id(self):
         "Take a new id: another folder has this one."
@@ -365,12 +363,14 @@ def refuse_occupied(root): # a path
         raise UserError(f'{root} exists and is not a workspace; give a new or an empty folder.')
     outer = next((p for p in root.resolve().parents if (p/'workspace.toml').exists()), None)
     if outer:
-        raise UserError(
-            f'{root} lies inside the workspace {outer}, which keeps and clears its own files there; give a folder '
-            'outside of it.'
-        )
+        raise UserError(f'{root} lies inside the workspace {outer}, which keeps and clears its own files there; give '
+                        'a folder outside of it.')
 
 # %% ../nbs/0_base/04_workspace.ipynb #set-base-model
+def base_has_drawn(ws) -> bool: # a `Workspace`
+    "Whether the base has made images: then it stays, and so does how it draws."
+    return bool(len(ws.sql(f'select 1 from images where domain in {MADE_BY_BASE} limit 1')))
+
 def set_base_model(ws, base_model: str): # hub id or folder of a pipeline
     """Write the base model into `workspace.toml`.
 
@@ -379,10 +379,9 @@ def set_base_model(ws, base_model: str): # hub id or folder of a pipeline
     import tomli_w
     old, base_model = ws.config['base_model'], portable_base(ws.root, base_model)
     if old == base_model: return
-    if old and len(ws.sql("select 1 from images where domain in ('generated', 'intermediate', 'redrawn') limit 1")):
-        raise UserError(
-            f'{ws.root} holds images made with the base model {old!r}; use a new workspace for {base_model!r}.'
-        )
+    if old and base_has_drawn(ws):
+        raise UserError(f'{ws.root} holds images made with the base model {old!r}; use a new workspace for '
+                        f'{base_model!r}.')
     ws.config['base_model'] = base_model
     write_text(ws.root/'workspace.toml', tomli_w.dumps(ws.config))
 

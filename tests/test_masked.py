@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import quiet
 from PIL import Image
+from short_runs import adapters, same, stop_after
 
 from hgdpo_curate.files import UsageError, UserError, file_sha256
 
@@ -71,15 +72,6 @@ def local(finished, tmp_path_factory):
     return with_local_pairs(open_workspace(copy))
 
 
-def adapters(run):
-    from hgdpo_curate.adapters import read_lora
-    stages = [s.name for s in run.iterdir() if (s/'pytorch_lora_weights.safetensors').exists()]
-    return {f'{s}.{p}.{k}': v for s in stages for p, d in read_lora(run/s).items() for k, v in d.items()}
-
-
-def same(a, b): return a and a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def trainer(ws, pairs=None, folder='one', base=None, **fields):
     "The stage `fingers` from base, on local pairs."
     from dataclasses import replace
@@ -108,26 +100,13 @@ def trainer(ws, pairs=None, folder='one', base=None, **fields):
     )
 
 
-def stopping(steps):
-    "A progress that interrupts a training."
-    count = 0
-
-    def progress(total, label):
-        def update(n):
-            nonlocal count
-            count += n if label.startswith('training') else 0
-            if count >= steps: raise KeyboardInterrupt
-        return update
-    return progress
-
-
 @pytest.mark.parametrize('more', [dict(control='local_alone'), dict(control='local_alone', fixed_draws=2)])
 def test_a_stage_on_local_pairs_resumes_to_the_bit(local, more):
     from hgdpo_curate import train_curriculum
     kw, name = KW | dict(max_train_steps=9) | more, f'bits-{len(more)}'
     whole = adapters(train_curriculum(local, run=name, **kw))
     with pytest.raises(KeyboardInterrupt):
-        train_curriculum(local, run=f'{name}-stopped', **kw | dict(progress=stopping(7)))
+        train_curriculum(local, run=f'{name}-stopped', **kw | dict(progress=stop_after(7)))
     assert same(whole, adapters(train_curriculum(local, run=f'{name}-stopped', **kw)))
     log = pd.read_parquet(local.root/'runs'/name/'local_alone'/'metrics.parquet')
     assert log.beyond_bound.between(0, 1).all() and abs(log.loss[0] - np.log(2)) < 1e-4
@@ -194,7 +173,7 @@ def test_local_pairs_of_two_shapes(tmp_path, random_base):
     assert len(seen) == 3
     kw = KW | dict(control='local_alone', max_train_steps=6)
     whole = adapters(train_curriculum(ws, run='whole', **kw))
-    with pytest.raises(KeyboardInterrupt): train_curriculum(ws, run='stopped', **kw | dict(progress=stopping(5)))
+    with pytest.raises(KeyboardInterrupt): train_curriculum(ws, run='stopped', **kw | dict(progress=stop_after(5)))
     assert same(whole, adapters(train_curriculum(ws, run='stopped', **kw)))
 
 
@@ -322,7 +301,7 @@ def test_what_cannot_be_trained_on_is_refused(local):
         'of the pair local00000000000 is empty': pairs.assign(mask=[[.2, .2, .2, .9], *pairs['mask'][1:]]),
         'covers more than': pairs.assign(mask=[[0., 0., 1., 1.]]*len(pairs)),
         'equals its winner.*hgdpo redraw': pairs.assign(loser_sha256=pairs.winner_sha256),
-        'none was kept.*hgdpo redraw': pairs[:0],
+        'has no pairs': pairs[:0],
     }.items():
         with pytest.raises(UserError, match=words): check_pairs(bad, stage)
     for fields in (dict(pairs='easy'), dict(pairs='local+hard'), dict(order='by_gap'), {}):

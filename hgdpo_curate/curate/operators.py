@@ -15,9 +15,10 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 from .app import learn_from_review
 from .dataset import refresh_prompts
+from .pairs import SPLIT_STAGES
 from hgdpo_curate.curate.reviews import (
     clear_flags, decide, differs, disagrees, flag_images_by_hand, last_words, look_alikes_of, mark_duplicates,
-    reviewer_name, SHOWN_STAGES, undo, when,
+    reviewer_name, undo, when,
 )
 from ..images.duplicates import HASH_BITS, last_compared
 from ..images.likeness import set_near
@@ -49,7 +50,7 @@ def workspace_of(ds):
     return ws
 
 # %% ../../nbs/4_curate/09_operators.ipynb #shown-fields
-_ROLES = (*SHOWN_STAGES, *(f'{s}_pair' for s in SHOWN_STAGES))
+_ROLES = (*SPLIT_STAGES, *(f'{s}_pair' for s in SPLIT_STAGES))
 SHOWN_FIELDS = [    # fields of a sample that a decision changes or depends on
     'id', 'image_id', 'prompt_id', 'domain', 'tags', 'decision', 'reviewer', 'decided_at', 'all_decisions',
     'reviewers_differ', 'duplicate', 'flags', 'confirmed', 'anatomy_failure', 'easy', 'disagreement', 'disagrees',
@@ -199,9 +200,9 @@ def _pair_of(ds, sample_id, stage) -> tuple: # (stage, prompt id, {'winner' or '
 
     Raises `UserError` if it has none, with the reason, or has several and no stage is given.
     """
-    names = ['prompt_id', *(f'{s}_pair' for s in SHOWN_STAGES)]
+    names = ['prompt_id', *(f'{s}_pair' for s in SPLIT_STAGES)]
     shown = dict(zip(names, next(zip(*ds.select(sample_id).values(names)), [None]*len(names))))
-    stages = [s for s in SHOWN_STAGES if shown[f'{s}_pair']]
+    stages = [s for s in SPLIT_STAGES if shown[f'{s}_pair']]
     if stage is None and len(stages) != 1:
         where = f' ({", ".join(stages)})' if stages else ''
         remedy = ('open one of the views of pairs to choose one.' if stages else
@@ -481,7 +482,7 @@ class RejectPair(Review):
 
 def _stage(ctx): # which stage's pair is meant, by the view that is open
     view = str(ctx.request_params.get('view_name') or ctx.params.get('view_name') or '')
-    return ctx.params.get('stage') or next((s for s in SHOWN_STAGES if view == f'pairs: {s}'), None)
+    return ctx.params.get('stage') or next((s for s in SPLIT_STAGES if view == f'pairs: {s}'), None)
 
 class Next(Review):
     name, label, icon = 'next', 'Next to review', 'skip_next'

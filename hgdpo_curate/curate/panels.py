@@ -17,7 +17,8 @@ from .labels import read_boxes
 from hgdpo_curate.curate.operators import (
     local_pair, register_operators, Review, review_counts, reviewer_of, workspace_of,
 )
-from .reviews import review_pace, review_progress, reviewer_name, SHOWN_STAGES
+from .pairs import SPLIT_STAGES
+from .reviews import review_pace, review_progress, reviewer_name
 from .samples import ROLE_COLOURS, sample_id, update_samples, VIEWS
 
 # %% ../../nbs/4_curate/10_panels.ipynb #panels-imports-2
@@ -32,7 +33,7 @@ from ..tables import is_missing
 
 # %% ../../nbs/4_curate/10_panels.ipynb #an-image
 _FIELDS = ('id', 'image_id', 'prompt_id', 'prompt', 'domain', 'filepath', 'width', 'height', 'rank', 'decision',
-           'reviewer', 'decided_at', 'all_decisions', 'confirmed', 'redrawn_part', *SHOWN_STAGES)
+           'reviewer', 'decided_at', 'all_decisions', 'confirmed', 'redrawn_part', *SPLIT_STAGES)
 _CROPS = dict(hands='hand', faces_seen='face')
 
 def _boxes(ds, ids): # sample id -> boxes with a label, relative to the image
@@ -68,7 +69,7 @@ def image_details(
 # %% ../../nbs/4_curate/10_panels.ipynb #a-pair
 def pair_order(
     ds,          # a dataset
-    stage: str,  # one of `SHOWN_STAGES`
+    stage: str,  # one of `SPLIT_STAGES`
 ) -> list:  # of (pair id, sample id of the winner; of a local pair the loser's, because a photo may win several)
     "The pairs of a stage as they stand now, by prompt."
     one_each = ds.match({stage: 'loser' if stage == 'local' else 'winner'})
@@ -81,7 +82,7 @@ def _anew(ds, loser): # sample id -> the mask as a box with a label
 
 def pair_details(
     ds,               # a dataset
-    stage: str,       # one of `SHOWN_STAGES`
+    stage: str,       # one of `SPLIT_STAGES`
     place: int = 0,   # which of them
     sample: str = None,  # or that of this sample id
 ) -> dict:  # stage, place, pairs, prompt, winner, loser; pairs alone where there is none
@@ -153,7 +154,7 @@ def about_review(
         scorer=(ds.info.get('choices') or {}).get('scorer', 'smallscore'),
         order=review_order(ds),
         views={name: text for name, (_, text) in VIEWS.items()},
-        stages={s: len(pair_order(ds, s)) for s in SHOWN_STAGES},
+        stages={s: len(pair_order(ds, s)) for s in SPLIT_STAGES},
     )
 
 # %% ../../nbs/4_curate/10_panels.ipynb #panel-operators

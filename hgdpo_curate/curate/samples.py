@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
 from .labels import declare_boxes, DRAWN_BOXES, labels_of, TAKEN
-from .reviews import SHOWN_STAGES
+from .pairs import SPLIT_STAGES
 from ..judge.detections import COCO
 from ..judge.learned_proposals import LOOK_ORDERS, review_order
 from ..files import in_batches, short_id, UserError
@@ -54,7 +54,7 @@ FIELDS = dict(  # of a sample -> type
     normal='str',
     hard='str',
     local='str',  # 'winner' or 'loser'; a winner of several local pairs has the id of one
-    **{f'{s}_pair': 'str' for s in SHOWN_STAGES},
+    **{f'{s}_pair': 'str' for s in SPLIT_STAGES},
     redrawn_part='str',  # of a picture with one part generated anew: which
     redrawn_from='str',  # the image that it was made from
     mask_drawn_by='str',  # the detector that found the part, or who drew the box
@@ -182,7 +182,7 @@ def _frame_bands(width=.03): # as shares of the image
 def _frames(row): # of `sample_rows`; None where it is in no pair
     "The image as a whole, framed once for each stage in which it wins or loses."
     from bson import ObjectId
-    stages = [s for s in SHOWN_STAGES if isinstance(row[s], str)]
+    stages = [s for s in SPLIT_STAGES if isinstance(row[s], str)]
     frames = [
         {
             '_id': ObjectId(f'{short_id("role", row["image_id"], s):0>24}'),
@@ -276,7 +276,7 @@ INDEXES = [
     [('domain', 1), ('anatomy_failure', 1), ('score', -1)],
     [('disagreement', 1), ('prompt_id', 1)],
     [('looked', 1), ('look_place', 1)],
-    *[[(s, 1), ('prompt_id', 1)] for s in SHOWN_STAGES],
+    *[[(s, 1), ('prompt_id', 1)] for s in SPLIT_STAGES],
     'redrawn_from',
     [('easy', 1), ('score', -1)],
 ]
@@ -291,7 +291,7 @@ SIDEBAR = dict(
         'anatomy_failure flags confirmed flagged reasons likely_fault fault_probability look_place looked '
         'people people_seen faces_seen hands masks redraw'
     ).split(),
-    pairs=['roles', 'scored_by', 'score', 'rank', *SHOWN_STAGES, 'redrawn_part', 'disagreement', 'disagrees'],
+    pairs=['roles', 'scored_by', 'score', 'rank', *SPLIT_STAGES, 'redrawn_part', 'disagreement', 'disagrees'],
     photo=['domain', 'fold', 'caption_by', 'caption_approved_by', *shown_columns('photo'), 'faces'],
     made=(
         'image_id prompt_id seed timestep level width height '
@@ -306,7 +306,7 @@ FLAG_COLOUR, PLAIN_COLOUR = '#b3365b', '#5d7390'
 FIELD_COLOURS = dict(
     decision=dict(approve='#3478c9', reject='#4a4e57', duplicate='#8a8f98'),
     roles=ROLE_COLOURS,
-    **dict.fromkeys(SHOWN_STAGES, ROLE_COLOURS),
+    **dict.fromkeys(SPLIT_STAGES, ROLE_COLOURS),
     **dict.fromkeys(['flags', 'confirmed', 'flagged'], dict.fromkeys(FLAGS, FLAG_COLOUR)),
 )
 

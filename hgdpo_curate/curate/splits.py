@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from hgdpo_curate.curate.pairs import (
     choose_pairs, control_pairs, inherited_faults, LeftOut, levels_of, LOCAL, local_pairs, NORMAL_LEVELS, PAIR,
-    PAIR_CONTROLS, PAIR_STAGES, read_left_out, with_pair_ids, with_scores, without_pair, write_left_out,
+    PAIR_CONTROLS, PAIR_STAGES, read_left_out, SPLIT_STAGES, with_pair_ids, with_scores, without_pair, write_left_out,
 )
 from ..files import counted, first_changed
 
@@ -164,7 +164,7 @@ def draft_pairs(workspace, **choices) -> dict: # stage -> pairs
     "Choose the pairs of all stages (see `pairs_of`) and write them to the table `pairs`. Raises `UserError`."
     ws = open_workspace(workspace)
     stages = pairs_of(ws, **choices)
-    rows = [with_pair_ids(stages[s][PAIR], s).assign(stage=s) for s in (*PAIR_STAGES, LOCAL) if s in stages]
+    rows = [with_pair_ids(stages[s][PAIR], s).assign(stage=s) for s in SPLIT_STAGES if s in stages]
     ws.append('pairs', pd.concat(rows, ignore_index=True))
     return stages
 
@@ -241,7 +241,7 @@ class Split(dict):
 # %% ../../nbs/4_curate/02_splits.ipynb #stage-summary
 def _stage_summary(stages, dropped):
     "A row per stage: number of pairs, number of prompts without one, and a histogram of the margins."
-    bare, shown = without_pair(stages, dropped), [s for s in (*PAIR_STAGES, LOCAL) if s in stages]
+    bare, shown = without_pair(stages, dropped), [s for s in SPLIT_STAGES if s in stages]
     margins = {s: (stages[s].winner_score - stages[s].loser_score).dropna() for s in shown}
     return pd.DataFrame(dict(
         stage=shown,
@@ -351,7 +351,7 @@ def freeze_split(workspace,            # a `Workspace` or its folder
             'The easy stage has no pairs: no prompt has two images with different scores; make a larger pool '
             f'with: {command_line("pool", ws, n=20)}'
         )
-    content = {s: _content_of(drafted[s], s) for s in (*PAIR_STAGES, LOCAL) if s in drafted}
+    content = {s: _content_of(drafted[s], s) for s in SPLIT_STAGES if s in drafted}
     if frozen := SplitInfo.read(folder):
         if frozen.content == content and controls <= ('controls.parquet' in frozen.sha256): return folder
         if frozen.content == content:
@@ -388,7 +388,7 @@ def _warn_of_empty_stages(ws, info):
 # %% ../../nbs/4_curate/02_splits.ipynb #write-split
 def _write_split(ws, folder, drafted, **chosen): # `chosen`: further fields of `SplitInfo`
     "Write the folder of a split atomically."
-    stages = {s: drafted[s] for s in (*PAIR_STAGES, LOCAL) if s in drafted}
+    stages = {s: drafted[s] for s in SPLIT_STAGES if s in drafted}
     test, test_left_out = _test_fold(ws, set(stages['easy'].prompt_id))
     dropped = {s: df.attrs.get('dropped', LeftOut()) for s, df in stages.items()} | dict(test=test_left_out)
     with atomic_path(folder) as tmp:
@@ -414,7 +414,7 @@ def _write_pairs(folder, pieces): # (stage, arrow table), a stage's one after an
     with contextlib.ExitStack() as stack:
         files = {}
         for stage, table in pieces:
-            name = stage if stage in (*PAIR_STAGES, LOCAL) else 'controls'
+            name = stage if stage in SPLIT_STAGES else 'controls'
             if name == 'controls': table = table.append_column('stage', pa.array([stage]*len(table), pa.string()))
             if name not in files:
                 files[name] = stack.enter_context(pq.ParquetWriter(folder/f'{name}.parquet', table.schema))

@@ -15,8 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
-from ..curate.pairs import levels_of
-from ..curate.reviews import SHOWN_STAGES
+from ..curate.pairs import levels_of, SPLIT_STAGES
 from ..curate.splits import load_split, read_stages, Split, SplitInfo
 from .pages import value_shares
 from ..files import read_json
@@ -41,7 +40,7 @@ def read_split(workspace, name: str = 'v1') -> Split: # as `curate.pairs.load_sp
 
 def stages_of(data) -> list: # names
     "The stages of a split; local pairs are in those that were frozen with some."
-    return [s for s in SHOWN_STAGES if s in data]
+    return [s for s in SPLIT_STAGES if s in data]
 
 def prompts_of(data) -> dict: # 'train' and 'test' -> prompt ids
     "The prompts that a split uses."

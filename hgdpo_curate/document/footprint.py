@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 import pandas as pd
-from ..curate.pairs import LEFT_OUT
-from ..curate.reviews import SHOWN_STAGES
+from ..curate.pairs import LEFT_OUT, SPLIT_STAGES
 from .pages import escape
 from ..runs import RunConfig
 from ..files import UserError
@@ -168,7 +167,7 @@ def _pair_ids(images, photo) -> list: # of every possible pair of one prompt's i
         {
             pair_id_of(stage, prompt, *two)
             for prompt, g in images.groupby('prompt_id')
-            for stage in SHOWN_STAGES
+            for stage in SPLIT_STAGES
             for two in permutations(sorted({photo, *g.image_id}), 2)
         }
     )
@@ -224,7 +223,7 @@ def _runs_on(ws, t) -> dict: # run -> how it used the photo, in words
     configs = {f.parent.name: RunConfig.of(f.parent) for f in _begun_configs(ws)}
     for run, config in configs.items():
         rows = t.splits.get(config.split, {})
-        if set(rows) & set(SHOWN_STAGES): runs[run] = 'trained on it'
+        if set(rows) & set(SPLIT_STAGES): runs[run] = 'trained on it'
         elif rows: runs[run] = 'tested on it'
     for name, mark in (('sft', 'runs/sft/sft/done.json'), ('sft', 'runs/sft/done.json'), ('tiny', 'tiny/about.json')):
         if (ws.root/mark).exists() and name not in runs:

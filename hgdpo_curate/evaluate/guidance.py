@@ -16,7 +16,7 @@ from .measures import label, rounded
 from ..images.pool import base_of, choose_prompts
 from ..show import contact_sheet
 from ..files import atomic_path, read_json, UserError, write_json
-from ..workspace import open_workspace, set_sampling
+from ..workspace import base_has_drawn, open_workspace, set_sampling
 
 # %% ../../nbs/6_evaluate/05_guidance.ipynb #best-guidance
 GUIDANCES = (1., 1.5, 2., 3., 5.)
@@ -99,8 +99,7 @@ def photos_for(ws, prompts) -> pd.DataFrame: # a `Workspace`, rows of `prompts` 
     return real.assign(prompt=text.reindex(real.prompt_id).to_numpy()).reset_index(drop=True)
 
 def _refuse_late(ws, look):
-    made = "select 1 from images where domain in ('generated', 'intermediate', 'redrawn') limit 1"
-    if look or not len(ws.sql(made)): return
+    if look or not base_has_drawn(ws): return
     raise UserError(
         f'{ws.root} has a pool made at guidance {ws.config["guidance"]:g}, which another choice would not fit; give '
         '--look to see the figures only, or tune in a new workspace before its pool is made.'

@@ -13,6 +13,7 @@ from ..files import command_line, UsageError, UserError
 from .jobs import image_job, run_jobs, seed_of
 from ..prompts import standing_prompts, uncaptioned_words
 from ..shapes import prompt_sizes
+from ..tables import MADE_BY_BASE
 from ..workspace import excluded_photos
 from ..toy.drawings import is_drawn
 from ..workspace import open_workspace, set_base_model
@@ -72,7 +73,8 @@ def check_run_base(
 
 def check_base(ws, model: str): # weights hash of the base about to be used
     "Raises `UserError` for a base whose weights are not those that made this workspace's pool."
-    made = ws.table('images').query("domain in ('generated', 'intermediate', 'redrawn')").model.dropna()
+    images = ws.table('images')
+    made = images[images.domain.isin(MADE_BY_BASE)].model.dropna()
     if len(made) and (made != model).any(): raise other_base(ws.root, made[made != model].iloc[0], model)
 
 # %% ../../nbs/2_images/08_pool.ipynb #open-base

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'TRAINING_LEVELS', 'PAPER_CELLS', 'SMALL', 'FEWEST', 'check_level', 'carried_level', 'timesteps_of',
-           'recon_timesteps', 'source_latents', 'start_midway', 'recon_start', 'sdrecon', 'reconstruct']
+           'recon_timesteps', 'source_latents', 'start_midway', 'recon_start', 'sdrecon', 'finish_image', 'reconstruct']
 
 # %% ../../nbs/2_images/09_recon.ipynb #from-hgdpo-curate-images-pool-import-cho
 from ..families import process_of
@@ -136,7 +136,6 @@ def sdrecon(
 
     Raises `UserError` for a level outside (0, 1000], or a result without colours.
     """
-    from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, make_images, whole_images
     start = recon_start(
         pipe,
         [image],
@@ -145,17 +144,27 @@ def sdrecon(
         steps,
         image.size,
     )
+    given = prompt, seed, (image.size, steps, guidance)
+    return finish_image(pipe, *given, start)
+
+def finish_image(
+    pipe,           # a pipeline of `load_pipeline`
+    prompt: str,    # the photo's caption
+    seed: int,      # of the sampler
+    how,            # (width, height) in pixels, solver steps of the full grid, guidance
+    start: dict,    # of `recon_start`
+):                  # PIL image
+    "One image, denoised from where it starts. Raises `UserError` if it has no colours."
+    from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, make_images, whole_images
     made, = whole_images(pipe, lambda: make_images(
         pipe,
         encode_prompts(pipe, [prompt]),
         encode_unconditional(pipe),
         [seed],
-        image.size,
-        steps,
-        guidance,
+        *how,
         **start,
     ))
-    if made is None: raise UserError('The reconstruction has no colours (NaN); load the base with mixed_precision no.')
+    if made is None: raise UserError('The image has no colours (NaN); load the base with mixed_precision no.')
     return made
 
 # %% ../../nbs/2_images/09_recon.ipynb #recon-jobs

@@ -9,7 +9,7 @@ __all__ = ['ABOUT', 'masked_start', 'mask_pixels', 'put_back', 'check_part', 're
 import numpy as np
 from ..files import short_id, UserError
 from .jobs import image_job, run_jobs, seed_of
-from .recon import source_latents, start_midway
+from .recon import finish_image, source_latents, start_midway
 from ..masks import cells_in, mask_cells
 
 # %% ../../nbs/2_images/12_redraw.ipynb #masked-start
@@ -99,7 +99,6 @@ def redraw_part(
 
     Raises `UserError` for a part smaller than a cell of the latents, or a result without colours.
     """
-    from hgdpo_curate.pipelines import encode_prompts, encode_unconditional, make_images, whole_images
     check_part(pipe, mask, image.size, 'The part')
     start = masked_start(
         pipe,
@@ -110,17 +109,8 @@ def redraw_part(
         steps,
         image.size,
     )
-    made, = whole_images(pipe, lambda: make_images(
-        pipe,
-        encode_prompts(pipe, [prompt]),
-        encode_unconditional(pipe),
-        [seed],
-        image.size,
-        steps,
-        guidance,
-        **start,
-    ))
-    if made is None: raise UserError('The new part has no colours (NaN); load the base with mixed_precision no.')
+    given = prompt, seed, (image.size, steps, guidance)
+    made = finish_image(pipe, *given, start)
     return put_back(image, made, mask, pipe.vae_scale_factor)
 
 # %% ../../nbs/2_images/12_redraw.ipynb #redraw-jobs

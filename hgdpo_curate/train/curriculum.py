@@ -283,7 +283,7 @@ def check_stages(
 ):
     "Raises `UserError` if a stage has no pairs, or unusable ones."
     for s in preset.stages:
-        if len(pairs[s.name]) or s.pairs == 'local': check_pairs(pairs[s.name], s)
+        if len(pairs[s.name]): check_pairs(pairs[s.name], s)
         else:
             names = s.pairs.split('+')
             empty = next((n for n in names if not len(data[n])), names[0])

@@ -17,7 +17,7 @@ from .recipes import Preset, Stage
 from ..runs import SftRecord
 from ..files import short_id, UserError
 from ..tables import now
-from ..workspace import open_workspace, portable_base, set_base_model
+from ..workspace import base_has_drawn, open_workspace, portable_base, set_base_model
 
 # %% ../../nbs/5_train/10_sft.ipynb #photo-pairs
 def photo_pairs(ws) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def _preset(seed, mixed_precision, **fields): # a preset of one stage on photogr
     return Preset('sft', (stage,), **shared)
 
 def _check_no_pool(ws): # a pool belongs to the base that made it
-    if len(ws.table('images').query("domain in ('generated', 'intermediate')")):
+    if base_has_drawn(ws):
         raise UserError(f'{ws.root} contains a pool already; fine-tune before generating it, or use a new workspace.')
 
 # %% ../../nbs/5_train/10_sft.ipynb #save-base

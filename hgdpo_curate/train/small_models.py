@@ -18,7 +18,7 @@ from ..toy.drawings import describe, sample_attributes
 from .pictures import drawings, photographs, Pictures, with_corruptions
 from .small_base import step_bar, train_base, vae_psnr
 from .small_judges import head_targets, run_evaluator, scorer_accuracy, train_evaluator, train_scorer
-from ..workspace import open_workspace
+from ..workspace import base_has_drawn, open_workspace
 
 # %% ../../nbs/5_train/18_small_models.ipynb #floors
 FLOORS = dict(
@@ -218,7 +218,7 @@ def _check_one_shape(ws):
     )
 
 def _check_no_pool(ws): # its images belong to another base
-    if len(ws.table('images').query("domain in ('generated', 'intermediate')")):
+    if base_has_drawn(ws):
         raise UserError(f'{ws.root} contains a pool by {ws.base_model}; train small networks in a new workspace.')
 
 def _is_other_base(ws): return ws.base_model not in ('', str(ws.root/'tiny'/'base'))
