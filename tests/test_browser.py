@@ -348,6 +348,31 @@ def test_captions_by_a_model_are_approved_by_a_key_and_changed_in_a_field(world)
     me.shoot('captions-read')
 
 
+def test_a_box_drawn_around_a_part_is_taken_when_the_picture_is_left(world):
+    ws, me = world
+    me.see('real-to-review')
+    me.open()
+    photo = me.shown()[-16:]
+    me.page.get_by_text('Annotate', exact=True).first.click()
+    me.until(lambda: 'until Explore is chosen' in me.page.locator('[data-cy="hgdpo-counts"]').inner_text())
+    me.page.locator('[data-cy="detection-mode"]').click()
+    picture = me.page.locator('[data-cy="modal"] canvas').first.bounding_box()
+    left, top, side = picture['x'] + picture['width']/2 - 30, picture['y'] + picture['height']/2 - 30, 60
+    me.page.mouse.move(left, top)
+    me.page.mouse.down()
+    me.page.mouse.move(left + side, top + side, steps=6)
+    me.page.mouse.up()
+    me.page.get_by_text('hand', exact=True).first.click()
+    me.shoot('drawing')
+    me.page.get_by_text('Explore', exact=True).first.click()
+    me.told('1 drawn box taken')
+    taken = ws.table('detections').query("detector == 'person:tester'")
+    x, y, w, h = taken.box.iloc[0]
+    assert taken.image_id.tolist() == [photo] and taken.kind.tolist() == ['hand']
+    assert abs(w - h) < .1 and abs(x + w/2 - 20) < 1 and abs(y + h/2 - 28) < 1     # a square in the middle of 40 x 56
+    me.close()
+
+
 def test_a_fault_of_the_winner_is_followed_at_once(world):
     from hgdpo_curate.curate.splits import pairs_of
     ws, me = world

@@ -529,6 +529,7 @@
     // a picture that boxes were drawn on is left, by another picture, by closing it, or for looking
     React.useEffect(() => {
       S.annotating = annotating;
+      draw();
       if (annotating && id !== null) return () => void takeBoxes(id);
     }, [annotating, id]);
     React.useEffect(() => setActive(CHIPS(view)), [view]);
