@@ -72,6 +72,30 @@ def test_nothing_is_left_and_everything_else_is(lived_in, copy_of):
     assert [r['runs'] for r in kept] == [{'r': 'trained on it'}] and one['photo'] not in str(kept)
 
 
+@pytest.mark.parametrize('how', ['none', 'empty', 'unpacked'])
+def test_without_any_cache_a_removal_ends_and_work_goes_on(lived_in, copy_of, tmp_path, how):
+    from hgdpo_curate import freeze_split, open_workspace, pack_workspace, train_curriculum, unpack_workspace
+    ws = copy_of(lived_in)
+    one = winner(ws)
+    if how == 'unpacked':
+        file = pack_workspace(ws, 'all', progress=quiet).file
+        unpack_workspace(file, tmp_path/'there', progress=quiet)
+        ws = open_workspace(tmp_path/'there')
+    else:
+        folders = [d for d in (ws.root/'cache').iterdir() if d.is_dir()]
+        assert folders
+        shutil.rmtree(ws.root/'cache')
+        # folders whose files are gone, as a cleaning by age leaves them
+        for d in folders if how == 'empty' else (): d.mkdir(parents=True)
+    gone = forget(ws, one['photo'], app=False, progress=quiet)
+    assert not gone.proof.found and grep(ws.root, one['photo'], one['prompt'], one['winner']) == []
+    assert not (ws.root/PLAN).exists()
+    freeze_split(ws, 'v2', 'chance')
+    how = dict(train_batch_size=2, max_train_steps=1, progress=quiet)
+    train_curriculum(ws, 'v2', 'mannequin', 'again', base=lived_in.base_model, **how)
+    assert (ws.root/'runs'/'again'/'easy'/'done.json').exists()
+
+
 def test_a_split_that_held_the_photo_is_refused_by_training_and_one_frozen_anew_trains(lived_in, copy_of, capsys):
     from hgdpo_curate import freeze_split, train_curriculum
     ws = copy_of(lived_in)

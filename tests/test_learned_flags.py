@@ -1,17 +1,25 @@
 """A flag is learned from what people said, says how good it is, and is learned again as they go on and as people go."""
 import json
+import shutil
 
 import numpy as np
 import pytest
 from conftest import plain, quiet
 
-from hgdpo_curate import create_workspace, flag_images, forget, import_photos, UsageError, UserError
+from hgdpo_curate import (
+    create_workspace, flag_images, forget, import_photos, open_workspace, pack_workspace, unpack_workspace, UsageError,
+    UserError,
+)
 from hgdpo_curate.cli import main
+from hgdpo_curate.curate.reviews import undo
+from hgdpo_curate.document.search import PLAN
 from hgdpo_curate.judge.flag_features import FeatureCache, features_for_flags, flag_extractor, KeptFeatures
 from hgdpo_curate.judge.learned_flags import (
-    decisions_made, EXAMPLES_NEEDED, judged_flags, kept_models, models_folder, train_flags,
+    decisions_made, EXAMPLES_NEEDED, fit_classifier, judged_flags, kept_models, models_folder, train_flags,
 )
-from hgdpo_curate.judge.learned_proposals import learn_again, look_places, next_looks
+from hgdpo_curate.judge.learned_proposals import (
+    ABOUT_FIGURES, learn_again, learn_if_due, LEARNED, look_places, next_looks, ORDER_FILE,
+)
 from hgdpo_curate.tables import TAKEN_BACK
 
 FAULTY, SOUND = 40, 60
@@ -125,6 +133,22 @@ def test_photos_without_consent_teach_nothing(decided, world):
     assert photo not in model.confirmed and len(model.confirmed) == 24
 
 
+def test_figures_come_from_probabilities_that_no_image_was_fitted_to():
+    "Of numbers that know nothing, a fit to themselves would always look a little better than a coin."
+    rng, losses = np.random.default_rng(0), []
+    for seed in range(20):
+        wrong = np.arange(60) < 30
+        p = fit_classifier(rng.normal(size=(60, 8)), wrong, seed)[1]
+        losses.append(-np.log(np.where(wrong, p, 1 - p)).mean())
+    assert np.mean(losses) > np.log(2)
+
+
+def test_what_the_figures_describe_is_said_beside_them(decided, capsys):
+    assert main(['flag', '--detector', 'learned', '--workspace', str(decided.root)]) == 0
+    out, err = capsys.readouterr()
+    assert 'precision' in out and ABOUT_FIGURES in err
+
+
 # --- bad input
 
 def test_too_few_examples_are_refused_with_a_sentence(ws, world, capsys):
@@ -213,6 +237,73 @@ def test_flags_are_learned_again_after_fifty_decisions_and_not_before(decided, w
     assert len(after.confirmed) == 25 + 49 and after.version != before.version
 
 
+def test_what_was_taken_back_is_no_decision(decided, world):
+    before = decisions_made(decided)
+    say(decided, world[2][30:33], 'bad_foot', 'cleared')
+    undo(decided, 'anna')
+    undo(decided, 'anna')
+    assert decisions_made(decided) == before + 1
+    say(decided, world[2][32:33], 'bad_foot', 'confirmed')                  # said again, otherwise
+    assert decisions_made(decided) == before + 2
+    undo(decided, 'anna')
+    assert decisions_made(decided) == before + 1
+
+
+def lose(ws, what):
+    "Take something away that a workspace can do without, and bring back what brings it back."
+    files = dict(
+        cache=[ws.root/'cache'],
+        half=sorted((ws.root/'cache').glob('flags-*.parquet'))[:1],
+        order=[models_folder(ws)/ORDER_FILE],
+        everything=[ws.root/'cache', models_folder(ws)/ORDER_FILE],
+    )[what]
+    for f in files: f.rename(f.with_name(f'{f.name}-elsewhere'))
+    def back():
+        for f in files:
+            if f.is_dir(): shutil.rmtree(f)
+            f.with_name(f'{f.name}-elsewhere').rename(f)
+    return back
+
+
+@pytest.mark.parametrize('what', ['cache', 'half'])
+def test_where_learning_again_fails_everything_stays_and_it_is_tried_again(decided, world, what):
+    flag_images(decided, 'learned', progress=quiet)
+    def state():
+        files = [f.read_bytes() for f in sorted(models_folder(decided).iterdir())]
+        return files, len(decided.table('flags', history=True))
+    say_at_once(decided, [*world[1][25:], *world[2][25:60]], 'bad_foot', 'cleared')
+    before, back = state(), lose(decided, what)
+    with pytest.raises(UserError, match='no longer described in the cache; .* hgdpo flag --detector learned'):
+        learn_again(decided)
+    for _ in range(2): assert 'not learned again, the earlier ones stay: ' in learn_if_due(decided)
+    assert state() == before
+    back()
+    assert learn_if_due(decided) == LEARNED and learn_if_due(decided) == ''
+    assert len(kept_models(decided)['bad_foot'].cleared) == 25 + 50
+
+
+def test_a_training_that_fails_leaves_the_earlier_models(decided, world):
+    flag_images(decided, 'learned', progress=quiet)
+    before = kept_models(decided)['bad_foot'].version
+    say_at_once(decided, world[1][:25], 'bad_foot', 'cleared')            # nothing is left to learn it from
+    say_at_once(decided, world[1][:30], 'bad_hand', 'confirmed')
+    say_at_once(decided, world[2][:30], 'bad_hand', 'cleared')
+    nothing = KeptFeatures('nothing', '1')
+    with pytest.raises(UserError, match='about bad_hand only 0 are described'): train_flags(decided, nothing)
+    with pytest.raises(KeyboardInterrupt): flag_images(decided, 'learned', extractor=Slow(stop=0), progress=quiet)
+    assert kept_models(decided)['bad_foot'].version == before
+    assert [*train_flags(decided, progress=quiet).models] == [*kept_models(decided)] == ['bad_hand']
+
+
+def test_an_extractor_of_ones_own_that_is_not_registered_is_replaced_with_a_sentence(decided, capsys):
+    flag_images(decided, 'learned', extractor=Slow(), progress=quiet)
+    assert kept_models(decided)['bad_foot'].extractor == 'slow'
+    assert main(['flag', '--detector', 'learned', '--workspace', str(decided.root)]) == 0
+    said = capsys.readouterr().err
+    assert "extractor 'slow', which is not registered here" in said and '--extractor' in said
+    assert kept_models(decided)['bad_foot'].extractor == 'evaluator_layers'
+
+
 # --- where a look pays
 
 def test_the_most_uncertain_go_first_then_the_most_probable(decided, world):
@@ -228,6 +319,37 @@ def test_the_most_uncertain_go_first_then_the_most_probable(decided, world):
     score_images(decided, progress=quiet)
     assert next_looks(decided, 'score').score.is_monotonic_increasing
     with pytest.raises(UsageError, match='choose uncertain or score'): next_looks(decided, 'best')
+
+
+def test_where_everybody_was_looked_at_nothing_is_to_look_at(ws, world):
+    say_at_once(ws, [*world[1], *world[2]], 'ok', 'confirmed')
+    assert not len(next_looks(ws)) and not len(next_looks(ws, 'score'))
+
+
+def test_an_order_of_looks_that_cannot_be_read_is_named(decided):
+    flag_images(decided, 'learned', progress=quiet)
+    (models_folder(decided)/ORDER_FILE).write_bytes(b'PAR1 broken')
+    with pytest.raises(UserError, match='order.parquet cannot be read .*delete it'): look_places(decided)
+    assert flag_images(decided, 'learned', progress=quiet).images[0] and len(look_places(decided)) == 100
+
+
+def test_no_proposal_of_an_earlier_model_and_no_reason_that_is_cleared_stays(decided, world):
+    _, faulty, sound = world
+    images = decided.table('images').drop(columns='written_at')
+    redrawn = images[images.image_id.isin([faulty[39], sound[59]])].assign(domain='redrawn')
+    decided.append('images', redrawn.assign(image_id=['a'*16, 'b'*16]))
+    flag_images(decided, 'learned', progress=quiet)
+    assert 'a'*16 in look_places(decided).index
+    stale = dict(image_id='b'*16, flag='bad_foot', status='proposed', confidence=.9, source='model', part='', side='')
+    decided.append('flags', [stale | dict(reason='nearest: x', rule_version='learned/earlier')])
+    def standing(): return decided.table('flags').query("source == 'model' and status == 'proposed'")
+    named = {i for r in standing().reason for i in r.partition('nearest: ')[2].split(', ')} & {*faulty}
+    gone = sorted(named)[0]
+    say_at_once(decided, [gone], 'bad_foot', 'cleared')
+    assert any(gone in r for r in standing().reason)
+    learn_again(decided, force=True)
+    assert not any(gone in r for r in standing().reason) and not (standing().rule_version == 'learned/earlier').any()
+    assert len(standing())
 
 
 # --- without a person
@@ -275,6 +397,57 @@ def test_a_removed_photo_that_taught_nothing_leaves_the_model_as_it_is(decided, 
     assert kept_models(decided)['bad_foot'].version == before and 'learned flag' not in str(removal)
 
 
+@pytest.mark.parametrize('what', ['cache', 'half', 'order', 'everything'])
+def test_a_removal_computes_anew_what_the_cache_lacks(decided, world, what):
+    flag_images(decided, 'learned', progress=quiet)
+    photo, before, places = world[1][0], kept_models(decided)['bad_foot'], look_places(decided)
+    lose(decided, what)
+    for f in decided.root.rglob('*-elsewhere'): shutil.rmtree(f) if f.is_dir() else f.unlink()
+    removal = forget(decided, photo, app=False, progress=quiet)
+    assert 'bad_foot was trained on it, and is trained again without it' in str(removal)
+    assert not removal.proof.found and traces(decided, photo) == [] and not (decided.root/PLAN).exists()
+    after = kept_models(decided)['bad_foot']
+    assert after.confirmed == sorted(set(before.confirmed) - {photo}) and after.cleared == before.cleared
+    assert {*places.index} - {photo} == {*look_places(decided).index} or what == 'everything'
+    assert len(decided.table('flags').query("source == 'model' and status == 'proposed'"))
+
+
+def test_a_removal_in_a_workspace_that_was_unpacked_ends(decided, world, tmp_path):
+    from test_forget import grep
+    flag_images(decided, 'learned', progress=quiet)
+    photo, away = world[1][0], world[2][-1]
+    facts = decided.table('photo_facts').query('image_id == @away').drop(columns='written_at')
+    decided.append('photo_facts', facts.assign(consent='withdrawn'))       # its picture is not in the pack
+    there = tmp_path/'there'
+    unpack_workspace(pack_workspace(decided, 'all', progress=quiet).file, there, progress=quiet)
+    there = open_workspace(there)
+    assert not (there.root/'cache').exists() and list(kept_models(there)) == ['bad_foot']
+    removal = forget(there, photo, app=False, progress=quiet)
+    assert 'trained again without it' in str(removal) and grep(there.root, photo) == []
+    assert len(kept_models(there)['bad_foot'].confirmed) == 24 and len(look_places(there)) == 98
+    assert 'removed' in str(forget(there, away, app=False, progress=quiet))
+
+
+def test_a_removal_ends_where_nothing_can_be_computed(decided, world):
+    "The extractor is not at hand: the flags trained on the photo go with what they propose, the others stay."
+    _, faulty, sound = world
+    say_at_once(decided, faulty[1:26], 'bad_hand', 'confirmed')
+    say_at_once(decided, sound[:25], 'bad_hand', 'cleared')
+    flag_images(decided, 'learned', extractor=Slow(), progress=quiet)
+    other = kept_models(decided)['bad_hand'].version
+    row = dict(status='proposed', confidence=.9, source='model', part='', side='', reason='', rule_version='learned/x')
+    decided.append('flags', [dict(row, image_id=sound[-1], flag=f) for f in ('bad_hand', 'bad_foot')])
+    def proposed(): return {*decided.table('flags').query("source == 'model' and status == 'proposed'").flag}
+    assert proposed() == {'bad_hand', 'bad_foot'}
+    shutil.rmtree(decided.root/'cache')
+    removal = forget(decided, faulty[0], app=False, progress=quiet)
+    said = str(removal)
+    assert "bad_foot was trained on it and is deleted (it could not be trained again now: There is no extractor" in said
+    assert 'bad_hand' not in said and not removal.proof.found and not (decided.root/PLAN).exists()
+    assert kept_models(decided)['bad_hand'].version == other and list(kept_models(decided)) == ['bad_hand']
+    assert proposed() == {'bad_hand'} and not len(look_places(decided)) and traces(decided, faulty[0]) == []
+
+
 # --- in the App
 
 @pytest.mark.usefixtures('mongo')
@@ -303,4 +476,61 @@ def test_the_app_sorts_what_is_to_be_reviewed_and_learns_as_people_go_on(decided
         said = learn_from_review(ds, decided)
     assert said == '; flags learned again' and len(kept_models(decided)['bad_foot'].confirmed) == 75
     assert not len(ds.load_saved_view('flags: to review'))
+    ds.delete()
+
+
+@pytest.mark.usefixtures('mongo')
+def test_the_app_keeps_what_was_learned_where_learning_again_fails_and_tries_again(decided, world):
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.app import learn_from_review
+    from hgdpo_curate.curate.operators import flag_samples
+    flag_images(decided, 'learned', progress=quiet)
+    ds = build_dataset(decided)
+    ids, before = ds.load_saved_view('flags: to review').values('id'), kept_models(decided)['bad_foot'].version
+    back = lose(decided, 'cache')
+    def press(some):
+        for i in some:
+            flag_samples(ds, [i], 'bad_foot')
+            said = learn_from_review(ds, decided)
+        return said
+    assert '; flags were not learned again, the earlier ones stay: ' in press(ids)
+    assert kept_models(decided)['bad_foot'].version == before and len(look_places(decided)) == 100
+    back()
+    say_at_once(decided, world[1][:25], 'bad_hand', 'confirmed')
+    say_at_once(decided, world[2][:25], 'bad_hand', 'cleared')
+    in_the_way = models_folder(decided)/'bad_hand.safetensors'      # an error that is none of the package's
+    in_the_way.mkdir()
+    assert 'not learned again, the earlier ones stay: IsADirectoryError' in press(ids[:10])
+    in_the_way.rmdir()
+    press(ids[:50])
+    assert list(kept_models(decided)) == ['bad_foot', 'bad_hand']
+    assert len(kept_models(decided)['bad_foot'].confirmed) == 75
+    ds.delete()
+
+
+@pytest.mark.usefixtures('mongo')
+@pytest.mark.parametrize('way', ['review', 'open', 'fiftyone'])
+def test_decisions_that_come_in_as_tags_are_learned_from_too(decided, world, way, capsys):
+    import fiftyone as fo
+    from hgdpo_curate import read_reviews
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.exchange import decisions_from_fiftyone, photos_from_fiftyone
+    flag_images(decided, 'learned', progress=quiet)
+    if way == 'fiftyone':
+        ds = fo.Dataset('theirs')
+        files = decided.table('photo_facts').query('image_id in @world[1] or image_id in @world[2]')
+        files = files.set_index('image_id').original_path[[*world[1][25:], *world[2][25:]]]
+        ds.add_samples([fo.Sample(filepath=f, tags=['flag:bad_foot'], caption='a person') for f in files])
+        folder = photos_from_fiftyone(decided, 'theirs')
+        facts = decided.table('photo_facts').drop(columns='written_at').set_index('image_id', drop=False)
+        where = {r: s for s, r in zip(ds.values('id'), files.index)}
+        facts = facts.loc[[*where]].assign(original_path=[str(folder/f'{s}.png') for s in where.values()])
+        decided.append('photo_facts', facts.reset_index(drop=True))
+        said = decisions_from_fiftyone(decided, 'theirs')
+    else:
+        ds = build_dataset(decided)
+        ds.load_saved_view('flags: to review').tag_samples('flag:bad_foot')
+        read_reviews(decided) if way == 'review' else build_dataset(decided)
+        said = capsys.readouterr().err
+    assert LEARNED in said.lower() and len(kept_models(decided)['bad_foot'].confirmed) == 75
     ds.delete()

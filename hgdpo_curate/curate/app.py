@@ -14,7 +14,8 @@ from .database import database_answers, import_fiftyone
 from .labels import read_boxes
 from .samples import find_dataset, VIEWS
 from ..files import command_line, UsageError, UserError
-from ..judge.learned_proposals import learn_again
+from ..judge.learned_proposals import learn_if_due, LEARNED
+from ..long_jobs import announce
 from ..tables import now
 from ..workspace import next_step, open_workspace
 
@@ -36,6 +37,7 @@ def read_reviews(workspace,           # a `Workspace` or its folder
         count, unknown = read_tags(ds, ws, reviewer)
         boxes, refused = read_boxes(ds, ws, reviewer)
     for sentence in refused: print(f'Not taken: {sentence}', file=sys.stderr)
+    if said := learn_if_due(ws): announce(said)
     return count + boxes, unknown
 
 # %% ../../nbs/4_curate/08_app.ipynb #due-view
@@ -64,12 +66,13 @@ def learn_from_review(
     _asked[ds.name] = _asked.get(ds.name, 0) + decided
     if _asked[ds.name] < every: return ''
     _asked[ds.name] = 0
+    said = learn_if_due(ws)
+    if said != LEARNED: return f'; {said}' if said else ''
     try:
-        if not learn_again(ws): return ''
-    except UserError as e: return f'; flags were not learned again: {e}'
-    build_dataset(ws, where=(ds.info.get('choices') or {}).get('where'))
-    ds.reload()
-    return '; flags learned again'
+        build_dataset(ws, where=(ds.info.get('choices') or {}).get('where'))
+        ds.reload()
+    except Exception as e: said += f', which is shown once the App is opened again ({e})'    # as in `learn_if_due`
+    return f'; {said}'
 
 # %% ../../nbs/4_curate/08_app.ipynb #plugins-folder
 def plugins_folder() -> Path:

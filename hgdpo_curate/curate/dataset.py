@@ -21,8 +21,9 @@ from ..files import command_line
 # %% ../../nbs/4_curate/07_dataset.ipynb #imports-2
 from ..files import UserError
 from ..judge.anatomy import open_flags
-from ..judge.learned_proposals import look_places, places_mark, review_order
+from ..judge.learned_proposals import learn_if_due, look_places, places_mark, review_order
 from ..flag_kinds import flag_kinds
+from ..long_jobs import announce
 from ..parts import is_compacted, replaced_by
 from ..tables import current_name, DECISIONS, SCHEMAS
 from ..workspace import open_workspace
@@ -412,6 +413,7 @@ def build_dataset(workspace,           # a `Workspace` or its folder
         name, choices = find_dataset(fo, ws), newest_choices(ws) | asked
         old = load_dataset(fo, name) if name else None
         if old is not None: read_tags(old, ws), read_boxes(old, ws)
+        if said := learn_if_due(ws): announce(said)
         if old is not None and fresh: _agree_to_drop(old)
         if old is None or fresh:
             ds = _build(

@@ -15,6 +15,7 @@ from .samples import VIEWS
 from ..files import counted, short_id, UsageError, UserError
 from ..flag_kinds import flag_kinds
 from ..images.duplicates import offered_files
+from ..judge.learned_proposals import learn_if_due
 from ..workspace import open_workspace
 
 # %% ../../nbs/4_curate/11_exchange.ipynb #photos-from-fiftyone
@@ -78,7 +79,8 @@ def decisions_from_fiftyone(
     shutil.rmtree(folder, ignore_errors=True)
     taken = sum(map(len, said.values()))
     other = f'; other tags were left: {", ".join(sorted(unknown))}' if unknown else ''
-    return f'{counted(taken, "decision")} taken from tags{other}'
+    learned = learn_if_due(ws)
+    return f'{counted(taken, "decision")} taken from tags{other}{"; " if learned else ""}{learned}'
 
 # %% ../../nbs/4_curate/11_exchange.ipynb #export-view
 def export_formats() -> list: # names

@@ -165,7 +165,7 @@ def _carry_out(ws, t, reason, app, progress) -> Removal:
         for name, rows in t.splits.items(): break_split(ws, name, rows, t.subject_hash)
         bar(1)
         removal.done |= _take_out(ws, t, progress) | _take_out_later(ws, t, reason, progress)
-        removal.notes += learn_without(ws, t.learned)
+        removal.notes += learn_without(ws, t.learned, progress)
         for name, files in t.listed.items(): rehash_split(ws, name, files)
         bar(1)
         removal.notes.append(clean_app_or_mark(ws, app))

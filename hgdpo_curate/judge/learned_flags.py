@@ -14,7 +14,7 @@ import pandas as pd
 from ..files import atomic_path, read_json, short_id, UsageError, UserError, write_json
 from ..flag_kinds import flag_kinds
 from .flag_features import Features, features_for_flags, flag_extractor
-from ..tables import now, standing_flags
+from ..tables import now, standing_flags, UNDONE
 from ..workspace import excluded_photos, open_workspace
 
 # %% ../../nbs/3_judge/12_learned_flags.ipynb #classifier
@@ -68,20 +68,30 @@ def fit_classifier(
         tol=1e-3,
         max_iter=300,
     )
-    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
-    left_out = cross_val_predict(
+    folds = [*StratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(z, wrong)]
+    output = cross_val_predict(
         net,
         z,
         wrong,
         cv=folds,
         method='decision_function',
-    )[:, None]
-    platt = LogisticRegression(C=1e3, max_iter=300).fit(left_out, wrong)
-    a, b = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    )
+    left_out = np.zeros(len(z))
+    for others, own in folds:
+        a, b = _calibration(output[others], wrong[others])
+        left_out[own] = expit(a*output[own] + b)
+    a, b = _calibration(output, wrong)
     net.fit(z, wrong)
-    known.weight = (max(a, 0)*net.coef_[0]).astype(np.float32)
-    known.bias = max(a, 0)*float(net.intercept_[0]) + b
-    return known, expit(max(a, 0)*left_out[:, 0] + b)
+    known.weight = (a*net.coef_[0]).astype(np.float32)
+    known.bias = a*float(net.intercept_[0]) + b
+    return known, left_out
+
+def _calibration(output, wrong): # slope and intercept that make a probability of it
+    from scipy.special import logit
+    from sklearn.linear_model import LogisticRegression
+    platt = LogisticRegression(C=1e3, max_iter=300).fit(output[:, None], wrong)
+    a, b = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    return (a, b) if a > 0 else (0., float(logit(wrong.mean())))      # it knows nothing, so all are alike
 
 # %% ../../nbs/3_judge/12_learned_flags.ipynb #cross-validated
 def share_of(k: int, n: int) -> list: # [share, low, high]; None where n is 0
@@ -122,6 +132,7 @@ def look_order(
     explore=False,  # whether every second look goes to an image that nothing speaks against, in the order given
 ) -> np.ndarray:  # (n,) indices, in the order in which to look
     "The most uncertain first, then the most probable."
+    if not len(probability): return np.zeros(0, int)
     p = np.nan_to_num(np.asarray(probability, float).reshape(len(probability), -1))
     p = p if p.shape[1] else np.zeros((len(p), 1))
     doubtful = ((p >= DOUBT[0]) & (p <= DOUBT[1])).any(1)
@@ -158,9 +169,16 @@ def _refused(ws) -> set: # ids of images that show people who did not agree, or 
     return photos | set(ws.table('images', only=('prompt_id', list(of))).image_id)
 
 def decisions_made(ws) -> int:
-    "How often people confirmed or cleared flags of an image, whatever they said."
-    flags = ws.table('flags', history=True, columns=['image_id', 'source', 'written_at'])
-    return len(flags[flags.source == 'human'].drop_duplicates(['image_id', 'written_at']))
+    "How often people confirmed or cleared flags of an image and did not take it back, whatever they said."
+    flags = ws.table('flags', history=True, columns=['image_id', 'source', 'reviewer', 'reason', 'written_at'])
+    flags = flags[flags.source == 'human'].drop_duplicates(['image_id', 'written_at'])
+    undoes = flags.reason.fillna('').str.startswith(UNDONE)
+    if not undoes.any(): return len(flags)
+    times = flags.reason[undoes].str.removeprefix(UNDONE).str.partition(';')[0]
+    undone = {*zip(flags.image_id[undoes], flags.reviewer[undoes], times)}
+    decided = flags[~undoes]
+    keys = zip(decided.image_id, decided.reviewer, (t.isoformat() for t in decided.written_at))
+    return sum(key not in undone for key in keys)
 
 # %% ../../nbs/3_judge/12_learned_flags.ipynb #flag-model
 @dataclass
@@ -284,9 +302,13 @@ def train_flags(
     flag: str = None, # only this one; None takes every flag that people decided on
     progress=None,    # called as progress(total, label) -> update(n); None shows a bar
 ) -> Trained:
-    "Learn flags from what people said. Raises `UserError` where `flag` has too few examples."
+    """Learn flags from what people said. Where it fails, earlier models stay.
+
+    Raises `UserError` where `flag` has too few examples, or too few of them are in the cache.
+    """
     ws = open_workspace(workspace)
-    said = judged_flags(ws)
+    decisions, images, said = decisions_made(ws), ws.table('images'), judged_flags(ws)
+    said = said[said.image_id.isin(images.image_id)]
     if flag is not None and flag not in flag_kinds(ws):
         raise UsageError(f'{flag!r} is not a flag; choose one of {", ".join(flag_kinds(ws))}.')
     counts = said.groupby(['flag', 'wrong']).size().unstack(fill_value=0).reindex(columns=[True, False], fill_value=0)
@@ -294,26 +316,24 @@ def train_flags(
     refused = {f: refusal(f, *(counts.loc[f] if f in counts.index else (0, 0))) for f in names}
     refused = {f: why for f, why in refused.items() if why}
     if flag in refused: raise UserError(refused[flag])
-    for f in {*kept_names(ws)} - {*names} if flag is None else (): drop_model(ws, f)
-    for f in refused: drop_model(ws, f)
-    names = [f for f in names if f not in refused]
-    if not names: return Trained({}, refused)
-    extractor = extractor if hasattr(extractor, 'version') else flag_extractor(ws, extractor, path)
-    images = ws.table('images')
-    features = features_for_flags(ws, images[images.image_id.isin(said.image_id)], extractor, progress)
-    models, decisions = {}, decisions_made(ws)
-    for f in names:
-        model = _trained(f, said[said.flag == f], features, decisions)
-        if isinstance(model, str): refused[f] = model
-        else: models[f] = model
-    for f in refused: drop_model(ws, f)
-    for model in models.values(): keep_model(ws, model)
-    return Trained(models, refused, extractor)
+    trained, enough = Trained({}, refused), [f for f in names if f not in refused]
+    if enough:
+        trained.extractor = extractor if hasattr(extractor, 'version') else flag_extractor(ws, extractor, path)
+        features = features_for_flags(ws, images[images.image_id.isin(said.image_id)], trained.extractor, progress)
+        trained.models = {f: _trained(f, said[said.flag == f], features, decisions) for f in enough}
+    for model in trained.models.values(): keep_model(ws, model)
+    # only now: what failed above has lost nothing
+    for f in {*kept_names(ws), *refused} - {*enough} if flag is None else (): drop_model(ws, f)
+    return trained
 
-def _trained(flag, said, features, decisions): # a `FlagModel`, or why not
+def _trained(flag, said, features, decisions): # a `FlagModel`
     there = features.of(said.image_id)
     wrong = said.set_index('image_id').wrong.reindex(there.images).to_numpy(bool)
-    if why := refusal(flag, wrong.sum(), (~wrong).sum()): return why
+    if refusal(flag, wrong.sum(), (~wrong).sum()):
+        raise UserError(
+            f'Of the {len(said)} images on which people decided about {flag} only {len(wrong)} are described in the '
+            'cache, so it is not learned; describe them with: hgdpo flag --detector learned'
+        )
     classifier, left_out = fit_classifier(there.values, wrong)
     confirmed, cleared = ([i for i, w in zip(there.images, wrong) if w == k] for k in (True, False))
     return FlagModel(
