@@ -403,16 +403,28 @@ def _against_sources(images, redrawn): # images: with scores; a row per picture 
     drawn = images[images.domain == 'redrawn'][['image_id', 'prompt_id', 'score', 'sha256']]
     sources = images[images.domain.isin(['real', 'intermediate'])][['image_id', 'prompt_id', 'score', 'sha256']]
     sources = sources.set_axis(['source_id', 'prompt_id', 'source_score', 'source_sha256'], axis=1).assign(there=True)
-    about = redrawn.drop_duplicates('image_id', keep='last')[['image_id', 'source_id', 'mask']]
+    about = redrawn.drop_duplicates('image_id', keep='last')
+    about = about.reindex(columns=['image_id', 'source_id', 'mask', 'part'])
     pairs = drawn.merge(about, on='image_id').merge(sources, on=['source_id', 'prompt_id'], how='left')
     return pairs.sort_values(['prompt_id', 'image_id'], ignore_index=True)
 
+# where on a body a flag or a part lies, for what names one part of it
+_PLACES = dict(hand='arm', hands='arm', arm='arm', arms='arm', foot='leg', feet='leg', leg='leg', legs='leg',
+               face='face', head='face', bad_hand='arm', bad_foot='leg', deformed_face='face', extra_face='face')
+
+def _elsewhere(flagged): # flag, part, redrawn: of a flag, and the part that was generated anew
+    "Whether a flag speaks of another part of the body."
+    said = flagged.part.map(_PLACES).fillna(flagged.flag.map(_PLACES))
+    anew = flagged.redrawn.map(_PLACES)
+    return said.notna() & anew.notna() & (said != anew)
+
 def _newly_flagged(pairs, flags): # bool, one per pair
-    "Whether a picture has a flag that its source has not: another flag, or the same of another part or side."
+    "Whether a new part has a flag that its source has not: another flag, or the same of another part or side."
     if flags is None or not len(flags): return pd.Series(False, index=pairs.index)
     flags = flags[flags.status.isin(['proposed', 'confirmed']) & ~flags.flag.isin(HARMLESS_FLAGS)]
     flags = flags.reindex(columns=['image_id', 'flag', 'part', 'side']).fillna('').astype('str')
-    own = pairs[['image_id', 'source_id']].merge(flags, on='image_id')
+    own = pairs[['image_id', 'source_id', 'part']].rename(columns=dict(part='redrawn')).merge(flags, on='image_id')
+    own = own[~_elsewhere(own)]
     of_sources = flags.rename(columns=dict(image_id='source_id')).drop_duplicates()
     new = own.merge(of_sources, on=['source_id', 'flag', 'part', 'side'], how='left', indicator=True)
     return pairs.image_id.isin(new.image_id[new._merge == 'left_only'])
