@@ -3,7 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import a_flag, Chance, make_workspace, plain, quiet
-from hgdpo_curate import flag_images, freeze_split, load_split, score_images, UserError, workspace_status
+from hgdpo_curate import (
+    flag_images, freeze_split, load_split, score_images, train_curriculum, UserError, workspace_status,
+)
 from hgdpo_curate.curate.pairs import local_pairs, PAIR, with_pair_ids
 from hgdpo_curate.curate.splits import pairs_of, SplitInfo
 from hgdpo_curate.files import pair_id_of
@@ -102,12 +104,42 @@ def test_detectors_look_at_the_new_parts_and_at_what_they_were_made_from(redrawn
     assert redraw_photos(ws, ['leg'], [900], source='t1', limit=2, progress=quiet) == 4
     sources = set(ws.table('redrawn').query("part == 'leg'").source_id)
     assert set(ws.table('images').set_index('image_id').loc[list(sources)].level) == {100}
-    with pytest.raises(UserError, match='hgdpo score'): pairs_of(ws, 'chance')
+    left = pairs_of(ws, 'chance')                                                # no other stage waits for their scores
+    assert [d['reason'] for d in left['local'].attrs['dropped']].count('not scored yet') == 4 and len(left['easy'])
     score_images(ws, Chance(), progress=quiet)
+    assert 'not scored yet' not in {d['reason'] for d in pairs_of(ws, 'chance')['local'].attrs['dropped']}
     flag_images(ws, progress=quiet)
     seen = set(ws.table('detections').image_id)
     assert sources | set(ws.table('redrawn').image_id) <= seen
     assert sources & set(pairs_of(ws, 'chance')['local'].winner_id)
+
+
+def test_a_false_alarm_that_a_person_denied_on_the_photo_is_none_on_its_pictures(redrawn, copy_of):
+    ws = copy_of(redrawn)
+    first = load_split(ws, 'after')['local'].iloc[0]
+    better = dict(image_id=first.loser_id, scorer='chance', scorer_version='1', score=9.)
+    ws.append('scores', [better])
+    seen = dict(flag='bad_hand', part='arm', side='left')
+    ws.append('flags', [a_flag(i, **seen) for i in (first.winner_id, first.loser_id)])
+    assert first.loser_id not in set(pairs_of(ws, 'chance')['local'].loser_id)
+    ws.append('flags', [a_flag(first.winner_id, 'ok', 'confirmed', 'human', reviewer='a')])
+    assert first.loser_id not in set(pairs_of(ws, 'chance')['local'].loser_id)
+    ws.append('flags', [a_flag(first.loser_id, 'extra_limb', part='arm')])
+    assert first.loser_id in set(pairs_of(ws, 'chance')['local'].loser_id)
+
+
+def test_what_was_generated_anew_is_frozen_and_trained_and_an_empty_set_says_why(redrawn, copy_of):
+    ws, short = copy_of(redrawn), dict(control='local_alone', max_train_steps=2, train_batch_size=2)
+    run = train_curriculum(ws, 'after', 'mannequin-fingers', 'fingers', progress=quiet, **short)
+    log = pd.read_parquet(run/'local_alone'/'metrics.parquet')
+    assert len(log) == 8 and log.loss.notna().all() and (run/'final').is_dir()
+    pictures = ws.table('redrawn').image_id
+    ws.append('scores', [dict(image_id=i, scorer='chance', scorer_version='1', score=9.) for i in pictures])
+    freeze_split(ws, 'none-kept', 'chance')
+    assert not len(load_split(ws, 'none-kept')['local'])
+    for split, words in {'none-kept': 'called worse by a score or a flag', 'before': 'without parts'}.items():
+        with pytest.raises(UserError, match=f'no pairs.*{words}.*hgdpo redraw'):
+            train_curriculum(ws, split, 'mannequin-fingers', 'no-pairs', progress=quiet, **short)
 
 
 @pytest.mark.parametrize('options, words', [
