@@ -137,8 +137,8 @@ def test_what_was_generated_anew_is_frozen_and_trained_and_an_empty_set_says_why
     ws.append('scores', [dict(image_id=i, scorer='chance', scorer_version='1', score=9.) for i in pictures])
     freeze_split(ws, 'none-kept', 'chance')
     assert not len(load_split(ws, 'none-kept')['local'])
-    for split, words in {'none-kept': 'called worse by a score or a flag', 'before': 'without parts'}.items():
-        with pytest.raises(UserError, match=f'no pairs.*{words}.*hgdpo redraw'):
+    for split, words in {'none-kept': 'called worse by a score or a flag', 'before': 'without the pairs'}.items():
+        with pytest.raises(UserError, match=f'{words}.*hgdpo redraw'):
             train_curriculum(ws, split, 'mannequin-fingers', 'no-pairs', progress=quiet, **short)
 
 
