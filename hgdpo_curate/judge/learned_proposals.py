@@ -82,6 +82,7 @@ def _write_order(ws, rows):
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder/ORDER_FILE) as tmp: pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), tmp)
 
+# %% ../../nbs/3_judge/13_learned_proposals.ipynb #places-of
 def places_mark(
     ws,  # a `Workspace`
 ) -> str:  # '' before anything was learned
@@ -200,6 +201,7 @@ ABOUT_FIGURES = (
     'and probabilities are corrected for it.'
 )
 
+# %% ../../nbs/3_judge/13_learned_proposals.ipynb #learned-detector-class
 class LearnedFlags:
     "Flags learned in this workspace from what people confirmed and cleared."
     name, version, licence, commercial = 'learned', 'of this workspace', "the workspace's own", True
