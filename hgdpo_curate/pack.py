@@ -330,7 +330,7 @@ def _check_still_there(ws, subjects):
 
 # %% ../nbs/8_run/05_pack.ipynb #place
 def _place(ws, output, purpose) -> Path: # of the pack
-    file = Path(output) if output else ws.root.resolve().parent/f'{ws.root.resolve().name}-{purpose}.tar'
+    file = Path(output).expanduser() if output else ws.root.resolve().parent/f'{ws.root.resolve().name}-{purpose}.tar'
     if file.suffix != '.tar': raise UsageError(f'A pack is a .tar, not {file.name}; give --output {file.name}.tar')
     if file.exists(): raise UserError(f'{file} exists; delete it, or give another name with --output.')
     if file.resolve().is_relative_to(ws.root.resolve()):

@@ -106,7 +106,7 @@ def export_view(
     label_field: str = None,         # which labels, for formats that hold one kind: people_seen, faces_seen, flagged
 ) -> int:  # how many images
     "Write the images of a view in one of FiftyOne's formats. Raises `UsageError` and `UserError`."
-    fo, folder = import_fiftyone(), Path(folder)
+    fo, folder = import_fiftyone(), Path(folder).expanduser()
     if kind not in export_formats():
         raise UsageError(f'{kind!r} is no format; choose one of {", ".join(export_formats())}.')
     if view not in VIEWS: raise UsageError(f'There is no view {view!r}; choose one of {", ".join(VIEWS)}.')

@@ -85,28 +85,17 @@ def pairs_of(ws,                         # a `Workspace`
     flags = open_flags(ws, images.image_id if among else None) if use_flags else None
     if flags is not None: flags = flags[~flags.flag.isin(harmless_flags(ws))]
     flags = inherited_faults(flags, images)
-    stages = choose_pairs(
-        images,
-        None,
-        flags,
-        reviews,
-        real_winner,
-        prefer_flagged_losers,
-    )
+    people = dict(flags=flags, reviews=reviews)
+    wish = dict(real_winner=real_winner, prefer_flagged_losers=prefer_flagged_losers)
+    stages = choose_pairs(images, None, **people, **wish)
     if (images.domain == 'redrawn').any():
         rows, redrawn = _with_hashes(ws, images, scorer)
-        given = dict(flags=flags, reviews=reviews, proposed=_proposed(ws, rows) if use_flags else None)
-        stages[LOCAL] = local_pairs(rows, None, redrawn, **given)
+        seen = dict(proposed=_proposed(ws, rows)) if use_flags else {}
+        stages[LOCAL] = local_pairs(rows, None, redrawn, **people | seen)
     stages['easy'].attrs['dropped'] = _left_out(train, reasons) + stages['easy'].attrs['dropped']
     if reviews is not None: _add_unmet(ws, stages, reviews, train.prompt_id)
     if not controls: return stages
-    return stages | control_pairs(
-        images,
-        None,
-        **{s: stages[s] for s in PAIR_STAGES},
-        flags=flags,
-        reviews=reviews,
-    )
+    return stages | control_pairs(images, None, **{s: stages[s] for s in PAIR_STAGES}, **people)
 
 # %% ../../nbs/4_curate/02_splits.ipynb #scores-of-a-scorer
 def _candidates(ws, among, scorer, chosen): # of `Workspace.table`, a scorer, the last arguments of `excluded_photos`
