@@ -247,6 +247,7 @@ def _kept_extractor(ws, progress): # the extractor of the last training; None ta
         progress,
     )
 
+# %% ../../nbs/3_judge/13_learned_proposals.ipynb #learned-table
 def learned_table(
     models,  # `FlagModel`s
 ) -> pd.DataFrame:
