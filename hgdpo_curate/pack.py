@@ -127,6 +127,11 @@ def _base_elsewhere(contents, kept) -> str:
 _FACTS = ('image_id', 'licence', 'consent', 'minors', 'box', 'fit', 'photo_width', 'photo_height', 'sharpness',
           'coverage', 'written_at')
 
+def _add_table(contents, name, rows):
+    table = Table(contents.staging/'tables'/name, SCHEMAS[name])
+    table.append(rows)
+    for part in table.parts(): contents.files[part.relative_to(contents.staging).as_posix()] = part
+
 def _redrawn(ws, images): # rows of `redrawn`, without the names of people
     rows = ws.table('redrawn', only=('image_id', images.image_id))
     return rows.assign(drawn_by=[BY_PERSON if str(w).startswith(BY_PERSON) else w for w in rows.drawn_by])
@@ -143,10 +148,7 @@ def _add_rows(contents, paths, prompt_ids): # images and prompts of a split
     images = images[images.path.isin(paths)]
     tables = dict(prompts=prompts, images=images, photo_facts=facts)
     if len(anew := _redrawn(ws, images)): tables['redrawn'] = anew
-    for name, rows in tables.items():
-        table = Table(contents.staging/'tables'/name, SCHEMAS[name])
-        table.append(rows)
-        for part in table.parts(): contents.files[part.relative_to(contents.staging).as_posix()] = part
+    for name, rows in tables.items(): _add_table(contents, name, rows)
 
 # %% ../nbs/8_run/05_pack.ipynb #split
 def _add_split(contents, name, prompts_out) -> tuple: # prompts not to take along -> paths of images, prompt ids
@@ -208,9 +210,11 @@ def _add_everything(contents):
     excluded, prompts, images = excluded_photos(ws, reviews=False), ws.table('prompts'), ws.table('images')
     out = set(prompts.prompt_id[prompts.real_image_id.isin(excluded)])
     own = images[images.image_id.isin(excluded) | images.prompt_id.isin(out)]
-    at_home = {ws.root/p for p in own.path}
+    at_home = {ws.root/p for p in own.path} | ({*ws.parts('images')} if len(own) else set())
     for f in files_of(ws):
         if not _is_left(f.relative_to(ws.root).parts, ws) and f not in at_home: contents.add(f)
+    # a row without its file would stop every command there
+    if len(own): _add_table(contents, 'images', images.drop(own.index))
     if excluded:
         contents.notes.append(
             f'{counted(len(excluded), "photo")} excluded by consent or as minors, and {counted(len(own), "image")} of '

@@ -146,7 +146,11 @@ def test_nobody_who_was_excluded_goes_along(ws, tmp_path):
     packed = pack_workspace(ws, 'all', progress=quiet)
     names = members(packed.file)
     assert not [n for n in names if own in n or test.real_image_id in n] and 'excluded' in ' '.join(packed.notes)
-    assert set(unpack(packed.file, tmp_path/'all').ws.table('photo_facts').consent) >= {'no', 'withdrawn'}
+    there = unpack(packed.file, tmp_path/'all').ws
+    assert set(there.table('photo_facts').consent) >= {'no', 'withdrawn'}
+    # no row there names a picture that did not come along
+    assert all((there.root/p).is_file() for p in there.table('images').path) and len(there.table('images'))
+    assert len(ws.table('images')) > len(there.table('images'))
 
 
 def test_the_whole_workspace_there_and_on(ws, tmp_path):
