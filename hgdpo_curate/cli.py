@@ -141,7 +141,8 @@ def make_parser(name: str) -> Parser: # a key of `VERBS`
     where = 'folder of the project (default: the one that contains the current folder, else HGDPO_WORKSPACE)'
     # a pack goes into a new folder, or --into a workspace
     if name != 'unpack': parser.add_argument('--workspace', help=argparse.SUPPRESS if name == 'doctor' else where)
-    of_photos = parser.add_argument_group('of all these photos, where their own metadata does not say')
+    title = 'facts that hold for all photos of the folder, where their own metadata does not say'
+    of_photos = parser.add_argument_group(title)
     for p, flag in parameters_of(verb):
         add_flag(of_photos if verb.stated and p.name in STATED else parser, p, flag, p.name == verb.positional)
     if definition.is_open and name == 'train':
@@ -156,7 +157,7 @@ def make_parser(name: str) -> Parser: # a key of `VERBS`
     return parser
 
 # %% ../nbs/8_run/04_cli.ipynb #overview
-ORDER = 'init, photos, pool, recon, score, flag, curate, review, pairs, train, evaluate, card'
+ORDER = 'init, photos, pool, recon, score, flag, curate, pairs, train, evaluate, card'
 
 WIDTH = 100
 

@@ -123,7 +123,8 @@ def _folder_for(folder): # the folder, or another beside it where this one holds
 def run_demo(
     workspace='demo',     # folder to make
     quick: bool = False,  # the smallest size: takes a minute, shows that everything runs
-    app: bool = True,     # build the FiftyOne dataset (starts its database)
+    # build the FiftyOne dataset (starts its database); False: build no FiftyOne dataset and start no database
+    app: bool = True,
     progress=None,        # called as progress(total, label) -> update(n); None shows bars
 ) -> Path:  # the workspace
     """Run every step on drawn people: photos, pool, recon, score, flag, pairs, train, evaluate, card, App.

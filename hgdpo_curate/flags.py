@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'FLAG_KINDS', 'Parameter', 'Definition', 'source_of', 'comments_of', 'comment_at', 'literal', 'kind_of',
-           'function_parameters', 'class_fields', 'read_definition', 'choices_in', 'range_in', 'number_type', 'help_of',
-           'add_flag', 'description_of', 'summary_of']
+           'function_parameters', 'class_fields', 'read_definition', 'choices_in', 'range_in', 'number_type',
+           'help_of_off', 'help_of', 'add_flag', 'description_of', 'summary_of']
 
 # %% ../nbs/8_run/02_flags.ipynb #imports
 import argparse, ast, io, re, textwrap, tokenize
@@ -166,12 +166,21 @@ def number_type(low, high): # an argparse type
     return number
 
 # %% ../nbs/8_run/02_flags.ipynb #help-of
+_OFF = re.compile(r'; False: (.+)')     # at the end of a comment
+
+def help_of_off(p: Parameter) -> str:
+    "The help of a flag that sets False: `build the dataset; False: build no dataset`."
+    said = _OFF.search(p.comment)
+    return (said[1] if said else f'not: {p.comment}').replace('%', '%%')
+
 def help_of(p: Parameter) -> str:
     """The comment, with expanded names, and the default if it is informative.
 
     What a comment says of None is the default of a flag that is left out: `steps; None takes the workspace's`.
+    What it says of False is the help of the flag that switches off: see `help_of_off`.
     """
-    said = re.sub(r"(?:[;.,]) (?:None|none) (?:takes|is) ([^.;]+)", r' (default: \1)', spelled_out(p.comment))
+    comment = spelled_out(_OFF.sub('', p.comment))
+    said = re.sub(r"(?:[;.,]) (?:None|none) (?:takes|is) ([^.;]+)", r' (default: \1)', comment)
     shown = '' if p.default in (None, '', False, True, (), []) else f' (default: {p.default})'
     return (said + shown).replace('%', '%%')
 
@@ -184,10 +193,10 @@ def add_flag(
     "Add the flag of one parameter to a parser; without the flag, the result has no such entry."
     options = dict(dest=p.name, help=help_of(p), default=argparse.SUPPRESS)
     if p.kind is bool:
-        if p.default: options |= dict(help=f'switch off: {p.comment}')
+        if p.default: options |= dict(help=help_of_off(p))
         name = flag or (f'no_{p.name}' if p.default else p.name)
         parser.add_argument(f'--{name}', action='store_const', const=not p.default, **options)
-        off = options | dict(action='store_const', const=False, help=f'without --{name}')
+        off = options | dict(action='store_const', const=False, help=help_of_off(p))
         if p.default is None and not p.required: parser.add_argument(f'--no_{name}', **off)
         return
     low, high = range_in(p.comment)

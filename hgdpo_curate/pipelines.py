@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MANNEQUIN', 'SAMPLERS', 'assets_folder', 'pipeline_folder', 'model_hash', 'check_base_folder', 'best_device',
-           'usable_device', 'torch_dtype', 'load_pipeline', 'quiet_libraries', 'set_sampler', 'entered_midway',
-           'noise_scheduler', 'encode_prompts', 'embed_prompts', 'join_conditioning', 'take_conditioning',
-           'encode_unconditional', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded', 'make_images',
-           'whole_images']
+           'usable_device', 'torch_dtype', 'load_pipeline', 'quiet_libraries', 'set_sampler', 'sampler_settings',
+           'entered_midway', 'noise_scheduler', 'encode_prompts', 'embed_prompts', 'join_conditioning',
+           'take_conditioning', 'encode_unconditional', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded',
+           'make_images', 'whole_images']
 
 # %% ../nbs/0_base/06_pipelines.ipynb #import-functools-json-os
 import contextlib, functools, os
@@ -203,16 +203,23 @@ def set_sampler(
     if sampler not in SAMPLERS:
         raise UserError(f'There is no sampler {sampler!r}; choose one of {", ".join(SAMPLERS)}.')
     made, config = getattr(diffusers, SAMPLERS[sampler]), pipe.scheduler.config
-    # these two step by 1000/steps whatever their grid is; trailing begins at 999 too, and has that grid
-    if spacing == 'linspace' and sampler in ('ddim', 'ddpm'): spacing = 'trailing'
-    settings = (_dpm_settings(config) if sampler == 'dpm' else {}) | (dict(timestep_spacing=spacing) if spacing else {})
-    try: pipe.scheduler = made.from_config(config, **settings)
+    try: pipe.scheduler = made.from_config(config, **sampler_settings(config, sampler, spacing))
     # a setting that it refuses, a schedule that it does not know, or sigmas for which it wants scipy
     except (ValueError, NotImplementedError, ImportError) as e:
         raise UserError(
             f'The noise schedule of the base model does not fit the sampler {sampler} ({str(e).splitlines()[0]}); '
             f'choose another with --sampler: {", ".join(s for s in SAMPLERS if s != sampler)}.'
         ) from e
+
+def sampler_settings(
+    config,               # of the base's scheduler
+    sampler: str = 'dpm', # as in `set_sampler`
+    spacing='linspace',   # as in `set_sampler`
+) -> dict:                # what the sampler is given besides that configuration
+    "The settings in which a sampler differs from the scheduler that the base was saved with."
+    # these two step by 1000/steps whatever their grid is; trailing begins at 999 too, and has that grid
+    if spacing == 'linspace' and sampler in ('ddim', 'ddpm'): spacing = 'trailing'
+    return (_dpm_settings(config) if sampler == 'dpm' else {}) | (dict(timestep_spacing=spacing) if spacing else {})
 
 def _dpm_settings(config): # another solver's settings that DPM-Solver would refuse
     kind, settings = config.get('algorithm_type', 'dpmsolver++'), {}

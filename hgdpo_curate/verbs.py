@@ -20,7 +20,8 @@ def make_workspace(
     base_model: str = None,   # base model: a hub id, a folder, or "mannequin", the package's small one
     preset: str = None,       # take resolution, sampler, steps and guidance from this training preset, e.g. sd15-paper
     resolution: str = None,   # 512 or 704x1024 (width x height); with buckets only its area counts
-    # give each photo the nearest of several shapes of that area (default: with a base and a resolution such as 512)
+    # give each photo the nearest of several shapes of that area (default: with a base and a resolution such as 512);
+    # False: one shape for all
     buckets: bool = None,
     # 'dpm', 'ddim', 'euler' or 'ddpm': solver of pool, reconstructions and samples; reconstructions take any, ddim as
     # first-order dpm (default: dpm)
@@ -62,10 +63,10 @@ def make_workspace(
 
 def _about_test_share(share):
     "How many photos it takes until a share of them can show a difference."
-    from hgdpo_curate.images.duplicates import ENOUGH
+    from hgdpo_curate.images.duplicates import ENOUGH, photos_for_test
     if not share: return 'No prompt will be held out for testing (test_share is 0), so nothing will be measured.'
-    photos, fewer = -(-ENOUGH//share), 120
-    start = f'{share:.0%} of the prompts will be held out for testing; holding out {ENOUGH} takes {photos:,.0f} photos'
+    photos, fewer = photos_for_test(share), 120
+    start = f'{share:.0%} of the prompts will be held out for testing; holding out {ENOUGH} takes {photos:,} photos'
     if share > .3: return f'{start}.'
     return f'{start}; for {fewer}, give hgdpo photos --test_share {ENOUGH/fewer:.2f}'
 
@@ -331,8 +332,8 @@ def measure_models(
 # %% ../nbs/8_run/03_verbs.ipynb #measure
 def measure(
     workspace,                     # a workspace or its folder; with --table the output folder
-    # instead: train and measure a table of the paper on drawn people: stages (Table 2), easy (Table 3), winner (Table
-    # 9) or methods (Table 1)
+    # 'stages', 'easy', 'winner', 'methods', 'bridge', 'noise' or 'fingers': instead, train and measure this table on
+    # drawn people; the first four are Tables 2, 3, 9 and 1 of the paper, the others ask further questions
     table: str = None,
     # with --table: some of its seeds, e.g. to distribute them over processes (default: all), 0..
     seeds: list[int] = None,
@@ -382,7 +383,7 @@ def take_out(
     subject: list[str] = (),
     reason: str = 'asked to be removed', # stored with the tombstone; do not name anybody
     dry_run: bool = False,               # only list what would be deleted
-    app: bool = True,                    # clean FiftyOne's dataset too
+    app: bool = True,                    # clean FiftyOne's dataset too; False: do not clean FiftyOne's dataset
     yes: bool = False,                   # do it without asking; required in scripts
 ) -> int: # exit code
     """Remove a photo of a person, and everything derived from it.

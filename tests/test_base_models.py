@@ -107,6 +107,23 @@ def test_a_base_with_another_solvers_configuration_draws_and_reconstructs(name, 
     assert pipe.scheduler is scheduler and np.abs(draw(pipe) - before).max() <= 1
 
 
+@pytest.mark.parametrize('name', SOLVERS)
+def test_the_cards_sampler_is_the_one_that_the_toolkit_gives_such_a_base(name, variant):
+    import diffusers
+
+    from hgdpo_curate.document.model_card import loading, sampler_arguments
+    from hgdpo_curate.pipelines import load_pipeline
+    from hgdpo_curate.runs import RunConfig
+    folder = variant('sd15', steps_offset=1, timestep_spacing='leading', **SD_BETAS, **SOLVERS[name])
+    preset = dict(pool=dict(resolution='64'), stages=[], inference=dict(lora_weight=0.5, steps=2, guidance=2.0))
+    card = loading(RunConfig(preset, str(folder)), sampling=sampler_arguments(str(folder)))
+    line = card[card.index('pipe.scheduler = ') : card.index('pipe.load_lora_weights')]
+    plain = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    exec(line, dict(pipe=plain, DPMSolverMultistepScheduler=diffusers.DPMSolverMultistepScheduler))
+    assert plain.scheduler.config == load_pipeline(folder, 'cpu').scheduler.config
+    assert plain.scheduler.config.timestep_spacing == 'linspace'
+
+
 def test_a_reconstruction_by_ddim_is_ddims(models):
     "From the first level down it takes the steps that DDIM itself takes on its grid."
     import torch

@@ -103,5 +103,6 @@ def test_every_command_of_the_page_on_rented_machines_has_the_flags_that_it_is_g
         'init', 'photos', 'plan', 'pool', 'recon', 'score', 'flag', 'pack', 'unpack', 'train', 'evaluate', 'card'}
     for command in commands:
         verb, *argv = shlex.split(command)
+        verb = verb.replace('-', '_')                                                   # tune-base
         given = cli.given_of(verb, cli.with_underscores(argv))
         assert verb in ('unpack', 'doctor') or given['workspace'], command

@@ -163,3 +163,23 @@ def test_a_chapter_looks_whole_on_a_wide_and_on_a_narrow_screen(site, tmp_path):
                 colours.append(len(Image.open(tmp_path/'picture.png').convert('RGB').getcolors(1 << 24)))
             assert max(colours) > 100
         browser.close()
+
+
+def weights_row(name, w, kinds) -> str: # of the table in docs/weights.md
+    "A model's weights as the registry has them."
+    used = ', '.join(f'{kind} `{model}`' for kind, model in kinds) or 'with another model'
+    files = ', '.join(f'`{f}`' for f in w.files)
+    commercial = {True: 'yes', False: '**no**', None: 'not stated'}[w.commercial]
+    where = f'`{w.hub}`' if w.hub else w.page or 'fetch by hand; the message that misses them says where'
+    return f'| `{name}` | {used} | {where} | {files} | {w.licence} | {commercial} |'
+
+
+def test_the_page_on_weights_says_what_the_registry_says():
+    import hgdpo_curate.registry  # noqa: F401  adds its rows
+    from hgdpo_curate.image_models import ROWS, WEIGHTS
+    page = (ROOT/'docs'/'weights.md').read_text()
+    def kinds(name): return [(r.kind, r.name) for r in ROWS.values() if name in (r.weights, r.name) and r.weights
+                             and (r.weights == name or WEIGHTS.get(r.name) is r.weights)]
+    there = [n for n, w in WEIGHTS.items() if w.files and w.stated != 'this package']
+    for name in there: assert weights_row(name, WEIGHTS[name], kinds(name)) in page, name
+    assert sum(line.startswith('| `') and '| `--' not in line for line in page.splitlines()) == len(there)

@@ -330,6 +330,6 @@ def test_tiny_says_its_steps_before_it_begins(tmp_path, capsys):
 def test_init_says_how_many_photos_the_test_share_takes(tmp_path, capsys):
     assert main(['init', '--workspace', str(tmp_path/'ws'), '--resolution', '40x56']) == 0
     said = capsys.readouterr().out
-    assert '5% of the prompts' in said and 'holding out 40 takes 800 photos; for 120, give' in said
+    assert '5% of the prompts' in said and 'holding out 30 takes 600 photos; for 120, give' in said
     assert main(['init', '--workspace', str(tmp_path/'more'), '--test_share', '.33']) == 0
-    assert 'takes 122 photos.' in capsys.readouterr().out
+    assert 'takes 91 photos.' in capsys.readouterr().out

@@ -187,10 +187,10 @@ def test_what_the_test_fold_can_show_is_told_at_the_import_and_can_be_changed(tm
     many = export_photos(tmp_path/'many', 120, seed=5)
     ws = create_workspace(tmp_path/'portraits', resolution='40x56')
     told = str(import_photos(ws, many, progress=plain))
-    assert '6 of 120 prompts are held out' in told and 'hold out 40 with --test_share 0.33' in told
+    assert '6 of 120 prompts are held out' in told and 'hold out 30 with --test_share 0.25' in told
     flags = ['photos', '--workspace', str(ws.root), '--folder', str(many), '--test_share']
-    assert main([*flags, '.33']) == 0 and 'held out' not in capsys.readouterr().out
-    assert (ws.table('prompts').fold == 'test').sum() == 40
+    assert main([*flags, '.25']) == 0 and 'held out' not in capsys.readouterr().out
+    assert (ws.table('prompts').fold == 'test').sum() == 30
     ws.append(
         'images',
         [

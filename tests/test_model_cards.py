@@ -197,18 +197,52 @@ def test_the_failures_on_a_model_card_are_drawn_by_that_run(lived_in, copy_of):
         )
 
 
+def plain_diffusers(card, folder) -> dict: # the card's own lines, with its folder and a seed -> what they leave behind
+    code = next(b for b in re.findall(r'```python\n(.*?)```', card, re.S) if 'load_lora_weights' in b)
+    seeded = code.replace('guidance_scale=', 'generator=torch.Generator().manual_seed(1), guidance_scale=')
+    assert seeded != code and '"FOLDER"' in code
+    room = dict(torch=__import__('torch'))
+    exec(seeded.replace('"FOLDER"', repr(str(folder))), room)
+    return room
+
+
 def test_the_diffusers_lines_of_the_model_card_run(lived_in):
-    text = (lived_in.root/'runs'/'r'/'README.md').read_text()
-    code = next(b for b in re.findall(r'```python\n(.*?)```', text, re.S) if 'load_lora_weights' in b)
-    base = re.search(r"from_pretrained\(\s*'([^']+)'\)", code)[1]
-    room = {}
-    exec(
-        code.replace(base, lived_in.base_model)
-        .replace('"FOLDER"', repr(str(lived_in.root / 'runs' / 'r' / 'final')))
-        .replace('num_inference_steps=10', 'num_inference_steps=2'),
-        room,
-    )
+    card = (lived_in.root/'runs'/'r'/'README.md').read_text()
+    base = re.search(r"from_pretrained\(\s*'([^']+)'\)", card)[1]                # a folder, by its name only
+    room = plain_diffusers(card.replace(base, lived_in.base_model), lived_in.root/'runs'/'r'/'final')
     assert room['image'].size == lived_in.size and room['pipe'].get_active_adapters() == ['hgdpo']
+
+
+def test_the_cards_lines_make_the_toolkits_image_on_the_base_of_drawn_people(tmp_path):
+    "The text encoder's part is left out: a plain file cannot store when it acts."
+    import numpy as np
+    import torch
+
+    from hgdpo_curate import load_for_inference, load_preset
+    from hgdpo_curate.adapters import save_lora
+    from hgdpo_curate.document.model_card import loading, sampler_arguments
+    from hgdpo_curate.pipelines import pipeline_folder
+    from hgdpo_curate.train.final_adapter import random_lora, write_final
+    for stage, number in dict(normal=0, hard=1000).items():
+        save_lora(tmp_path/'run'/stage, unet=random_lora(pipeline_folder('mannequin'), 'unet', seed=number))
+    preset = load_preset('mannequin')
+    rules = preset.inference.as_pool(preset.pool)
+    write_final(tmp_path/'run', rules, False)
+    asked = dict(pool=dict(resolution=preset.pool.resolution), stages=[], inference=rules.__dict__)
+    card = loading(
+        RunConfig(asked, 'mannequin'), 'StableDiffusionPipeline', sampling=sampler_arguments('mannequin')
+    )
+    def apart(a, b): return np.abs(np.asarray(a).astype(int) - np.asarray(b)).max()
+    def toolkit(run):
+        pipe = load_for_inference('mannequin', run, rules, device='cpu')
+        generator = torch.Generator().manual_seed(1)
+        return pipe('a photo of a person', width=40, height=56, generator=generator).images[0]
+    wanted, plain = toolkit(tmp_path/'run'), plain_diffusers(card, tmp_path/'run'/'final')
+    assert plain['image'].size == (40, 56) and apart(plain['image'], wanted) <= 1          # as a CPU rounds
+    assert apart(toolkit(None), wanted) > 1
+    # what the base was saved with makes another image, so the card has to name the spacing
+    silent = card.replace(', timestep_spacing="linspace"', '')
+    assert silent != card and apart(plain_diffusers(silent, tmp_path/'run'/'final')['image'], wanted) > 1
 
 
 def test_the_lines_of_the_card_name_the_bases_pipeline_and_what_a_plain_file_lacks(tmp_path):

@@ -196,6 +196,22 @@ def test_runs_come_home_once_and_to_no_other_workspace(away, copy_of, tmp_path, 
     shutil.rmtree(home.root/'samples')
 
 
+def test_an_evaluation_where_it_was_trained_comes_home_with_the_run(ws, tmp_path, random_base):
+    "The pack for training holds no photographs of test prompts, so distances to photographs are not measured there."
+    from conftest import Chance
+
+    from hgdpo_curate import evaluate_runs, write_model_card
+    there = unpack(pack(ws), tmp_path/'there').ws
+    short_run(there, random_base)
+    table = evaluate_runs(there, 'away', per_prompt=1, scorer=Chance(), progress=quiet)
+    def measured(metric): return table[table.metric == metric].value.notna().all()
+    assert len(table) and measured('score') and not table[table.metric.isin(['frechet', 'kid'])].value.notna().any()
+    unpack(pack(there, 'runs', output=tmp_path/'runs.tar'), into=ws.root)
+    card = write_model_card(ws, 'away').path.read_text()
+    assert f"| easy | {table[(table.arm == 'easy') & (table.metric == 'score')].value.iloc[0]:.3g}" in card
+    assert pd.read_parquet(ws.root/'runs'/'away'/'evaluation'/'table.parquet').equals(table)
+
+
 def test_packed_then_forgotten(ws, tmp_path, capsys):
     pack(ws)
     one = winner(ws)

@@ -23,8 +23,9 @@ from ..workspace import next_step, open_workspace
 def read_reviews(workspace,           # a `Workspace` or its folder
                  reviewer: str = None  # who decided; None takes HGDPO_REVIEWER, else the login
                 ) -> tuple:           # (decisions and flags that changed, {unknown tag: count})
-    """Read decisions made in the App back into the tables, and boxes drawn there.
+    """Read tags set by hand in the App back into the tables, and boxes drawn there.
 
+    Keys and buttons need none of this: they write at once. `hgdpo curate` reads tags and boxes as well when it opens.
     Only changes since the last call are written: a new tag is a decision, a removed one revokes the decision or the
     flag. Of a box that cannot be used a sentence is printed. Raises `UserError` if the workspace has no dataset yet.
     """

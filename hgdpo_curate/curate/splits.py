@@ -64,9 +64,10 @@ def _check_scored(ws, wanted, scorer): # rows of `images` with score and version
 # %% ../../nbs/4_curate/02_splits.ipynb #pairs-of
 def pairs_of(ws,                         # a `Workspace`
              scorer: str = 'smallscore',        # whose scores choose
-             # apply confirmed flags; without flags and reviews it is the paper's plain rule
+             # apply confirmed flags; False: do not apply confirmed flags (without flags and reviews: the paper's rule)
              use_flags: bool = True,
-             use_reviews: bool = True,    # apply people's decisions about photos and pairs
+             # apply people's decisions about photos and pairs; False: do not apply people's decisions
+             use_reviews: bool = True,
              approved_only: bool = False, # only photos that a person approved
              real_winner: bool = False,   # the photo itself wins the hard stage, not its reconstruction at level 100
              # the worst-scored image with a confirmed fault loses the easy stage, if there is one

@@ -74,8 +74,11 @@ def draw_scores(
         scored = data[s].dropna(subset=['winner_score', 'loser_score'])
         if len(scored): _draw_stage(top, low, scored)
         top.set_title(f'{s}: {len(data[s])} pairs', fontsize=9, loc='left')
-        low.set_xlabel(f'score by {scorer}: winner minus loser', fontsize=8)
+        top.set_xlabel(f'score by {scorer}', fontsize=8)
+        low.set_xlabel('winner minus loser', fontsize=8)
+        for ax in (top, low): ax.locator_params(axis='x', nbins=4)     # more labels run into each other
         _plain(top, low)
+    for ax in fig.axes[:2]: ax.set_ylabel('pairs', fontsize=8)
     save_figure(fig, file)
 
 # %% ../../nbs/7_document/07_data_card.ipynb #draw-channels

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['stage_rows', 'evaluation_table', 'called_faulty', 'own_arms', 'own_names', 'worst_images', 'draw_failures',
-           'diffusers_class', 'trained_shapes', 'loading', 'unanswered', 'model_card_text', 'sft_card_text',
-           'write_model_card']
+           'diffusers_class', 'sampler_arguments', 'trained_shapes', 'loading', 'unanswered', 'model_card_text',
+           'sft_card_text', 'write_model_card']
 
 # %% ../../nbs/7_document/06_model_card.ipynb #imports-2
 from collections import Counter
@@ -31,7 +31,7 @@ from ..files import file_sha256, read_json, short_id, UserError, write_text
 from ..prompts import standing_prompts
 from ..workspace import excluded_photos
 from ..judge.anatomy import open_flags
-from ..pipelines import MANNEQUIN, pipeline_folder
+from ..pipelines import MANNEQUIN, pipeline_folder, sampler_settings
 from ..train.presets import about_control, control_of
 from ..shapes import prompt_sizes
 from ..tables import current_name, HARMLESS_FLAGS
@@ -148,12 +148,20 @@ def diffusers_class(base: str) -> str: # hub id, folder, or 'mannequin' -> name 
 
     Otherwise the class that reads it on loading.
     """
+    index = _file_of_base(base, 'model_index.json')
+    return family_in(index.parent).pipeline if index else 'DiffusionPipeline'
+
+def _file_of_base(base, name): # its path, or None where it is not on this machine
     from huggingface_hub import try_to_load_from_cache
-    if base != MANNEQUIN and not Path(base).is_dir() and is_hub_id(base):
-        index = try_to_load_from_cache(base, 'model_index.json')
-    else: index = (pipeline_folder(base) if base == MANNEQUIN else Path(base))/'model_index.json'
-    at_hand = isinstance(index, (str, Path)) and Path(index).is_file()
-    return family_in(Path(index).parent).pipeline if at_hand else 'DiffusionPipeline'
+    if base != MANNEQUIN and not Path(base).is_dir() and is_hub_id(base): file = try_to_load_from_cache(base, name)
+    else: file = (pipeline_folder(base) if base == MANNEQUIN else Path(base))/name
+    return Path(file) if isinstance(file, (str, Path)) and Path(file).is_file() else None
+
+def sampler_arguments(base: str) -> str: # hub id, folder, or 'mannequin' -> Python
+    "What diffusers' DPM-Solver must be given to sample as `load_for_inference` does."
+    file = _file_of_base(base, 'scheduler/scheduler_config.json')
+    settings = sampler_settings(read_json(file) if file else {})
+    return ', '.join(f'{k}="{v}"' for k, v in sorted(settings.items(), reverse=True))
 
 # %% ../../nbs/7_document/06_model_card.ipynb #trained-shapes
 def trained_shapes(ws, data) -> list: # as `read_split` -> (width, height, prompts trained on), most prompts first
@@ -170,6 +178,7 @@ def loading(
     # name of the kohya file, see `adapters.twin_file`
     kohya_file: str = 'WORKSPACE-RUN.safetensors',
     shapes=(),                        # of `trained_shapes`; none where all images have the preset's resolution
+    sampling='timestep_spacing="linspace"', # of `sampler_arguments`
 ) -> str:                             # Markdown
     "Instructions for hgdpo_curate, diffusers, ComfyUI and A1111, and the rules that a plain file cannot store."
     preset = config.preset
@@ -183,6 +192,7 @@ def loading(
         width=w,
         height=h,
         shapes=shapes,
+        sampling=sampling,
         rules=preset['inference'],
         has_text_encoder=any(s['part'] == 'text_encoder' for s in preset['stages']),
         lora_file=LORA_FILE,
@@ -250,6 +260,7 @@ def model_card_text(
             diffusers_class(ws.base_at(config.base)),
             twin_file(folder/'final').name,
             trained_shapes(ws, data),
+            sampler_arguments(ws.base_at(config.base)),
         ),
         licences=licence_text(ws, parts, answer_text(answers, 'model_licence', begins=True)),
         weights=[[code(f.name), code(file_sha256(f))] for f in weights],

@@ -113,6 +113,7 @@ def network_card(part: str, measured: dict) -> str: # base, scorer or evaluator;
     trained = [part, 'vae'] if part == 'base' else [part]
     text = render_card(
         f'shipped/{part}.md',
+        part=part,
         files=[[code(f), f'{n:,}', f'{size:,}', code(h)] for f, n, size, h in weights_of(folder) if f.startswith(part)],
         drawings=dict(zip(('base', 'scorer', 'evaluator'), about['drawings']))[part],
         steps=', '.join(f'{k} {n}' for k, n in about['steps'].items() if k in trained),

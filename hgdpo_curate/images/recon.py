@@ -19,7 +19,7 @@ LEVELS = tuple(range(100, 1001, 100))                # t1 .. t10
 TRAINING_LEVELS = (LEVELS[0], *LEVELS[3:7])          # t1 for the hard stage, t4 .. t7 for the normal one
 
 def check_level(t): # as the paper counts
-    "Raises `UsageError` for a noise level that there is not."
+    "Raises `UsageError` for a noise level out of range."
     if not 0 < t <= 1000:
         raise UsageError(
             f'A noise level must be above 0 and at most 1000, not {t}; give --levels '
