@@ -292,6 +292,7 @@ def redrawn_by_part(ws, used, data) -> list: # dicts: part, drawn_by, images, pa
     "Pictures with one part generated anew, of the split's prompts, and how many of them are pairs of the split."
     rows = ws.table('redrawn')
     rows = rows[rows.prompt_id.isin([*used['train'], *used['test']])]
+    rows = rows[rows.image_id.isin(ws.table('images', only=('image_id', rows.image_id)).image_id)]
     detectors = {*drawn_by_people(ws.table('detections'), False).detector}
     by = [who if who in detectors else 'a person' for who in rows.drawn_by]
     paired = rows.image_id.isin(data['local'].loser_id if 'local' in data else [])
