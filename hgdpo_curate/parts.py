@@ -58,7 +58,7 @@ class Table:
     def append(self, rows) -> int: # a DataFrame or a list of dicts; how many rows were written
         "Add rows as one new part, see `add`, and put parts together where there are many."
         count = self.add(rows)
-        if count: self.tidy()
+        if count: _tidy(self)
         return count
 
     def add(self, rows) -> int: # a DataFrame or a list of dicts; how many rows were written
@@ -66,29 +66,24 @@ class Table:
         import pandas as pd
         df = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
         if not len(df): return 0
-        time_of_writing = pd.Timestamp(datetime.now(timezone.utc))
-        if 'written_at' not in df: df = df.assign(written_at=time_of_writing)
-        elif df['written_at'].isna().any():
-            times = [time_of_writing if is_missing(x) else x for x in df['written_at']]
-            df = df.assign(written_at=pd.Series(times, index=df.index, dtype=object))
+        df = df.assign(written_at=_times(df))
         name = f'part-{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.parquet'
         _write_part(self.folder/name, self.schema, [to_arrow(df, self.schema)])
         return len(df)
-
-    def tidy(self):
-        "Put parts together where there are many."
-        _tidy(self)
-
-    def lock(self): # a context manager
-        "Held while parts are put together."
-        from filelock import FileLock
-        return FileLock(self.folder/'.lock')
 
     def compact(self, parts: list = None) -> int: # parts: just these files; how many superseded rows went
         "Put parts together in one, with the last row of every key among them, or all rows of a table with a history."
         return _compact(self, parts)
 
 # %% ../nbs/0_base/03_parts.ipynb #read-parts
+def _times(df): # when its rows are written: now, where they do not say
+    import pandas as pd
+    time_of_writing = pd.Timestamp(datetime.now(timezone.utc))
+    if 'written_at' not in df: return time_of_writing
+    if not df['written_at'].isna().any(): return df['written_at']
+    times = [time_of_writing if is_missing(x) else x for x in df['written_at']]
+    return pd.Series(times, index=df.index, dtype=object)
+
 def _read_parts(parts, table, columns=None):
     import pyarrow as pa
     arrow = arrow_schema(table.schema)
@@ -184,13 +179,17 @@ def _tidy(table):
     elif len(large) > table.most_compacted: table.compact(large)
 
 # %% ../nbs/0_base/03_parts.ipynb #compact
+def _lock(table): # held while its parts are put together
+    from filelock import FileLock
+    return FileLock(table.folder/'.lock')
+
 def _compact(table, parts):
     "One process at a time; beside another one nothing is done."
     from filelock import Timeout
     wanted = set(table.parts() if parts is None else parts)
     if len(wanted) < 2: return 0
     try:
-        with table.lock().acquire(timeout=0):
+        with _lock(table).acquire(timeout=0):
             # left by somebody who was killed
             for p in _replaced([*table.folder.glob('part-*.parquet')]): p.unlink(missing_ok=True)
             run = _followers(table.parts(), wanted)
@@ -289,7 +288,7 @@ class Writing:
         "Add rows to a table as one new part, atomically, without those about what was removed."
         table = self._table(name)
         with self.writing() as removed: count = table.add(removed.without(rows))
-        if count: table.tidy()
+        if count: _tidy(table)
         return count
 
     def lock(self): # a context manager
@@ -302,7 +301,7 @@ class Writing:
         "Held while files are rewritten: neither the App's dataset is written then, nor are parts put together."
         tables = [self._table(name) for name in SCHEMAS]
         with contextlib.ExitStack() as stack:
-            for lock in [self.lock(), *(t.lock() for t in tables if t.folder.is_dir())]: stack.enter_context(lock)
+            for lock in [self.lock(), *(_lock(t) for t in tables if t.folder.is_dir())]: stack.enter_context(lock)
             yield
 
 # %% ../nbs/0_base/03_parts.ipynb #query

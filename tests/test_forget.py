@@ -741,3 +741,59 @@ def test_features_and_latents_that_were_being_computed_are_not_kept(drawn, monke
     with pytest.raises(UserError, match='run the same command again'): filled.latents.stack(photos.sha256)
     keys = [cache.prompt_key(texts.iloc[2])]
     assert grep(ws.root, *photos.image_id[:3], photos.sha256[2], *keys) == []
+
+
+def test_a_training_that_goes_on_ends_and_is_named_and_its_pictures_do_not_come_back(finished, copy_of):
+    from hgdpo_curate import train_curriculum
+    ws = copy_of(finished)
+    one, steps = winner(ws), []
+    def at_work(total, label):
+        def step(n):
+            if label.startswith('training'): steps.append(n)
+            if len(steps) == 2 and not (ws.root/REGISTER).exists(): forget(ws, one['photo'], app=False, progress=quiet)
+        return step
+    how = dict(preset='mannequin', control='easy_only', train_batch_size=2, max_train_steps=6, checkpointing_steps=4)
+    with pytest.raises(UserError, match='trains on was removed'):
+        train_curriculum(ws, run='late', progress=at_work, report_to='none', **how)
+    assert len(steps) == 4 and not [*(ws.root/'runs'/'late').rglob('done.json')]
+    assert read_json(ws.root/REGISTER)[0]['runs']['late'] == 'trained on it'
+    assert grep(ws.root, one['photo'], one['prompt'], one['winner'], one['pair']) == []
+    assert not [*(ws.root/'runs'/'late').rglob('*.png')]
+
+
+def test_a_split_that_was_being_frozen_is_not_written(finished, copy_of, monkeypatch):
+    from hgdpo_curate.curate import splits
+    ws = copy_of(finished)
+    one, write = winner(ws), splits._write_pairs
+    def losing(folder, pieces):
+        write(folder, pieces)
+        forget(ws, one['photo'], app=False, progress=quiet)
+    monkeypatch.setattr(splits, '_write_pairs', losing)
+    choices = load_split(ws).info
+    with pytest.raises(UserError, match='removed while the split was frozen'):
+        splits.freeze_split(ws, 'late', choices.scorer, **choices.choices)
+    assert ws.names('splits') == ['v1'] and grep(ws.root, one['photo'], one['prompt'], one['winner'], one['pair']) == []
+
+
+def test_a_picture_with_a_part_anew_is_never_without_the_row_that_says_so(finished, copy_of, monkeypatch):
+    from hgdpo_curate.document.contents import prompts_of, redrawn_by_part
+    from hgdpo_curate.images.redraw import redraw_parts
+    from hgdpo_curate.pipelines import load_pipeline
+    ws = copy_of(finished)
+    prompts = ws.table('prompts')[['prompt_id', 'prompt']]
+    photo = ws.table('images').query("domain == 'real'").merge(prompts, on='prompt_id').iloc[:1]
+    mask = [(.1, .3, .6, .8)]
+    parts = photo.rename(columns=dict(image_id='source_id')).assign(part='box', side='', drawn_by='anna', mask=mask)
+    pipe, save = load_pipeline(ws.base_model, 'cpu'), ws.save_image
+    def redraw(): return redraw_parts(ws, pipe, parts, {500: 500}, ('base', 2, 1.), progress=quiet)
+    def full(*given, **facts): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(ws, 'save_image', full)
+    with pytest.raises(OSError, match='No space'): redraw()
+    rows, data = ws.table('redrawn'), load_split(ws)
+    assert len(rows) and not (ws.table('images').domain == 'redrawn').any()
+    assert redrawn_by_part(ws, prompts_of(data), data) == []
+    monkeypatch.setattr(ws, 'save_image', save)
+    assert redraw() == 1
+    drawn = ws.table('images').query("domain == 'redrawn'").image_id
+    assert set(rows.image_id) <= set(drawn) == set(ws.table('redrawn').image_id)
+    assert sum(row['images'] for row in redrawn_by_part(ws, prompts_of(data), data)) == 1

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from .erase import erase, PACKED
-from .footprint import extend_footprint, Footprint, footprint_of, Matcher, photo_of
+from .footprint import extend_footprint, Footprint, footprint_of, Matcher, photo_of, runs_on
 from hgdpo_curate.document.removal import (
     break_split, cards_of, clean_app_or_mark, drawn_from, OUTDATED, packs_with, pictures_of_runs, register_removal,
     rehash_split, renew_cards, write_tombstone,
@@ -163,6 +163,7 @@ def _publish(ws, t, reason):
     while extend_footprint(ws, t):
         _write_plan(ws, t)
         write_tombstone(ws, t, reason)
+    t.runs = runs_on(ws, t) | t.runs              # one that begins later sees the tombstone and ends
     register_removal(ws, t, reason)
 
 def _take_out_later(ws, t, reason, progress) -> dict: # file -> what was done
@@ -175,6 +176,7 @@ def _take_out_later(ws, t, reason, progress) -> dict: # file -> what was done
         done |= _take_out(ws, t, progress)
     return done
 
+# %% ../../nbs/7_document/12_forget.ipynb #carry-out-steps
 def _carry_out(ws, t, reason, app, progress) -> Removal:
     "The steps in order, then the search. Raises `UserError` and keeps the plan if a trace is left."
     removal, steps = Removal(t), 6

@@ -124,6 +124,18 @@ def _encode_new(pipe, texts, known): # the conditioning of prompts that are not 
         out |= {f'{prompt_key("")}.{n}': v[0] for n, v in encode_unconditional(pipe).items()}
     return out
 
+# %% ../../nbs/5_train/03_cache.ipynb #gone
+def _gone(ws, removed, texts) -> set: # of captions -> keys of those that only removed photos had
+    gone = {prompt_key(t) for t in texts if prompt_key(t) in removed}
+    if gone: gone -= {prompt_key(t) for t in removed.without(ws.table('prompts')).prompt.dropna()}
+    return gone
+
+def _fill_prompts(ws, pipe, texts, shards):
+    new = _encode_new(pipe, texts, shards)
+    with ws.writing() as removed:
+        gone = _gone(ws, removed, texts)
+        shards.add({k: e for k, e in new.items() if k.split('.')[0] not in gone})
+
 # %% ../../nbs/5_train/03_cache.ipynb #trainingcache-2
 class TrainingCache:
     "Posteriors by the image's hash and prompt embeddings by the prompt's, for one base model."
@@ -155,11 +167,7 @@ class TrainingCache:
                 'that the text encoder takes; the rest of them is ignored.',
                 stacklevel=2,
             )
-        new = _encode_new(pipe, texts, self.prompts)
-        with self.ws.writing() as removed:
-            gone = {prompt_key(t) for t in texts if prompt_key(t) in removed}
-            if gone: gone -= {prompt_key(t) for t in removed.without(self.ws.table('prompts')).prompt.dropna()}
-            self.prompts.add({k: e for k, e in new.items() if k.split('.')[0] not in gone})
+        _fill_prompts(self.ws, pipe, texts, self.prompts)
 
     def _fill_latents(self, pipe, todo, batch, progress):
         def encode(part): # -> (hash, posterior) of each
