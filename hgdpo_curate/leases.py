@@ -112,6 +112,10 @@ class _Watch(_LeaseFiles):
         if before != touched: self._watched[file.name] = touched, time.monotonic()
         return before == touched and time.monotonic() - since > 3*self.every
 
+    def alive(self) -> set: # ids
+        "What somebody holds."
+        return {i for i, files in self._all().items() if not all(self._is_dead(f) for _, f in files)}
+
     def others(self, ids=None) -> list: # ids: who holds one of them; None: whoever works here -> words
         "The other processes that are alive, each with its number and machine."
         leases = self._all() if ids is not None else {}

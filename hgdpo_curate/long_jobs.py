@@ -185,8 +185,8 @@ class Shared:
 
     def _turn(self, part): # -> what is done of it, or taken by this process
         self.written.ws.check_there()
-        ids = ids_of(part)
-        open_ = [i for i in ids if i not in self.written.ids]
+        ids, standing = ids_of(part), self.written.ws.removed().without(part)
+        open_ = [i for i in ids_of(standing) if i not in self.written.ids]
         if taken := self.leases.take(open_):
             self.written.look()                           # somebody may have finished it before it was taken
             self.leases.release(taken & self.written.ids)

@@ -219,6 +219,7 @@ SCHEMAS |= dict(
         'subject_hash',
         subject_hash=Column('str', 'salted hash of the photo, so that it is not imported again'),
         reason=Column('str', 'why it was removed'),
+        belonging=Column('strs', 'beginnings of such hashes of all ids that belonged to it: nothing names them again'),
     ),
     packs=_schema(
         'manifest file',

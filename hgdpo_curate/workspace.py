@@ -9,14 +9,14 @@ __all__ = ['DEFAULTS', 'EARLIER', 'FORMAT', 'NEXT', 'parse_resolution', 'portabl
            'approved_photos', 'excluded_photos', 'tombstone_of']
 
 # %% ../nbs/0_base/04_workspace.ipynb #import-contextlib-errno-hashlib-json-os
-import contextlib, hashlib, secrets, tomllib
+import contextlib, secrets, tomllib
 from pathlib import Path
 from hgdpo_curate.files import (
     check_encoding, checked_name, command_line, ImageFiles, read_json, short_id, UsageError, UserError, write_json,
     write_text,
 )
 from .show import render
-from .parts import migrate, run_sql, Table
+from .parts import migrate, run_sql, salted, Writing
 from .tables import DOMAIN_WORDS, from_arrow, KINDS, MADE_BY_BASE, RENAMED, SCHEMAS
 from .tables import last_decisions
 
@@ -219,7 +219,7 @@ class Settings:
         return str(self.root/kept[2:]) if kept.startswith('./') else kept
 
 # %% ../nbs/0_base/04_workspace.ipynb #workspace-3
-class Workspace(Settings, ImageFiles):
+class Workspace(Settings, ImageFiles, Writing):
     "One project on disk. `root` is its folder, `config` the content of `workspace.toml`."
     def __init__(self, root): # folder that holds workspace.toml
         self.root = Path(root).expanduser()
@@ -234,7 +234,6 @@ class Workspace(Settings, ImageFiles):
         "The folder of a split or a run. Raises `UsageError` for a name that would leave the workspace."
         return self.root/kind/checked_name(name, kind[:-1])
 
-    def _table(self, name): return Table(self.root/'tables'/name, SCHEMAS[name])
     def parts(self, name: str) -> list: # paths, oldest first
         "The files of a table."
         return self._table(name).parts()
@@ -254,19 +253,9 @@ class Workspace(Settings, ImageFiles):
         "Ask the tables, each a view with the last row of every key: `ws.sql('from scores where score > ?', 1)`."
         return from_arrow(run_sql({name: self._table(name) for name in SCHEMAS}, query, values))
 
-    def append(self, name: str, rows) -> int: # a key of `SCHEMAS`, a DataFrame or a list of dicts; rows written
-        "Add rows to a table as one new part, atomically; `written_at` is filled in."
-        self.check_there()
-        return self._table(name).append(rows)
-
     def compact(self, name: str, parts: list = None) -> int: # parts: just these files; number of rows dropped
         "Put the parts of a table together, with the last row of every key, or all rows where it keeps its history."
         return self._table(name).compact(parts)
-
-    def lock(self): # a context manager
-        "Held while the App's dataset is written or a table is compacted, so that two processes do not do it at once."
-        from filelock import FileLock
-        return FileLock(self.root/'.lock')
 
     def counts(self): # a DataFrame: domain, fold, images
         "How many images there are per domain and fold."
@@ -500,5 +489,4 @@ def tombstone_of(ws, image_id: str) -> str: # 64 hex digits
 
     It hashes the pixel hash with the workspace's salt. Without the salt nobody can test a photo against it.
     """
-    salt = ws.root/'salt'
-    return hashlib.sha256(f'{salt.read_text() if salt.exists() else ""}{image_id}'.encode()).hexdigest()
+    return salted(ws.root, image_id)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import a_part_anew, plain, quiet, ROOT, winner
 
-from hgdpo_curate import UserError, forget, import_photos, load_split
+from hgdpo_curate import create_workspace, forget, import_photos, load_split, open_workspace, UsageError, UserError
 from hgdpo_curate.cli import main
 from hgdpo_curate.document.data_card import card_files
 from hgdpo_curate.document.erase import erase
@@ -23,6 +23,8 @@ from hgdpo_curate.document.search import PLAN, search
 from hgdpo_curate.document.removal import REGISTER
 from hgdpo_curate.document.footprint import footprint_of, Matcher
 from hgdpo_curate.files import pair_id_of, read_json, write_json
+from hgdpo_curate.leases import Leases
+from hgdpo_curate.parts import Removed, Table
 
 
 def grep(root, *needles):
@@ -504,6 +506,7 @@ def test_dry_run_changes_nothing_and_wrong_ids_are_one_sentence(lived_in, copy_o
 @pytest.mark.usefixtures('mongo')
 def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tombstone(lived_in, copy_of):
     from hgdpo_curate import build_dataset
+    from hgdpo_curate.curate.dataset import read_tags
     from hgdpo_curate.document.removal import OUTDATED
     ws = copy_of(lived_in, 'shown')
     one = winner(ws)
@@ -511,6 +514,10 @@ def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tomb
     assert len(ds.match({'image_id': one['photo']})) == 1
     forget(ws, one['photo'], app=False, progress=quiet)
     assert (ws.root/OUTDATED).exists()
+    tagged = ds.match({'image_id': one['photo']}).first()                      # the App still shows it
+    tagged.tags = ['reject', 'flag:bad_hand']
+    tagged.save()
+    assert read_tags(ds, ws, 'a') == (0, {}) and grep(ws.root, one['photo']) == []
     assert 'samples removed from the App' in str(forget(ws, progress=quiet)) and not (ws.root/OUTDATED).exists()
     ds.reload()
     assert (
@@ -521,6 +528,13 @@ def test_the_app_loses_the_samples_and_a_later_cleaning_finds_them_by_their_tomb
     anew = build_dataset(ws, 'chance')
     assert len(anew) == len(ws.table('images'))
     anew.delete()
+
+
+def of_an_earlier_version(ws): # the workspace as a process has it that does not look at tombstones
+    earlier = open_workspace(ws.root)
+    nothing = Removed(ws.root, ws.table('tombstones')[:0])
+    earlier.removed = lambda: nothing
+    return earlier
 
 
 def with_a_part_anew(ws, photo, level=600):
@@ -588,10 +602,11 @@ def test_a_part_generated_anew_while_a_removal_is_interrupted_goes_too(finished,
     early, facts = with_a_part_anew(ws, one['photo']), ws.table('images').set_index('image_id').loc[one['photo']]
     needles = traces_of_anew(ws, early)
     with pytest.raises(KeyboardInterrupt): forget(ws, one['photo'], app=False, progress=stop_at(label, n))
-    # a process that read its work before writes another one now
+    # a process of an earlier version that read its work before writes another one now
+    earlier = of_an_earlier_version(ws)
     if one['photo'] not in {*ws.table('images').image_id}:
-        ws.append('images', [facts.drop('written_at').to_dict() | dict(image_id=one['photo'])])
-    late = with_a_part_anew(ws, one['photo'], 700)
+        earlier.append('images', [facts.drop('written_at').to_dict() | dict(image_id=one['photo'])])
+    late = with_a_part_anew(earlier, one['photo'], 700)
     freeze_local(ws, late)
     needles += traces_of_anew(ws, late)
     gone = forget(ws, app=False, progress=quiet)
@@ -615,3 +630,194 @@ def test_a_part_generated_anew_while_a_photo_is_taken_out_goes_too(finished, cop
         return step
     gone = forget(ws, one['photo'], app=False, progress=at_work)
     assert made and not made[0].exists() and not gone.proof.found and grep(ws.root, 'c'*16, one['photo']) == []
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    "Four drawn people; nothing is made of them yet."
+    from hgdpo_curate.toy.drawings import export_photos
+    ws = create_workspace(tmp_path/'ws', resolution='40x56', steps=2, test_share=0.)
+    import_photos(ws, export_photos(tmp_path/'photos', 4), progress=plain)
+    return ws, ws.table('images').query("domain == 'real'").reset_index(drop=True)
+
+
+def noise():
+    from PIL import Image
+    return Image.effect_noise((40, 56), 60).convert('RGB')
+
+
+def test_a_picture_that_a_killed_process_left_without_a_row_goes_and_one_that_is_being_stored_stays(drawn):
+    ws, photos = drawn
+    near_copy = ws.open_image(photos.path[0])
+    near_copy.paste((200, 30, 30), (5, 20, 15, 30))
+    stray = ws.root/ws.save_image(near_copy, 'redrawn', 'e'*16)['path']
+    busy = ws.root/ws.save_image(noise(), 'generated', 'f'*16)['path']
+    with Leases(ws.root/'cache'/'leases') as leases:
+        leases.take(['f'*16])
+        gone = forget(ws, photos.image_id[0], app=False, progress=quiet)
+        assert not stray.exists() and str(stray.relative_to(ws.root)) in gone.done and busy.exists()
+        assert 'storing 1 image just then' in str(gone)
+        (ws.root/'app_outdated.json').unlink()
+        with pytest.raises(UsageError, match='no interrupted removal'): forget(ws, app=False, progress=quiet)
+    assert [*forget(ws, app=False, progress=quiet).done] == [str(busy.relative_to(ws.root))] and not busy.exists()
+
+
+@pytest.mark.parametrize('earlier', [False, True])
+def test_what_is_entered_before_the_tables_are_rewritten_goes_and_the_removal_ends(drawn, earlier):
+    ws, photos = drawn
+    photo, prompt, late, visits = photos.image_id[0], photos.prompt_id[0], [], []
+    other = of_an_earlier_version(ws) if earlier else open_workspace(ws.root)
+    def enter(domain):
+        row = other.save_image(noise(), domain, f'{len(late):016x}', prompt_id=prompt)
+        late.append(ws.root/row['path'])
+        if domain == 'redrawn':
+            about = dict(source_id=photo, prompt_id=prompt, part='hand', mask=[.1, .1, .2, .2])
+            other.append('redrawn', [about | dict(image_id=row['image_id'])])
+        entered = other.append('images', [row])
+        return entered and other.append('scores', [dict(image_id=row['image_id'], scorer='s')])
+    def at_work(total, label):
+        if label == 'rewriting':
+            visits.append(label)
+            # an earlier version goes on for a while, this one drops what it makes
+            if len(visits) == 1 or not earlier: assert enter('generated') == enter('redrawn') == earlier
+        return lambda n: None
+    gone = forget(ws, photo, app=False, progress=at_work)
+    assert len(visits) == 1 + earlier and len(late) == 2 and not any(f.exists() for f in late)
+    assert not gone.proof.found and grep(ws.root, photo, prompt, *(f.stem for f in late)) == []
+
+
+def test_parts_that_are_put_together_while_a_photo_is_taken_out_do_not_bring_it_back(drawn, monkeypatch):
+    from threading import Thread
+    from hgdpo_curate import parts
+    ws, photos = drawn
+    for n in range(3): ws.append('scores', [dict(image_id=i, scorer=f's{n}', score=1.) for i in photos.image_id])
+    write, running = parts._write_part, []
+    def slow(path, schema, tables, **metadata):
+        tables = [*tables]                                                     # read before the removal
+        if 'scores' in str(path):
+            running.append(Thread(target=forget, args=[ws, photos.image_id[0]], kwargs=dict(app=False, progress=quiet)))
+            running[0].start()
+            running[0].join(2)
+        write(path, schema, tables, **metadata)
+    monkeypatch.setattr(parts, '_write_part', slow)
+    assert Table(ws.root/'tables'/'scores', ws._table('scores').schema).compact() == 0
+    running[0].join()
+    assert grep(ws.root, photos.image_id[0]) == [] and len(ws.table('scores')) == 9 and not (ws.root/PLAN).exists()
+
+
+def test_a_second_removal_waits_for_the_first(drawn):
+    from threading import Thread
+    ws, photos = drawn
+    one, two = photos.image_id[:2]
+    second = Thread(target=forget, args=[ws.root, two], kwargs=dict(app=False, progress=quiet))
+    def at_work(total, label):
+        if label == 'searching':
+            second.start()
+            second.join(.5)
+            assert second.is_alive() and read_json(ws.root/PLAN)['traces']['photo'] == one
+        return lambda n: None
+    forget(ws, one, app=False, progress=at_work)
+    second.join()
+    assert grep(ws.root, one, two) == [] and len(ws.table('tombstones')) == 2 and not (ws.root/PLAN).exists()
+
+
+def test_nothing_is_written_about_a_removed_photo_by_whoever_still_has_its_id(drawn):
+    from hgdpo_curate.curate.reviews import decide, flag_images_by_hand
+    ws, photos = drawn
+    photo, prompt = photos.image_id[0], photos.prompt_id[0]
+    read_before = open_workspace(ws.root)
+    ids = [*photos.image_id[:2]]
+    forget(ws, photo, app=False, progress=quiet)
+    assert decide(read_before, ids, 'reject', 'a') == 1 and flag_images_by_hand(read_before, ids, 'bad_hand') == 1
+    for table in ('photo_facts', 'duplicates', 'detections', 'scores', 'prompts'):
+        columns = {c: photo for c in ws._table(table).schema.columns if c in ('image_id', 'other_id', 'real_image_id')}
+        assert read_before.append(table, [columns | ({'prompt_id': 'new'} if table == 'prompts' else {})]) == 0, table
+    assert grep(ws.root, photo, prompt) == []
+
+
+def test_features_and_latents_that_were_being_computed_are_not_kept(drawn, monkeypatch):
+    from types import SimpleNamespace
+    import torch
+    from hgdpo_curate.evaluate.features import features_of
+    from hgdpo_curate.judge.flag_features import fill_features
+    from hgdpo_curate.train import cache
+    ws, photos = drawn
+    texts = ws.table('prompts').set_index('prompt_id').prompt[photos.prompt_id]
+    def losing(n): # what an encoder gives, while the n-th photo is removed
+        def encode(*given, **more):
+            photo = photos.image_id[n]
+            if photo in {*ws.table('images').image_id}: forget(ws, photo, app=False, progress=quiet)
+            return [torch.zeros(1, 4, 7, 5)]*len(given[2]) if len(given) > 1 else [[0., 1.]]*len(given[0])
+        return encode
+    extractor = SimpleNamespace(name='seen', version='1', extract=losing(0))
+    with pytest.raises(UserError, match='removed from the workspace meanwhile'):
+        features_of(ws, photos, extractor, progress=quiet)
+    extractor = SimpleNamespace(name='seen', version='1', extract=losing(1))
+    assert {*fill_features(ws, photos[1:], extractor, quiet).read(photos.image_id).image_id} == {*photos.image_id[2:]}
+    monkeypatch.setattr(cache, 'encode_posteriors', losing(2))
+    monkeypatch.setattr(cache, '_encode_new', lambda pipe, texts, known: {
+        f'{cache.prompt_key(t)}.prompt_embeds': torch.zeros(1) for t in texts
+    })
+    monkeypatch.setattr('hgdpo_curate.pipelines.count_truncated', lambda pipe, texts: 0)
+    filled = cache.TrainingCache(ws, 'm')
+    filled.fill(None, dict(zip(photos.sha256[2:], photos.path[2:])), texts[2:], progress=quiet)
+    assert [*filled.latents.at] == [photos.sha256[3]] and len(filled.prompts.at) == 1
+    with pytest.raises(UserError, match='run the same command again'): filled.latents.stack(photos.sha256)
+    keys = [cache.prompt_key(texts.iloc[2])]
+    assert grep(ws.root, *photos.image_id[:3], photos.sha256[2], *keys) == []
+
+
+def test_a_training_that_goes_on_ends_and_is_named_and_its_pictures_do_not_come_back(finished, copy_of):
+    from hgdpo_curate import train_curriculum
+    ws = copy_of(finished)
+    one, steps = winner(ws), []
+    def at_work(total, label):
+        def step(n):
+            if label.startswith('training'): steps.append(n)
+            if len(steps) == 2 and not (ws.root/REGISTER).exists(): forget(ws, one['photo'], app=False, progress=quiet)
+        return step
+    how = dict(preset='mannequin', control='easy_only', train_batch_size=2, max_train_steps=6, checkpointing_steps=4)
+    with pytest.raises(UserError, match='trains on was removed'):
+        train_curriculum(ws, run='late', progress=at_work, report_to='none', **how)
+    assert len(steps) == 4 and not [*(ws.root/'runs'/'late').rglob('done.json')]
+    assert read_json(ws.root/REGISTER)[0]['runs']['late'] == 'trained on it'
+    assert grep(ws.root, one['photo'], one['prompt'], one['winner'], one['pair']) == []
+    assert not [*(ws.root/'runs'/'late').rglob('*.png')]
+
+
+def test_a_split_that_was_being_frozen_is_not_written(finished, copy_of, monkeypatch):
+    from hgdpo_curate.curate import splits
+    ws = copy_of(finished)
+    one, write = winner(ws), splits._write_pairs
+    def losing(folder, pieces):
+        write(folder, pieces)
+        forget(ws, one['photo'], app=False, progress=quiet)
+    monkeypatch.setattr(splits, '_write_pairs', losing)
+    choices = load_split(ws).info
+    with pytest.raises(UserError, match='removed while the split was frozen'):
+        splits.freeze_split(ws, 'late', choices.scorer, **choices.choices)
+    assert ws.names('splits') == ['v1'] and grep(ws.root, one['photo'], one['prompt'], one['winner'], one['pair']) == []
+
+
+def test_a_picture_with_a_part_anew_is_never_without_the_row_that_says_so(finished, copy_of, monkeypatch):
+    from hgdpo_curate.document.contents import prompts_of, redrawn_by_part
+    from hgdpo_curate.images.redraw import redraw_parts
+    from hgdpo_curate.pipelines import load_pipeline
+    ws = copy_of(finished)
+    prompts = ws.table('prompts')[['prompt_id', 'prompt']]
+    photo = ws.table('images').query("domain == 'real'").merge(prompts, on='prompt_id').iloc[:1]
+    mask = [(.1, .3, .6, .8)]
+    parts = photo.rename(columns=dict(image_id='source_id')).assign(part='box', side='', drawn_by='anna', mask=mask)
+    pipe, save = load_pipeline(ws.base_model, 'cpu'), ws.save_image
+    def redraw(): return redraw_parts(ws, pipe, parts, {500: 500}, ('base', 2, 1.), progress=quiet)
+    def full(*given, **facts): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(ws, 'save_image', full)
+    with pytest.raises(OSError, match='No space'): redraw()
+    rows, data = ws.table('redrawn'), load_split(ws)
+    assert len(rows) and not (ws.table('images').domain == 'redrawn').any()
+    assert redrawn_by_part(ws, prompts_of(data), data) == []
+    monkeypatch.setattr(ws, 'save_image', save)
+    assert redraw() == 1
+    drawn = ws.table('images').query("domain == 'redrawn'").image_id
+    assert set(rows.image_id) <= set(drawn) == set(ws.table('redrawn').image_id)
+    assert sum(row['images'] for row in redrawn_by_part(ws, prompts_of(data), data)) == 1

@@ -187,3 +187,60 @@ def test_two_processes_score_each_image_once_and_a_killed_one_is_replaced(alone,
     assert sorted(scores.image_id) == sorted(ws.table('images').image_id)
     assert kill or (sum(counts) == JOBS and min(counts) > 0)
     assert not kill or counts[0] == JOBS             # nothing of the other was written yet
+
+
+def test_a_pool_and_its_judge_drop_what_was_removed_while_they_worked(tmp_path):
+    from conftest import plain
+    from hgdpo_curate import forget, import_photos
+    from hgdpo_curate.images.jobs import map_images
+    from hgdpo_curate.toy.drawings import export_photos
+    ws = create_workspace(tmp_path/'ws', resolution='40x56', test_share=0.)
+    import_photos(ws, export_photos(tmp_path/'photos', 3), progress=plain)
+    photos, text = ws.table('images'), ws.table('prompts').set_index('prompt_id').prompt
+    how = 'm', (40, 56), 'dpm', 2, 5.
+    jobs = [image_job(p, text[p], seed_of(p, k), *how) for p in photos.prompt_id for k in range(8)]
+    mine, theirs = ([j['image_id'] for j in jobs if j['prompt_id'] == p] for p in photos.prompt_id[:2])
+    drawn, followed = [], []
+    def remove(n): forget(ws, photos.image_id[n], app=False, progress=quiet)
+    def make(part):
+        if not drawn: remove(0)
+        drawn.extend(j['image_id'] for j in part)
+        return [draw_person([7, j['seed']]).pil() for j in part]
+    def follow(done, rows, pictures):
+        assert [j['image_id'] for j in done] == [r['image_id'] for r in rows] and len(rows) == len(pictures)
+        followed.extend(r['image_id'] for r in rows)
+    run_jobs(ws, None, jobs, 'generated', 4, make=make, follow=follow, progress=quiet)
+    assert len(set(drawn) & set(mine)) == 4                                    # of the others nothing was even drawn
+    assert sorted(followed) == sorted(ws.table('images').query("domain == 'generated'").image_id)
+    assert set(followed) == {j['image_id'] for j in jobs} - set(mine)
+    assert {f.stem for f in (ws.root/'images'/'generated').rglob('*.png')} == set(followed)
+
+    judged = []
+    def judge(rows, pictures):
+        if not judged: remove(1)
+        judged.extend(rows.image_id)
+        return [dict(image_id=i, scorer='x', scorer_version='1', score=1.) for i in rows.image_id]
+    images = ws.table('images').sort_values('prompt_id', key=lambda ids: ids != photos.prompt_id[1], kind='stable')
+    map_images(ws, images, 'scores', judge, 's', 4, progress=quiet, which=dict(scorer='x', scorer_version='1'))
+    gone = {photos.image_id[1], *theirs}
+    assert set(ws.table('scores').image_id) == set(images.image_id) - gone == set(ws.table('images').image_id)
+    assert len(set(judged) & gone) == 4 and not [*(ws.root/'cache').rglob('unreadable/*')]
+    assert not any(f.stem in gone or f.name.split('.')[0] in gone for f in ws.root.rglob('*'))
+
+
+def test_what_was_stored_is_followed_though_another_of_its_batch_was_not(tmp_path, monkeypatch):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    jobs = [image_job('p', 'a person', seed_of('p', k), 'drawn', ws.size, 'none', 1, 1.) for k in range(4)]
+    save, followed = ws.save_image, {}
+    def nearly_full(image, domain, image_id, **facts):
+        if image_id == jobs[1]['image_id']: raise OSError(28, 'No space left on device')
+        return save(image, domain, image_id, **facts)
+    monkeypatch.setattr(ws, 'save_image', nearly_full)
+    def make(part): return [draw_person([7, j['seed']]).pil() for j in part]
+    def follow(done, rows, pictures):
+        for j, r, im in zip(done, rows, pictures): followed[r['image_id']] = j['image_id'], im
+    with pytest.raises(OSError, match='No space'):
+        run_jobs(ws, None, jobs, 'generated', 4, make=make, follow=follow, progress=quiet)
+    stored = ws.table('images').set_index('image_id').path
+    assert set(followed) == set(stored.index) == {j['image_id'] for j in jobs} - {jobs[1]['image_id']}
+    assert all(i == of and ws.open_image(stored[i]).tobytes() == im.tobytes() for i, (of, im) in followed.items())

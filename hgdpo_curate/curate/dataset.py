@@ -79,8 +79,9 @@ def read_tags(ds,                   # a dataset
              ) -> tuple:            # (decisions and flags that changed, {unknown tag: count})
     "Write changes of tags to `reviews` and `flags`, then to the samples' own fields."
     decided, marked, cleared, unknown, changed = {}, {}, {}, {}, {}
-    own = [k.name for k in flag_kinds(ws).values() if k.own]
+    own, removed = [k.name for k in flag_kinds(ws).values() if k.own], ws.removed()
     for sid, iid, tags, was, confirmed in _retagged(ds, ws, among):
+        if iid in removed: continue                  # the App was not cleaned yet
         decision, flags, other = _parse_tags(tags, was, own)
         if decision != was: decided.setdefault(decision or 'undecided', []).append(iid)
         for f in set(flags) - set(confirmed): marked.setdefault(f, []).append(iid)

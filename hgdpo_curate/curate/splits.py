@@ -387,7 +387,7 @@ def _write_split(ws, folder, drafted, **chosen): # `chosen`: further fields of `
     stages = {s: drafted[s] for s in SPLIT_STAGES if s in drafted}
     test, test_left_out = _test_fold(ws, set(stages['easy'].prompt_id))
     dropped = {s: df.attrs.get('dropped', LeftOut()) for s, df in stages.items()} | dict(test=test_left_out)
-    with atomic_path(folder) as tmp:
+    with contextlib.ExitStack() as end, atomic_path(folder) as tmp:
         tmp.mkdir()
         _write_pairs(tmp, _with_files(drafted, ws))
         test.to_parquet(tmp/'test_prompts.parquet', index=False)
@@ -403,6 +403,9 @@ def _write_split(ws, folder, drafted, **chosen): # `chosen`: further fields of `
             sha256={file.name: file_sha256(file) for file in sorted(tmp.iterdir())},
             **chosen,
         ).write(tmp)
+        removed, named = end.enter_context(ws.writing()), [test, *stages.values(), *(d.table for d in dropped.values())]
+        if any(i in removed for df in named for i in df.prompt_id.unique()):
+            raise UserError('A photo was removed while the split was frozen; run the same command again.')
 
 def _write_pairs(folder, pieces): # (stage, arrow table), a stage's one after another
     "A file for each stage, and one for all controls."

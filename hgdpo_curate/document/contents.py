@@ -292,6 +292,7 @@ def redrawn_by_part(ws, used, data) -> list: # dicts: part, drawn_by, images, pa
     "Pictures with one part generated anew, of the split's prompts, and how many of them are pairs of the split."
     rows = ws.table('redrawn')
     rows = rows[rows.prompt_id.isin([*used['train'], *used['test']])]
+    rows = rows[rows.image_id.isin(ws.table('images', only=('image_id', rows.image_id)).image_id)]
     by = ['a person' if str(who).startswith(BY_PERSON) else who for who in rows.drawn_by]
     paired = rows.image_id.isin(data['local'].loser_id if 'local' in data else [])
     counts = paired.groupby([rows.part, pd.Series(by, rows.index, dtype=object)]).agg(['size', 'sum'])

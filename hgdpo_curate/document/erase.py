@@ -128,13 +128,17 @@ def _erase_rows(file, matcher) -> str:
     import pyarrow as pa, pyarrow.parquet as pq
     table = read_parquet(file)
     # in our tables a list names further files of the row's photo, so a match there does not make the row the photo's
-    own = _own_rows(table, matcher, lists=file.parent.parent.name != 'tables')
-    kept, redacted = _redact_columns(table.filter(pa.array(~own)), matcher)
+    ours = file.parent.parent.name == 'tables'
+    # an image that the footprint does not know yet is found by these rows, so they go with the image's id alone
+    by_id = ours and file.parent.name in ('images', 'redrawn')
+    own = _own_rows(table.select(['image_id']) if by_id else table, matcher, lists=not ours)
+    kept, redacted = table.filter(pa.array(~own)), 0
+    if not by_id: kept, redacted = _redact_columns(kept, matcher)
     old = kept.schema.metadata or {}
     meta = {k: _clean_metadata(v, matcher) for k, v in old.items()}
     redacted += sum(meta[k] != v for k, v in old.items())
     if not own.any() and not redacted: return ''
-    if not len(kept) and file.parent.parent.name == 'tables': file.unlink()
+    if not len(kept) and ours: file.unlink()
     else:
         with atomic_path(file) as tmp: pq.write_table(kept.replace_schema_metadata(meta or None), tmp)
     done = [f'{counted(own.sum(), "row")} removed'] if own.any() else []

@@ -6,11 +6,12 @@
 __all__ = ['read_plan', 'files_to_visit', 'Removal', 'forget']
 
 # %% ../../nbs/7_document/12_forget.ipynb #imports-2
+import contextlib
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from .erase import erase, PACKED
-from .footprint import extend_footprint, Footprint, footprint_of, Matcher, photo_of
+from .footprint import extend_footprint, Footprint, footprint_of, Matcher, photo_of, runs_on
 from hgdpo_curate.document.removal import (
     break_split, cards_of, clean_app_or_mark, drawn_from, OUTDATED, packs_with, pictures_of_runs, register_removal,
     rehash_split, renew_cards, write_tombstone,
@@ -19,7 +20,9 @@ from .search import files_of, PLAN, search, SearchResult
 from ..files import sweep_temporary
 from ..judge.learned_flags import drop_model
 from ..judge.learned_proposals import learn_without
-from ..files import counted, read_json, UsageError, UserError, write_json
+from ..files import command_line, counted, read_json, UsageError, UserError, write_json
+from ..images.jobs import without_row
+from ..long_jobs import announce
 from ..show import progress_bar
 from ..workspace import open_workspace
 
@@ -138,35 +141,58 @@ def _about_others(t) -> list:
         for c in t.shared
     ]
 
+# %% ../../nbs/7_document/12_forget.ipynb #sweep
+def _sweep(ws) -> tuple: # file -> what was done, sentences
+    "Delete generated images without a row: whom they show is not known, and what is missed is made again."
+    left, busy = without_row(ws)
+    for f in left: f.unlink(missing_ok=True)
+    why = 'deleted (a process was killed before it had entered it)'
+    return {str(f.relative_to(ws.root)): why for f in left}, [
+        f'Another process was storing {counted(busy, "image")} just then, and drops what is of this photo; if it is '
+        f'killed, run: {command_line("forget", ws)}'
+    ]*bool(busy)
+
 # %% ../../nbs/7_document/12_forget.ipynb #carry-out
 def _take_out(ws, t, progress) -> dict: # file -> what was done
     for flag, *_ in t.learned: drop_model(ws, flag)
-    with ws.lock(): return _visit(ws, t, progress)
+    with ws.removing(): return _visit(ws, t, progress)
+
+def _publish(ws, t, reason):
+    "After the tombstone nothing more is written about the photo, and what was written until then is found."
+    write_tombstone(ws, t, reason)
+    while extend_footprint(ws, t):
+        _write_plan(ws, t)
+        write_tombstone(ws, t, reason)
+    t.runs = runs_on(ws, t) | t.runs              # one that begins later sees the tombstone and ends
+    register_removal(ws, t, reason)
 
 def _take_out_later(ws, t, reason, progress) -> dict: # file -> what was done
-    "What something else made of the photo while it was taken out."
+    "What a process of an earlier version, which does not look at tombstones, made of the photo meanwhile."
     done = {}
     while extend_footprint(ws, t):
         _write_plan(ws, t)
-        register_removal(ws, t, reason)
+        _publish(ws, t, reason)
         for name, rows in t.splits.items(): break_split(ws, name, rows, t.subject_hash)
         done |= _take_out(ws, t, progress)
     return done
 
+# %% ../../nbs/7_document/12_forget.ipynb #carry-out-steps
 def _carry_out(ws, t, reason, app, progress) -> Removal:
     "The steps in order, then the search. Raises `UserError` and keeps the plan if a trace is left."
     removal, steps = Removal(t), 6
     with progress_bar(steps, 'taking out', progress) as bar:
         _write_plan(ws, t)
         bar(1)
-        write_tombstone(ws, t, reason)
-        register_removal(ws, t, reason)
+        _publish(ws, t, reason)
         bar(1)
         for name, rows in t.splits.items(): break_split(ws, name, rows, t.subject_hash)
         bar(1)
         removal.done |= _take_out(ws, t, progress) | _take_out_later(ws, t, reason, progress)
         removal.notes += learn_without(ws, t.learned, progress)
         for name, files in t.listed.items(): rehash_split(ws, name, files)
+        swept, notes = _sweep(ws)
+        removal.done |= swept
+        removal.notes += notes
         bar(1)
         removal.notes.append(clean_app_or_mark(ws, app))
         bar(1)
@@ -221,35 +247,42 @@ def forget(
     or if a trace is left.
     """
     ws = open_workspace(workspace)
+    with contextlib.nullcontext() if dry_run else _alone(ws, progress):
+        return _forget(ws, subject, dry_run, (reason, app, progress))
+
+# %% ../../nbs/7_document/12_forget.ipynb #forget-alone
+@contextlib.contextmanager
+def _alone(ws, progress):
+    "One removal at a time, since its plan is one file."
+    from filelock import FileLock, Timeout
+    lock = FileLock(ws.root/'.forget.lock')
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        announce('Waiting for another removal from this workspace to end.', progress)
+        lock.acquire()
+    try: yield
+    finally: lock.release()
+
+def _forget(ws, subject, dry_run, how) -> Removal: # how: reason, app and progress
     if not dry_run: sweep_temporary(ws)
-    t = read_plan(ws)
+    t, progress = read_plan(ws), how[-1]
     if t is not None: extend_footprint(ws, t)
-    if t is None and subject is None: return _finish(ws, app)
+    if t is None and subject is None: return _finish(ws, how[1])
     if t is None: t = footprint_of(ws, str(subject))
     elif subject is not None and not _belongs(ws, str(subject), t) and not dry_run:
-        _carry_out(
-            ws,
-            t,
-            reason,
-            app,
-            progress,
-        )  # the interrupted removal first
+        _carry_out(ws, t, *how)                   # the interrupted removal first
         t = footprint_of(ws, str(subject))
     if dry_run: return Removal(t, True, _planned(ws, t, progress), packs_with(ws, t.subject_hash) + _would_learn(t))
-    return _carry_out(
-        ws,
-        t,
-        reason,
-        app,
-        progress,
-    )
+    return _carry_out(ws, t, *how)
 
 def _would_learn(t) -> list: # sentences
     would = 'was trained on it, and would be trained again without it.'
     return [f'The learned flag {flag} {would}' for flag, *_ in t.learned]
 
-def _finish(ws, app) -> Removal: # no interrupted removal and no photo given: only the App may be left
-    if (ws.root/OUTDATED).exists(): return Removal(Footprint('', ''), notes=[clean_app_or_mark(ws, app)])
+def _finish(ws, app) -> Removal: # no interrupted removal and no photo given
+    "What may be left: samples in the App, images of a process that was killed."
+    (done, _), outdated = _sweep(ws), (ws.root/OUTDATED).exists()
+    if done or outdated: return Removal(Footprint('', ''), done=done, notes=[clean_app_or_mark(ws, app)]*outdated)
     raise UsageError(
         'There is no interrupted removal; give what to remove: an image id as the App shows it, or the photo\'s file.'
     )

@@ -17,6 +17,7 @@ from .footprint import Footprint, Matcher
 from .search import files_of
 from ..runs import RunConfig
 from ..files import command_line, file_sha256, read_json, UserError, write_json, write_text
+from ..parts import Removed
 from ..workspace import tombstone_of
 from ..tables import now
 from ..workspace import open_workspace
@@ -33,11 +34,18 @@ def write_tombstone(ws,            # a `Workspace`
                     t: Footprint,  # of the photo; its `subject_hash` is set
                     reason: str    # without names
                    ):
-    "Write the tombstone, and the salt before the first one. Deletes nothing."
+    """Write the tombstone, again where more belongs to it now, and the salt before the first one. Deletes nothing.
+
+    From then on no process writes rows about the photo or what belonged to it.
+    """
     make_salt(ws)
-    t.subject_hash = tombstone_of(ws, t.photo)
-    if t.subject_hash not in set(ws.table('tombstones').subject_hash):
-        ws.append('tombstones', [dict(subject_hash=t.subject_hash, reason=reason)])
+    t.subject_hash, stones = tombstone_of(ws, t.photo), ws.table('tombstones')
+    old = stones[stones.subject_hash == t.subject_hash].to_dict('records')
+    new = dict(old[0] if old else dict(subject_hash=t.subject_hash, reason=reason))
+    hash_of, before = Removed(ws.root, stones).hash_of, {*(new.get('belonging') or ())}
+    pairs = ws.table('pairs', history=True, only=('pair_id', t.pairs), columns=['pair_id']).pair_id
+    belonging = before | {hash_of(i) for i in (*t.images, *t.prompts, *t.keys, *t.files, *pairs)}
+    if not old or belonging != before: ws.append('tombstones', [new | dict(belonging=sorted(belonging))])
 
 # %% ../../nbs/7_document/11_removal.ipynb #register-removal
 REGISTER = 'data_cards/removals.json'    # what was removed when, without identifying anybody

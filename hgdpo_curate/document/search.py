@@ -35,7 +35,8 @@ def files_of(ws, originals=()) -> list: # paths, without the user's own files an
         if top.name not in skip
         for p in ([top] if top.is_file() else top.rglob('*'))
     )
-    return sorted(p for p in files if p.is_file() and p.name not in (PLAN, '.lock') and p.resolve() not in own)
+    ours = (PLAN, '.lock', '.forget.lock')
+    return sorted(p for p in files if p.is_file() and p.name not in ours and p.resolve() not in own)
 
 # %% ../../nbs/7_document/10_search.ipynb #search-result
 @dataclass

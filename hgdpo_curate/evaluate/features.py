@@ -265,7 +265,7 @@ def features_of(
     map_images(
         ws,
         rows[~rows.image_id.isin(kept.at)].drop_duplicates('image_id'),
-        lambda features: kept.add(dict(features)),
+        lambda features: kept.add_standing(ws, features),
         judge,
         f'features by {extractor.name}',
         batch,

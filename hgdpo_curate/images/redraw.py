@@ -141,10 +141,10 @@ def _job(ws, row, at, setting): # at: level, noise level, and the number of the 
 
 # %% ../../nbs/2_images/12_redraw.ipynb #redraw-parts
 def _write_redrawn(ws, jobs):
-    "Rows of `redrawn` for pictures that are there. A process that was killed may have left some without."
+    "Rows of `redrawn`, before the pictures are stored: one without such a row would be in no pair."
     ws.append('redrawn', [{c: j[c] for c in ('image_id', *ABOUT)} for j in jobs])
 
-def _finish_rows(ws, jobs):
+def _finish_rows(ws, jobs): # of pictures that an earlier version left without
     there = set(ws.table('images', columns=['image_id']).image_id) - set(ws.table('redrawn').image_id)
     _write_redrawn(ws, [j for j in jobs if j['image_id'] in there])
 
@@ -175,6 +175,7 @@ def redraw_parts(
             (part[0]['width'], part[0]['height']),
         )
     def finish(part, made):
+        _write_redrawn(ws, [j for j, im in zip(part, made) if im is not None])
         fade = pipe.vae_scale_factor
         return [put_back(s, im, j['mask'], fade) for s, im, j in zip(sources(part), made, part)]
     return run_jobs(
@@ -186,6 +187,5 @@ def redraw_parts(
         'parts anew',
         start,
         progress=progress,
-        follow=lambda done, rows, pictures: _write_redrawn(ws, done),
         finish=finish,
     )

@@ -72,7 +72,8 @@ def crop_part(
 class FeatureCache:
     "Vectors of images and their parts by one extractor, as Parquet files in a workspace's `cache`."
     def __init__(self, ws, extractor): # a `Workspace`; an `Extractor` or `KeptFeatures`
-        self.folder, self.stem = ws.root/'cache', f'flags-{extractor.name}-{short_id(extractor.version)[:8]}'
+        self.ws, self.folder = ws, ws.root/'cache'
+        self.stem = f'flags-{extractor.name}-{short_id(extractor.version)[:8]}'
 
     def files(self) -> list: # paths
         "What was written, also by other runs."
@@ -99,13 +100,14 @@ class FeatureCache:
         return pd.concat(found).drop_duplicates(['image_id', 'part', 'box'], ignore_index=True)
 
     def add(self, rows: list): # dicts: image_id, part, box, vector
-        "Write rows as one more file."
+        "Write rows as one more file, without images that were removed meanwhile."
         import pyarrow as pa, pyarrow.parquet as pq
-        if not rows: return
         kinds = [(c, pa.string()) for c in ('image_id', 'part', 'box')] + [('vector', pa.list_(pa.float32()))]
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.folder/f'{self.stem}-{uuid.uuid4().hex[:12]}.parquet') as tmp:
-            pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds)), tmp)
+        with self.ws.writing() as removed:
+            if not (rows := removed.without(rows)): return
+            with atomic_path(self.folder/f'{self.stem}-{uuid.uuid4().hex[:12]}.parquet') as tmp:
+                pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds)), tmp)
 
 # %% ../../nbs/3_judge/11_flag_features.ipynb #fill-cache
 def fill_features(

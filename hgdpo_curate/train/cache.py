@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from ..families import family_of
 from ..images.jobs import run_batches
-from ..files import atomic_path, in_batches, short_id, UserError
+from ..files import atomic_path, counted, in_batches, short_id, UserError
 from ..shapes import shapes_of, size_words
 
 # %% ../../nbs/5_train/03_cache.ipynb #shards-2
@@ -40,6 +40,10 @@ class Shards:
         with atomic_path(file) as tmp: save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, tmp)
         self._open(file)
 
+    def add_standing(self, ws, tensors): # a `Workspace`; (key, tensor) of each, the keys ids of images or files
+        "As `add`, without what was removed from the workspace meanwhile."
+        with ws.writing() as removed: self.add({k: v for k, v in tensors if k not in removed})
+
     def __contains__(self, key): return key in self.at
     def __len__(self): return len(self.at)
     def shape(self, key) -> tuple: # of a tensor, which is not read
@@ -49,6 +53,11 @@ class Shards:
     def stack(self, keys):
         "The tensors of `keys`, stacked, as float32."
         import torch
+        if missing := [k for k in keys if k not in self.at]:
+            raise UserError(
+                f'{counted(len(missing), "image")} or prompts of this work were removed from the workspace meanwhile '
+                '(hgdpo forget); run the same command again, which says what to do.'
+            )
         return torch.stack([self.at[k].get_tensor(k) for k in keys]).float()
 
 # %% ../../nbs/5_train/03_cache.ipynb #decodes-black
@@ -115,6 +124,18 @@ def _encode_new(pipe, texts, known): # the conditioning of prompts that are not 
         out |= {f'{prompt_key("")}.{n}': v[0] for n, v in encode_unconditional(pipe).items()}
     return out
 
+# %% ../../nbs/5_train/03_cache.ipynb #gone
+def _gone(ws, removed, texts) -> set: # of captions -> keys of those that only removed photos had
+    gone = {prompt_key(t) for t in texts if prompt_key(t) in removed}
+    if gone: gone -= {prompt_key(t) for t in removed.without(ws.table('prompts')).prompt.dropna()}
+    return gone
+
+def _fill_prompts(ws, pipe, texts, shards):
+    new = _encode_new(pipe, texts, shards)
+    with ws.writing() as removed:
+        gone = _gone(ws, removed, texts)
+        shards.add({k: e for k, e in new.items() if k.split('.')[0] not in gone})
+
 # %% ../../nbs/5_train/03_cache.ipynb #trainingcache-2
 class TrainingCache:
     "Posteriors by the image's hash and prompt embeddings by the prompt's, for one base model."
@@ -146,7 +167,7 @@ class TrainingCache:
                 'that the text encoder takes; the rest of them is ignored.',
                 stacklevel=2,
             )
-        self.prompts.add(_encode_new(pipe, texts, self.prompts))
+        _fill_prompts(self.ws, pipe, texts, self.prompts)
 
     def _fill_latents(self, pipe, todo, batch, progress):
         def encode(part): # -> (hash, posterior) of each
@@ -154,7 +175,7 @@ class TrainingCache:
             return [(h, p.cpu().half() if self.half else p.cpu()) for (h, _), p in zip(part, posteriors)]
         run_batches(
             self.ws,
-            lambda new: self.latents.add(dict(new)),
+            lambda new: self.latents.add_standing(self.ws, new),
             _in_shapes(self.ws, todo, batch),
             encode,
             len(todo),

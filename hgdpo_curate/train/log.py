@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..families import denoiser
+from .cache import prompt_key
 from .losses import BINS
 from ..show import contact_sheet, render
 from ..runs import RunConfig
@@ -416,12 +417,17 @@ class Validation:
     def __call__(self, trainer) -> float: # a `StageTrainer`, whose log stores the grid -> mean score, or None
         "One validation of a stage in training."
         images = self.draw(trainer.model)
-        trainer.logger.grid(images[:8], trainer.step)
+        self._show(trainer, images[:8], trainer.step)
         return float(np.mean(self.scorer.score(images, self.prompts))) if self.scorer else None
 
     def draw_start(self, trainer): # a `StageTrainer` before its first step
         "The first row of the grid: images from the start of the stage."
-        trainer.logger.grid(self.draw(trainer.model, self.prompts[:8]), 0)
+        self._show(trainer, self.draw(trainer.model, self.prompts[:8]), 0)
+
+    def _show(self, trainer, images, step): # pictures that are written after a removal would be found by none
+        with self.ws.writing() as removed:
+            trainer.check_photos()
+            if not any(prompt_key(p) in removed for p in self.prompts): trainer.logger.grid(images, step)
 
     def draw(self,
              model,        # a `StageModel`

@@ -17,7 +17,7 @@ from .log import hyperparameters, MetricLogger, StepFigures, Validation
 from .losses import BY_TIMESTEP
 from .passes import make_reader, PassLoss, StageModel
 from .recipes import Preset, Stage
-from ..files import atomic_path, file_sha256, UserError, write_json
+from ..files import atomic_path, command_line, file_sha256, UserError, write_json
 
 # %% ../../nbs/5_train/08_trainer.ipynb #make-optimizer
 def check_optimizer(name): # adamw or adamw8bit
@@ -205,6 +205,15 @@ class StageParts:
         self.best, self.validated = None, 0       # best adapter so far, with step and score; step last validated
         self.consistent = True                    # whether weights and step belong together
 
+    def check_photos(self):
+        "Raises `UserError` once a photo of its pairs was removed from the workspace."
+        prompts = self.pairs.filter(['prompt_id'])
+        if len(self.ws.removed().without(prompts)) < len(prompts):
+            raise UserError(
+                f'A photo that the stage {self.stage.name} trains on was removed (hgdpo forget), so its training ends; '
+                f'train on a new split: {command_line("pairs", self.ws, split="NEW_NAME")}'
+            )
+
     def close(self):
         "Restore the pipeline, and end the trackers."
         self.model.close()
@@ -252,6 +261,7 @@ class ResumableStage(StageParts):
         "Write the log's rows and a checkpoint; delete older ones beyond the limit."
         if not self.distributed.main: return
         self.ws.check_there()
+        self.check_photos()
         self.logger.flush()
         self.checkpoints.save(self.state_dict(), self.step)
 
@@ -375,6 +385,7 @@ class StageTrainer(SteppedStage):
         "Create the stage's folder, and save a row of images from its start."
         if not self.distributed.main: return
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.check_photos()                       # after the folder, which tells a removal that this run has begun
         if validation and self.preset.validation_steps and not self.step: validation.draw_start(self)
 
     def validate(self, validation: Validation): # None validates nothing
@@ -389,5 +400,6 @@ class StageTrainer(SteppedStage):
 
     def finish(self) -> Path: # the LoRA's file
         "Write the LoRA (the best one if there is a scorer, else the last), the log and its curves."
-        self.ws.check_there()
-        return write_result(self)
+        with self.ws.writing():
+            self.check_photos()
+            return write_result(self)
