@@ -22,6 +22,11 @@ def panel(me, name): # opens it in place of the grid
     me.page.get_by_text(name).first.click()
 
 
+def rest(me): # nothing waits, also where a panel covers the grid
+    idle = '() => { const S = window.hgdpo.S; return !S.busy && !S.queue.length && !S.panelKeys.length }'
+    me.page.wait_for_function(idle, timeout=60_000)
+
+
 def test_a_name_is_asked_once_and_boxes_drawn_before_wait_for_it(world):
     ws, me = world
     me.see('real-to-review', 'no-name')
@@ -114,13 +119,26 @@ def test_backspace_after_a_caption_takes_the_caption_back_and_no_decision(world)
 def test_a_flag_of_ones_own_has_the_colour_of_flags_on_the_tile(world):
     ws, me = world
     me.see('pool-winners', 'own-flag')
-    me.select(0, 0)
-    me.page.keyboard.press('b')
+    me.open()
+    me.press('b')
     me.told('flagged wrong coat')
     me.idle()
+    me.close()
     me.see('pool-anatomy-failures', 'own-flag-shown')
     chip = me.page.locator('[class*="lookerTags"] >> text=wrong_coat').first
     assert chip.evaluate('e => getComputedStyle(e).backgroundColor') == 'rgb(179, 54, 91)'
+
+
+def test_the_counts_in_an_open_panel_change_after_a_key(world):
+    ws, me = world
+    me.see('real-to-review', 'panel-counts')
+    panel(me, 'Curation progress')
+    done = int((reviews(ws).loc[lambda d: d.index.str.startswith('a')] != 'taken back').sum())
+    me.page.get_by_text(f'{done} of 6 photos reviewed').wait_for(timeout=60_000)
+    me.select(0, 1)
+    me.page.keyboard.press('d')
+    me.page.get_by_text(f'{done + 2} of 6 photos reviewed').wait_for(timeout=30_000)
+    me.idle()
 
 
 def test_hasty_keys_in_the_panel_of_pairs_flag_mark_and_reject_in_order(world):
@@ -131,7 +149,7 @@ def test_hasty_keys_in_the_panel_of_pairs_flag_mark_and_reject_in_order(world):
     winner.wait_for(timeout=60_000)
     ids, before = [x.get_attribute('data-id')[-16:] for x in (winner, loser)], len(human(ws))
     for key in ('r', '3', 'h', 'l', '8', 'r', '2', 'l'): me.page.keyboard.press(key)
-    me.idle()
+    rest(me)
     rows = human(ws).iloc[before:]
     assert rows.flag.tolist() == ['bad_hand', 'impossible_pose', 'missing_limb']
     assert rows.image_id.tolist()[:2] == ids[::-1] and rows.part.tolist() == ['hand', '', '']
@@ -154,7 +172,7 @@ def test_the_panel_of_a_pool_goes_on_to_the_next_prompt_and_shift_stays(world):
     pool, before = [i for i in tiles() if i.startswith('00')], len(ws.table('reviews', history=True))
     for key in ('Shift+D', 'd', 'd', 'd', 'd'): me.page.keyboard.press(key)
     me.page.get_by_text('prompt 2 of 6').wait_for(timeout=30_000)
-    me.idle()
+    rest(me)
     written = ws.table('reviews', history=True).iloc[before:].subject_id.tolist()
     assert written == [pool[0], *pool] and all(i.startswith('01') for i in tiles() if i[0] != 'a')
     me.shoot('pool-next')

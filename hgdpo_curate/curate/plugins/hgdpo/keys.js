@@ -368,6 +368,7 @@
     if (!S.asking)
       return h("button", { title: "Who decides; click to change", "data-cy": "hgdpo-who",
         onClick: () => ((S.asking = true), draw()) }, S.reviewer || "who decides?");
+    const offered = S.reviewer || (S.about && S.about.reviewer) || "";
     const done = (name) => {
       S.reviewer = (name || "").trim();
       if (S.reviewer) localStorage.setItem("hgdpo-reviewer", S.reviewer), (S.asking = false);
@@ -375,10 +376,11 @@
       draw();
     };
     return h("span", { className: "hg-who" }, "who decides? ", h("input", {
-      autoFocus: true, defaultValue: S.reviewer || (S.about && S.about.reviewer) || "", "data-cy": "hgdpo-name",
+      autoFocus: true, defaultValue: offered, "data-cy": "hgdpo-name",
       onFocus: (e) => e.target.select(),
       onKeyDown: (e) => (e.stopPropagation(), e.key === "Enter" && done(e.target.value)),
-      onBlur: (e) => done(e.target.value),
+      // a name that is only offered is nobody's until they say so
+      onBlur: (e) => (S.reviewer || e.target.value !== offered) && done(e.target.value),
     }));
   }
 
