@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from build import NBS, PRIVATE, ROOT, SKIPPED, database, directives, execute, plain_outputs  # noqa: E402
 
 LIST, MANIFEST = ROOT/'docs'/'book.txt', ROOT/'docs'/'book.json'
-MOST = 400*1024                                           # bytes of a notebook with its outputs
+MOST = 500*1024                                           # bytes of a notebook with its outputs
 
 
 def listed() -> list: # paths relative to nbs/, without the suffix
@@ -80,10 +80,10 @@ def _lines(value): # as nbformat keeps texts
 
 
 def smaller(picture: bytes) -> bytes: # PNG or JPEG
-    "A picture as a palette of 256 colours, where that is smaller; drawn people and plots keep their looks."
+    "A picture as a palette of 64 colours, where that is smaller; drawn people and plots keep their looks."
     from PIL import Image
     image, out = Image.open(io.BytesIO(picture)), io.BytesIO()
-    image.convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
+    image.convert('RGB').quantize(64, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
     return min(picture, out.getvalue(), key=len)
 
 
@@ -96,13 +96,21 @@ def opened(text) -> str: # HTML of an output
     return re.sub(r'<iframe[^>]*srcdoc="([^"]*)"[^>]*></iframe>', beginning, text)
 
 
+def with_smaller(text) -> str: # HTML of an output
+    "The same with the pictures that it holds made smaller."
+    def shrunk(found): return 'data:image/png;base64,' + base64.b64encode(smaller(base64.b64decode(found[1]))).decode()
+    return re.sub(r'data:image/png;base64,([A-Za-z0-9+/=]+)', shrunk, text)
+
+
 def bundle(data) -> dict: # of an output: kind -> content
     "Each output once: of a picture the smallest form, of a page in a frame its beginning, of a table no style sheet."
+    # what has a page of its own needs no text, which may name files and captions
+    if 'text/html' in data: data = {k: v for k, v in data.items() if k != 'text/plain'}
     drawn = [base64.b64decode(''.join(v)) for k, v in data.items() if k in ('image/png', 'image/jpeg')]
     out = {k: _lines(v) for k, v in data.items() if k not in ('image/png', 'image/jpeg', 'text/html')}
     if 'text/html' in data:
         text = re.sub(r'<style scoped>.*?</style>\n?', '', ''.join(data['text/html']), flags=re.S)
-        out['text/html'] = _lines(opened(text))
+        out['text/html'] = _lines(with_smaller(opened(text)))
     if drawn:
         best = min(map(smaller, drawn), key=len)
         kind = 'image/png' if best.startswith(b'\x89PNG') else 'image/jpeg'

@@ -105,8 +105,8 @@ def work_on_ray(
     "Let the machines of a Ray cluster share a job. Raises `UserError` for a cluster that cannot do it."
     ws = open_workspace(given['workspace'])
     given = given | dict(workspace=str(ws.root.resolve()))
-    # it may be a folder, named from here
-    if given.get('base') and Path(given['base']).exists(): given['base'] = str(Path(given['base']).resolve())
+    for of in ('base', 'path'):          # weights may lie in a folder, named from here
+        if given.get(of) and Path(given[of]).exists(): given[of] = str(Path(given[of]).resolve())
     before = len(Written(ws, table).ids)
     ray = _connect(address)
     try:

@@ -317,7 +317,7 @@ class ImageFiles:
         row = dict(
             image_id=image_id,
             domain=domain,
-            path=str(file.relative_to(self.root)),
+            path=file.relative_to(self.root).as_posix(),
             sha256=file_sha256(file),
             bytes=file.stat().st_size,
         )

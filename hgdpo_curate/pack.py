@@ -25,7 +25,7 @@ from .workspace import tombstone_of
 from .parts import Table
 from .runs import no_such_run
 from .show import progress_bar
-from .tables import now, SCHEMAS
+from .tables import BY_PERSON, now, SCHEMAS
 from .toy.drawings import DRAWN
 from .prompts import at_prompts
 from .workspace import excluded_photos, open_workspace
@@ -127,6 +127,10 @@ def _base_elsewhere(contents, kept) -> str:
 _FACTS = ('image_id', 'licence', 'consent', 'minors', 'box', 'fit', 'photo_width', 'photo_height', 'sharpness',
           'coverage', 'written_at')
 
+def _redrawn(ws, images): # rows of `redrawn`, without the names of people
+    rows = ws.table('redrawn', only=('image_id', images.image_id))
+    return rows.assign(drawn_by=[BY_PERSON if str(w).startswith(BY_PERSON) else w for w in rows.drawn_by])
+
 def _add_rows(contents, paths, prompt_ids): # images and prompts of a split
     ws = contents.ws
     prompts = ws.table('prompts', only=('prompt_id', prompt_ids))
@@ -136,7 +140,10 @@ def _add_rows(contents, paths, prompt_ids): # images and prompts of a split
     facts = ws.table('photo_facts', only=('image_id', prompts.real_image_id.dropna()))
     facts = facts[[*_FACTS]].assign(source=[s if s == DRAWN else None for s in facts.source])
     contents.photos |= {*prompts.real_image_id.dropna()}
-    for name, rows in dict(prompts=prompts, images=images[images.path.isin(paths)], photo_facts=facts).items():
+    images = images[images.path.isin(paths)]
+    tables = dict(prompts=prompts, images=images, photo_facts=facts)
+    if len(anew := _redrawn(ws, images)): tables['redrawn'] = anew
+    for name, rows in tables.items():
         table = Table(contents.staging/'tables'/name, SCHEMAS[name])
         table.append(rows)
         for part in table.parts(): contents.files[part.relative_to(contents.staging).as_posix()] = part
@@ -323,7 +330,7 @@ def _check_still_there(ws, subjects):
 
 # %% ../nbs/8_run/05_pack.ipynb #place
 def _place(ws, output, purpose) -> Path: # of the pack
-    file = Path(output) if output else ws.root.resolve().parent/f'{ws.root.resolve().name}-{purpose}.tar'
+    file = Path(output).expanduser() if output else ws.root.resolve().parent/f'{ws.root.resolve().name}-{purpose}.tar'
     if file.suffix != '.tar': raise UsageError(f'A pack is a .tar, not {file.name}; give --output {file.name}.tar')
     if file.exists(): raise UserError(f'{file} exists; delete it, or give another name with --output.')
     if file.resolve().is_relative_to(ws.root.resolve()):

@@ -37,7 +37,7 @@ def pipeline_folder(name) -> Path: # hub id, folder, or 'mannequin'
             'No base model is named; give --pretrained_model_name_or_path a hub id or a folder of a Stable '
             'Diffusion pipeline.'
         )
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if (folder/'model_index.json').exists(): return folder
     if folder.exists():
         raise UserError(

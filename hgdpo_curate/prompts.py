@@ -110,12 +110,19 @@ class CaptionChange:
     changed: list = field(default_factory=list)  # image ids of photos whose caption was replaced
     replaced: list = field(default_factory=list) # prompt ids of the captions that were
     gone: list = field(default_factory=list)     # image ids that are not, or no longer, in the workspace
+    kept: list = field(default_factory=list)     # image ids whose caption another changed meanwhile, see `instead_of`
 
     def add(self, other): # a `CaptionChange`
         "Count another change too."
         for name, ids in vars(other).items(): getattr(self, name).extend(ids)
 
 # %% ../nbs/0_base/13_prompts.ipynb #change-captions
+def _is_late(stated, row): # a caption, the row of `prompts` that stands
+    "Whether somebody else gave or approved a caption while this one was made."
+    if 'instead_of' not in stated: return False
+    by_person = row['source'] == 'person' or not is_missing(row['approved_by'])
+    return by_person or stated['instead_of'] != row['prompt_id']
+
 def _changed_rows(prompts, captions) -> tuple: # rows of `prompts`; `CaptionChange`
     stand, rows, told = standing_prompts(prompts, captioned=False), [], CaptionChange()
     of_photo = {r['real_image_id']: r for r in stand.drop(columns='written_at').to_dict('records')}
@@ -124,6 +131,9 @@ def _changed_rows(prompts, captions) -> tuple: # rows of `prompts`; `CaptionChan
         row = of_photo.get(photo)
         if row is None:
             told.gone.append(photo)
+            continue
+        if _is_late(stated, row):
+            told.kept.append(photo)
             continue
         new = row | {k: stated.get(k) for k in CAPTION_FACTS}
         if text != row['prompt']:
@@ -148,7 +158,9 @@ def check_no_removal(ws):
 # %% ../nbs/0_base/13_prompts.ipynb #change-captions-3
 def change_captions(
     ws,        # a `Workspace`
-    captions,  # dicts with image_id (of a photo), prompt (its caption), and keys of `CAPTION_FACTS`
+    # dicts with image_id (of a photo), prompt (its caption), keys of `CAPTION_FACTS`, and where a model wrote it
+    # instead_of: the prompt id that it saw
+    captions,
 ) -> CaptionChange:
     """Give photos a caption, or another one; the same text only changes what is known about it.
 

@@ -28,7 +28,7 @@ from .workspace import open_workspace, refuse_occupied, Workspace
 class PackReader:
     "A pack that is open: its `info`, then its files, each checked against the manifest."
     def __init__(self, file): # path of the pack
-        self.file, self.at = Path(file), 'pack.json'
+        self.file, self.at = Path(file).expanduser(), 'pack.json'
         try: self.tar = tarfile.open(self.file, 'r:')
         except (tarfile.TarError, OSError, EOFError) as e: raise self._damaged(e) from e
 
@@ -343,11 +343,11 @@ def unpack_workspace(
     """
     if output and into: raise UsageError('Give either --output or --into.')
     with PackReader(file) as pack:
-        around = Path(into or output or 'new').resolve()
+        around = Path(into or output or 'new').expanduser().resolve()
         beside = next(p for p in ([around] if into else []) + [*around.parents] if p.is_dir())
         with temporary_path(beside/'manifest.jsonl') as manifest:
             info = read_head(pack, manifest)
             given = pack, info, manifest
             if into is not None: return _into_workspace(*given, into, progress)
-            folder = Path(output or checked_name(info.title, 'workspace'))
+            folder = Path(output or checked_name(info.title, 'workspace')).expanduser()
             return Unpacked(_into_new_folder(*given, folder, progress), info)

@@ -222,7 +222,7 @@ class Settings:
 class Workspace(Settings, ImageFiles):
     "One project on disk. `root` is its folder, `config` the content of `workspace.toml`."
     def __init__(self, root): # folder that holds workspace.toml
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.config = _read_settings(self.root)
         _settle(self)
 
@@ -330,7 +330,7 @@ def create_workspace(
     Raises `UserError` on another base model or resolution.
     """
     import tomli_w
-    root, config = Path(root), {k: v for k, v in config.items() if v is not None}
+    root, config = Path(root).expanduser(), {k: v for k, v in config.items() if v is not None}
     unknown = set(config) - set(DEFAULTS) - {'name'}
     if unknown: raise UserError(f'A workspace has no setting {sorted(unknown)[0]!r}; it knows {", ".join(DEFAULTS)}.')
     _check_settings(config)

@@ -179,6 +179,30 @@ def test_captioning_again_keeps_what_a_person_wrote_or_approved(bare):
     assert stand[first.real_image_id] == 'as I see it' and stand[second.real_image_id] == second.prompt
 
 
+def test_a_caption_that_a_person_gives_while_a_captioner_works_stays(bare):
+    photo = sorted(bare.table('prompts').real_image_id)[-1]
+    class Slow(Says):
+        def caption(self, images):
+            mine = dict(image_id=photo, prompt='as I see it', source='person', approved_by='me')
+            if not self.asked: change_captions(bare, [mine])
+            return super().caption(images)
+    report = caption_photos(bare, Slow('person {n} in a hat'), progress=quiet)
+    stand = standing_prompts(bare.table('prompts')).set_index('real_image_id')
+    assert len(stand) == 6 and stand.prompt[photo] == 'as I see it' and stand.approved_by[photo] == 'me'
+    assert report.change.kept == [photo] and photo not in report.texts and 'meanwhile, which stays' in str(report)
+    later = Says('a machine says it {n}')
+    later.version = '2'
+    other = next(i for i in stand.index if i != photo)
+    class Beside(Says):                                                   # another process captions the same photos
+        version = '3'
+        def caption(self, images):
+            if not self.asked: caption_photos(bare, later, again=True, progress=quiet)
+            return super().caption(images)
+    assert len(caption_photos(bare, Beside('late {n}'), again=True, progress=quiet).change.kept) == 5
+    stand = standing_prompts(bare.table('prompts')).set_index('real_image_id').prompt
+    assert stand[photo] == 'as I see it' and stand[other].startswith('a machine says it')
+
+
 def test_bad_answers_are_counted_and_leave_no_bad_caption(bare):
     says = Says('', None, 'word '*2000, '街で帽子をかぶった男', 'an asian woman in a hat')
     report = caption_photos(bare, says, progress=quiet)

@@ -855,6 +855,7 @@ def test_parts_generated_anew_are_counted_by_part_and_by_whom_and_pairs_have_mas
     assert 'pictures with one part generated anew' in text and 'holds for them too' in text
     written = [f.read_text() for f in card_files(ws, 'with-local') if f.suffix in ('.md', '.json', '.html')]
     assert len(written) > 5 and not [w for w in written if re.search(r'person:(anna|ben)|\banna\b', w)]
+    assert 'One part (foot, hand) generated anew in 3 pictures.' in (folder/'croissant.json').read_text()
     shown = read_pairs(folder/'croissant.json', 'local').set_index('loser_id')['mask']
     assert {i: [*m] for i, m in shown.items()} == {hand: [.1, .5, .4, .8], foot: [.5, .8, .8, 1.]}
     data = load_split(ws, 'with-local')

@@ -11,7 +11,7 @@ from conftest import a_flag, plain
 
 from hgdpo_curate import UserError, load_split, make_card
 from hgdpo_curate.curate.splits import pairs_of
-from hgdpo_curate.curate.reviews import decide, flag_images_by_hand, last_words
+from hgdpo_curate.curate.reviews import decide, flag_images_by_hand, last_words, undo
 
 mongo = pytest.mark.usefixtures('mongo')
 
@@ -479,6 +479,19 @@ def test_a_table_compacted_or_thinned_between_two_openings_is_shown_as_it_is(ws,
             part.with_name(part.stem + '-without.parquet'),
         )
     assert real[0] not in build_dataset(ws).values('image_id')
+
+
+def test_what_was_decided_before_a_table_was_compacted_is_taken_back(ws, monkeypatch):
+    from hgdpo_curate.parts import Table
+    monkeypatch.setattr(Table, 'most_parts', 4)
+    photos = ws.table('images').query("domain == 'real'").image_id.tolist()
+    said = [(photos[n % 2], ('approve', 'reject')[n // 2 % 2]) for n in range(10)]
+    for photo, decision in said: decide(ws, [photo], decision, 'anna')
+    assert len(ws.parts('reviews')) < len(said)
+    for photo, decision in reversed(said):
+        assert undo(ws, 'anna') == dict(what=decision, subjects=[photo])
+    with pytest.raises(UserError, match='nothing that anna'): undo(ws, 'anna')
+    assert set(ws.table('reviews').decision) == {'taken back'}
 
 
 @mongo

@@ -3,7 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import a_flag, Chance, make_workspace, plain, quiet
-from hgdpo_curate import flag_images, freeze_split, load_split, score_images, UserError, workspace_status
+from hgdpo_curate import (
+    flag_images, freeze_split, load_split, score_images, train_curriculum, UserError, workspace_status,
+)
 from hgdpo_curate.curate.pairs import local_pairs, PAIR, with_pair_ids
 from hgdpo_curate.curate.splits import pairs_of, SplitInfo
 from hgdpo_curate.files import pair_id_of
@@ -102,12 +104,42 @@ def test_detectors_look_at_the_new_parts_and_at_what_they_were_made_from(redrawn
     assert redraw_photos(ws, ['leg'], [900], source='t1', limit=2, progress=quiet) == 4
     sources = set(ws.table('redrawn').query("part == 'leg'").source_id)
     assert set(ws.table('images').set_index('image_id').loc[list(sources)].level) == {100}
-    with pytest.raises(UserError, match='hgdpo score'): pairs_of(ws, 'chance')
+    left = pairs_of(ws, 'chance')                                                # no other stage waits for their scores
+    assert [d['reason'] for d in left['local'].attrs['dropped']].count('not scored yet') == 4 and len(left['easy'])
     score_images(ws, Chance(), progress=quiet)
+    assert 'not scored yet' not in {d['reason'] for d in pairs_of(ws, 'chance')['local'].attrs['dropped']}
     flag_images(ws, progress=quiet)
     seen = set(ws.table('detections').image_id)
     assert sources | set(ws.table('redrawn').image_id) <= seen
     assert sources & set(pairs_of(ws, 'chance')['local'].winner_id)
+
+
+def test_a_false_alarm_that_a_person_denied_on_the_photo_is_none_on_its_pictures(redrawn, copy_of):
+    ws = copy_of(redrawn)
+    first = load_split(ws, 'after')['local'].iloc[0]
+    better = dict(image_id=first.loser_id, scorer='chance', scorer_version='1', score=9.)
+    ws.append('scores', [better])
+    seen = dict(flag='bad_hand', part='arm', side='left')
+    ws.append('flags', [a_flag(i, **seen) for i in (first.winner_id, first.loser_id)])
+    assert first.loser_id not in set(pairs_of(ws, 'chance')['local'].loser_id)
+    ws.append('flags', [a_flag(first.winner_id, 'ok', 'confirmed', 'human', reviewer='a')])
+    assert first.loser_id not in set(pairs_of(ws, 'chance')['local'].loser_id)
+    ws.append('flags', [a_flag(first.loser_id, 'extra_limb', part='arm')])
+    assert first.loser_id in set(pairs_of(ws, 'chance')['local'].loser_id)
+
+
+def test_what_was_generated_anew_is_frozen_and_trained_and_an_empty_set_says_why(redrawn, copy_of):
+    ws, short = copy_of(redrawn), dict(control='local_alone', max_train_steps=2, train_batch_size=2)
+    run = train_curriculum(ws, 'after', 'mannequin-fingers', 'fingers', progress=quiet, **short)
+    log = pd.read_parquet(run/'local_alone'/'metrics.parquet')
+    assert len(log) == 8 and log.loss.notna().all() and (run/'final').is_dir()
+    pictures = ws.table('redrawn').image_id
+    ws.append('scores', [dict(image_id=i, scorer='chance', scorer_version='1', score=9.) for i in pictures])
+    freeze_split(ws, 'none-kept', 'chance')
+    assert not len(load_split(ws, 'none-kept')['local'])
+    for split, words in {'none-kept': 'called worse by a score or a flag', 'before': 'without the pairs'}.items():
+        with pytest.raises(UserError, match=f'{words}.*hgdpo redraw'):
+            train_curriculum(ws, split, 'mannequin-fingers', 'no-pairs', progress=quiet, **short)
 
 
 @pytest.mark.parametrize('options, words', [
@@ -205,26 +237,42 @@ def pools(draw): # photos, redrawn pictures of them and of pictures that are not
         k = draw(st.integers(0, 3))
         sha = draw(st.sampled_from(['s0', 's1', i]))
         made.append(picture(i, k, 'redrawn', sha))
-        about.append(dict(image_id=i, source_id=draw(st.sampled_from([f'p{k}', i])), mask=[0., 0., .5, .5]))
+        part = draw(st.sampled_from(['hand', 'foot', 'face', 'box', 'legs']))
+        about.append(dict(image_id=i, source_id=draw(st.sampled_from([f'p{k}', i])), mask=[0., 0., .5, .5], part=part))
     ids = [r['image_id'] for r in photos + made]
     flags = draw(st.lists(st.builds(
-        a_flag, st.sampled_from(ids), st.sampled_from(FLAGS), st.sampled_from(['proposed', 'confirmed', 'cleared'])
+        a_flag,
+        st.sampled_from(ids),
+        st.sampled_from(FLAGS),
+        st.sampled_from(['proposed', 'confirmed', 'cleared']),
+        part=st.sampled_from(['', 'hand', 'arms', 'feet', 'head', 'torso']),
     ), max_size=8))
     pairs = [pair_id_of('local', r['prompt_id'], a['source_id'], a['image_id']) for r, a in zip(made, about)]
     reviews = draw(st.lists(st.builds(
         lambda s, d: dict(subject_id=s, decision=d, reviewer='a'), st.sampled_from(ids + pairs),
         st.sampled_from(['approve', 'reject', 'duplicate', 'swap'])
     ), max_size=5))
-    columns = ['image_id', 'source_id', 'mask'], [*a_flag('x')], ['subject_id', 'decision', 'reviewer']
+    columns = ['image_id', 'source_id', 'mask', 'part'], [*a_flag('x')], ['subject_id', 'decision', 'reviewer']
     tables = (pd.DataFrame(rows, columns=c) for rows, c in zip((about, flags, reviews), columns))
     return pd.DataFrame(photos + made), *tables
 
 
-def worse(flags, images, loser, winner): # plainly, one picture at a time
+LIMBS = [
+    {'hand', 'arms', 'bad_hand'},
+    {'foot', 'feet', 'legs', 'bad_foot'},
+    {'face', 'head', 'deformed_face', 'extra_face'},
+]
+
+
+def worse(flags, images, loser, winner, redrawn): # plainly, one picture at a time
     score = images.set_index('image_id').score
     stands = flags[flags.status.isin(['proposed', 'confirmed']) & ~flags.flag.isin(HARMLESS_FLAGS)]
     of = {i: {tuple(r) for r in g[['flag', 'part', 'side']].to_numpy()} for i, g in stands.groupby('image_id')}
-    return bool(score[loser] < score[winner] or of.get(loser, set()) - of.get(winner, set()))
+    def counts(flag, part, side): # a flag of another limb says nothing about the part that is new
+        named = [limb for limb in LIMBS if part in limb] or [limb for limb in LIMBS if flag in limb]
+        return not named or redrawn == 'box' or redrawn in named[0]
+    new = of.get(loser, set()) - of.get(winner, set())
+    return bool(score[loser] < score[winner] or any(counts(*f) for f in new))
 
 
 @settings(deadline=None, max_examples=60)
@@ -234,16 +282,17 @@ def test_the_source_wins_where_something_calls_the_new_part_worse(pool):
     local = local_pairs(images, None, redrawn, flags, reviews)
     dropped, last = local.attrs['dropped'].table, reviews.drop_duplicates('subject_id', keep='last')
     last = last.set_index('subject_id').decision
-    source, sha = redrawn.set_index('image_id').source_id, images.set_index('image_id').sha256
+    about, sha = redrawn.set_index('image_id'), images.set_index('image_id').sha256
+    source = about.source_id
     said = with_pair_ids(local, 'local').pair_id.map(last)
     assert list(local) == [*PAIR, 'mask'] and not said.isin(['reject', 'duplicate', 'swap']).any()
     out = {i for i in last.index if last[i] in ('reject', 'duplicate')}
     faulty = set(flags.image_id[(flags.status == 'confirmed') & ~flags.flag.isin(HARMLESS_FLAGS)])
     for r in local.itertuples():
         assert r.winner_id == source[r.loser_id] != r.loser_id and sha[r.winner_id] != sha[r.loser_id]
-        assert worse(flags, images, r.loser_id, r.winner_id)
+        assert worse(flags, images, r.loser_id, r.winner_id, about.part[r.loser_id])
         assert not {r.winner_id, r.loser_id} & out and r.winner_id not in faulty
     rejected_pairs = len(dropped[dropped.reason == 'pair rejected'])
     assert len(local) + len(dropped) == len(redrawn) and (dropped.image_id == '').sum() == rejected_pairs
     for i in set(dropped.image_id[dropped.reason == 'nothing calls the new part worse']):
-        assert not worse(flags, images, i, source[i])
+        assert not worse(flags, images, i, source[i], about.part[i])

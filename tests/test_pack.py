@@ -107,6 +107,21 @@ def test_what_training_needs_and_no_more(ws, tmp_path, random_base):
     assert (short_run(there, random_base)/'easy'/'done.json').exists()
 
 
+def test_what_was_generated_anew_for_local_pairs_goes_along_without_names(ws, tmp_path):
+    from conftest import a_part_anew
+    from hgdpo_curate.document.facts import split_facts
+    photos = ws.table('prompts').query("fold == 'train'").real_image_id
+    made = [a_part_anew(ws, photos[0], drawn_by='person:anna'), a_part_anew(ws, photos[1], 'foot', drawn_by='hands')]
+    a_part_anew(ws, photos[2], score=2.)                                   # no pair, so it stays at home
+    freeze_split(ws, 'local', 'chance')
+    file = pack(ws, split='local')
+    there = unpack(file, tmp_path/'there').ws
+    assert sorted(there.table('redrawn').image_id) == sorted(made)
+    assert b'anna' not in b''.join(members(file).values())
+    counts = [tuple(r.values()) for r in split_facts(there, 'local').redrawn]
+    assert counts == [('foot', 'hands', 1, 1), ('hand', 'a person', 1, 1)]
+
+
 def test_a_photo_goes_along_only_where_it_wins(ws, tmp_path):
     freeze_split(ws, 'photos', 'chance', real_winner=True)
     photos = {p for p in members(pack(ws, split='photos')) if p.startswith('images/real')}

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import quiet, winner
+from conftest import plain, quiet, winner
 
 from hgdpo_curate import UserError, create_workspace, forget, import_photos, open_workspace, workspace_status
 from hgdpo_curate.cli import main
@@ -239,3 +239,15 @@ def test_forget_shows_and_asks_and_without_a_terminal_only_shows(ws, monkeypatch
     )
     assert main(['forget', 'same.png', '--workspace', str(ws.root), '--yes']) == 1
     assert 'is the name of' in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home_folder_from_python_too(tmp_path, monkeypatch):
+    from hgdpo_curate import create_workspace, pack_workspace, unpack_workspace
+    from hgdpo_curate.toy.drawings import export_photos
+    monkeypatch.setenv('HOME', str(tmp_path))
+    export_photos(tmp_path/'photos', 4)
+    ws = create_workspace('~/people', resolution='40x56')
+    assert ws.root == tmp_path/'people' and open_workspace('~/people').id == ws.id
+    assert import_photos(ws, '~/photos', progress=plain).imported == 4
+    pack_workspace(ws, output='~/people.tar')
+    assert unpack_workspace('~/people.tar', '~/again').ws.root == tmp_path/'again'

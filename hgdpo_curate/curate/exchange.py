@@ -26,6 +26,14 @@ def _theirs(name):
         raise UserError(f'There is no FiftyOne dataset {name!r}; there are: {", ".join(fo.list_datasets()) or "none"}.')
     return fo.load_dataset(name)
 
+def _text_of(ds, field): # name of a field that holds texts, or one label a photo -> where its text stands
+    fo, schema = import_fiftyone(), ds.get_field_schema()
+    texts = {n: n for n, f in schema.items() if isinstance(f, fo.StringField) and n != 'filepath'}
+    texts |= {n: f'{n}.label' for n, f in schema.items() if getattr(f, 'document_type', None) is fo.Classification}
+    if field in texts: return texts[field]
+    what = 'a field that holds no text,' if field in schema else 'no field'
+    raise UserError(f'The dataset {ds.name!r} has {what} {field!r}; give one of {", ".join(texts) or "none"}.')
+
 def photos_from_fiftyone(
     workspace,                       # a `Workspace` or its folder
     name: str,                       # of a FiftyOne dataset of images
@@ -36,10 +44,7 @@ def photos_from_fiftyone(
     with database_answers():
         ds = _theirs(name)
         if ds.media_type != 'image': raise UserError(f'The dataset {name!r} holds no images ({ds.media_type}).')
-        if caption_field not in ds.get_field_schema():
-            fields = ', '.join(f for f in ds.get_field_schema() if f not in ('id', 'filepath', 'metadata'))
-            raise UserError(f'The dataset {name!r} has no field {caption_field!r}; give one of {fields}.')
-        rows = list(zip(*ds.values(['id', 'filepath', caption_field])))
+        rows = list(zip(*ds.values(['id', 'filepath', _text_of(ds, caption_field)])))
     folder = _layout(ws, name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -47,11 +52,18 @@ def photos_from_fiftyone(
     for i, path, caption in rows:
         file = f'{i}{Path(path).suffix}'
         (folder/file).symlink_to(path)
-        lines.append(json.dumps(dict(file_name=file, text=caption if caption is None else str(caption))))
+        lines.append(json.dumps(dict(file_name=file, text=caption)))
     (folder/'metadata.jsonl').write_text('\n'.join(lines) + '\n')
     return folder
 
 # %% ../../nbs/4_curate/11_exchange.ipynb #decisions-from-fiftyone
+def _where_they_lie(facts, folder, paths): # rows of `photo_facts`; the layout; sample id -> file
+    "The rows with the dataset's files in the place of the links to them; files imported otherwise stay."
+    def real(p): return paths.get(Path(p).stem, p) if isinstance(p, str) and Path(p).parent == folder else p
+    first = facts.original_path.map(real)
+    copies = [sorted({real(p) for p in some} - {own}) for own, some in zip(first, facts.copies.map(lambda c: c or []))]
+    return facts.assign(original_path=first, copies=copies)
+
 def decisions_from_fiftyone(
     workspace,  # a `Workspace` or its folder
     name: str,  # the dataset whose photos were just imported
@@ -62,9 +74,7 @@ def decisions_from_fiftyone(
     image_of = {Path(p).stem: i for i, p in offered_files(facts) if Path(p).parent == folder}
     with database_answers(): rows = list(zip(*_theirs(name).values(['id', 'filepath', 'tags'])))
     mine = facts[facts.image_id.isin(image_of.values())].drop(columns='written_at')
-    real = {image_of[s]: path for s, path, _ in rows if s in image_of}
-    paths = mine.image_id.map(real)
-    ws.append('photo_facts', mine.assign(original_path=paths, copies=[[] for _ in paths]))
+    ws.append('photo_facts', _where_they_lie(mine, folder, {s: path for s, path, _ in rows}))
     flags, said, unknown = flag_kinds(ws), {}, {}
     for sample, _, tags in rows:
         for tag in tags if sample in image_of else ():
@@ -96,7 +106,7 @@ def export_view(
     where: str = None,               # only a part, see `reviews.chosen_images`; None: all
 ) -> int:  # how many images
     "Write the images of a view in one of FiftyOne's formats. Raises `UsageError` and `UserError`."
-    fo, folder = import_fiftyone(), Path(folder)
+    fo, folder = import_fiftyone(), Path(folder).expanduser()
     if kind not in export_formats():
         raise UsageError(f'{kind!r} is no format; choose one of {", ".join(export_formats())}.')
     if view not in VIEWS: raise UsageError(f'There is no view {view!r}; choose one of {", ".join(VIEWS)}.')

@@ -35,12 +35,13 @@ MEANINGS = {
         'one part was drawn anew, and neither a score nor a flag calls it worse',
         'look for faults (flag), or redraw at higher levels (redraw --level 800 900)',
     ),
+    'not scored yet': ('one part was generated anew and has no score yet', 'score it (score)'),
     'its source is not among': ('one part was drawn anew in a picture that is not used', ''),
     'equal to its source': ('one part was drawn anew and nothing changed', 'redraw at higher levels'),
     'its source must not win': ('one part was drawn anew in a picture that must not win', ''),
 }
 # reasons that cost a prompt nothing if it has other images
-OF_AN_IMAGE = ('must not win', 'rejected', 'duplicate', 'nothing calls', 'its source', 'equal to')
+OF_AN_IMAGE = ('must not win', 'rejected', 'duplicate', 'nothing calls', 'not scored', 'its source', 'equal to')
 
 # %% ../../nbs/4_curate/01_left_out.ipynb #explain-left-out
 def _explained(reason, n):

@@ -146,8 +146,9 @@ def inherited_faults(flags, images): # rows of `flags` and `images`; the flags, 
     "A photo's confirmed fault applies to its reconstructions too."
     if flags is None or not len(flags): return flags
     photos, made = images[images.domain == 'real'], images[images.domain == 'intermediate']
-    faults = photos.merge(flags[['image_id', 'flag', 'status']], on='image_id')[['prompt_id', 'flag', 'status']]
-    inherited = made.merge(faults, on='prompt_id')[['image_id', 'flag', 'status']]
+    about = [c for c in ('flag', 'status', 'part', 'side') if c in flags]
+    faults = photos.merge(flags[['image_id', *about]], on='image_id')[['prompt_id', *about]]
+    inherited = made.merge(faults, on='prompt_id')[['image_id', *about]]
     return pd.concat([flags, inherited], ignore_index=True)
 
 # %% ../../nbs/4_curate/00_pairs.ipynb #easy-pairs
@@ -372,6 +373,7 @@ def local_pairs(
     redrawn,       # rows of `redrawn`
     flags=None,    # rows of `flags` in force, proposed ones too; None: no image is flagged
     reviews=None,  # rows of `reviews`; None: no decisions
+    proposed=None, # rows of `flags`: what detectors saw in the sources, also where a person denied it
 ) -> pd.DataFrame: # columns `PAIR`, and `mask`: left, top, right, bottom as shares of the picture
     """A picture against itself with one part drawn anew, where something calls the new part worse.
 
@@ -379,13 +381,15 @@ def local_pairs(
     """
     pairs = _against_sources(with_scores(images, scores), redrawn)
     gone, barred = (pairs.image_id.map(rejected(reviews)), pairs.source_id.map(excluded_winners(flags, reviews)))
-    worse = (pairs.score < pairs.source_score) | _newly_flagged(pairs, flags)
+    worse = (pairs.score < pairs.source_score) | _newly_flagged(pairs, flags, proposed)
+    unscored = pairs.score.isna() | pairs.source_score.isna()
     same = (pairs.image_id == pairs.source_id) | (pairs.sha256 == pairs.source_sha256).fillna(False)
     reasons = [
         (gone.notna(), gone),
         (pairs.there.isna(), 'its source is not among the usable images'),
         (same, 'equal to its source'),
         (barred.notna(), 'its source must not win: ' + barred.astype('str')),
+        (~worse & unscored, 'not scored yet'),
         (~worse, 'nothing calls the new part worse'),
     ]
     why = pd.Series(None, index=pairs.index, dtype=object)
@@ -403,17 +407,34 @@ def _against_sources(images, redrawn): # images: with scores; a row per picture 
     drawn = images[images.domain == 'redrawn'][['image_id', 'prompt_id', 'score', 'sha256']]
     sources = images[images.domain.isin(['real', 'intermediate'])][['image_id', 'prompt_id', 'score', 'sha256']]
     sources = sources.set_axis(['source_id', 'prompt_id', 'source_score', 'source_sha256'], axis=1).assign(there=True)
-    about = redrawn.drop_duplicates('image_id', keep='last')[['image_id', 'source_id', 'mask']]
+    about = redrawn.drop_duplicates('image_id', keep='last')
+    about = about.reindex(columns=['image_id', 'source_id', 'mask', 'part'])
     pairs = drawn.merge(about, on='image_id').merge(sources, on=['source_id', 'prompt_id'], how='left')
     return pairs.sort_values(['prompt_id', 'image_id'], ignore_index=True)
 
-def _newly_flagged(pairs, flags): # bool, one per pair
-    "Whether a picture has a flag that its source has not: another flag, or the same of another part or side."
+_OF_A_LIMB = dict(
+    arm=('hand', 'hands', 'arm', 'arms', 'bad_hand'),
+    leg=('foot', 'feet', 'leg', 'legs', 'bad_foot'),
+    face=('face', 'head', 'deformed_face', 'extra_face'),
+)
+_PLACES = {word: limb for limb, words in _OF_A_LIMB.items() for word in words}   # part or flag -> where it lies
+
+def _elsewhere(flagged): # flag, part, redrawn: of a flag, and the part that was generated anew
+    "Whether a flag speaks of another part of the body."
+    said = flagged.part.map(_PLACES).fillna(flagged.flag.map(_PLACES))
+    anew = flagged.redrawn.map(_PLACES)
+    return said.notna() & anew.notna() & (said != anew)
+
+def _newly_flagged(pairs, flags, proposed=None): # bool, one per pair; `proposed` as of `local_pairs`
+    "Whether a new part has a flag that its source has not: another flag, or the same of another part or side."
     if flags is None or not len(flags): return pd.Series(False, index=pairs.index)
     flags = flags[flags.status.isin(['proposed', 'confirmed']) & ~flags.flag.isin(HARMLESS_FLAGS)]
-    flags = flags.reindex(columns=['image_id', 'flag', 'part', 'side']).fillna('').astype('str')
-    own = pairs[['image_id', 'source_id']].merge(flags, on='image_id')
-    of_sources = flags.rename(columns=dict(image_id='source_id')).drop_duplicates()
+    def named(rows): return rows.reindex(columns=['image_id', 'flag', 'part', 'side']).fillna('').astype('str')
+    flags = named(flags)
+    own = pairs[['image_id', 'source_id', 'part']].rename(columns=dict(part='redrawn')).merge(flags, on='image_id')
+    own = own[~_elsewhere(own)]
+    of_sources = flags if proposed is None else pd.concat([flags, named(proposed)])
+    of_sources = of_sources.rename(columns=dict(image_id='source_id')).drop_duplicates()
     new = own.merge(of_sources, on=['source_id', 'flag', 'part', 'side'], how='left', indicator=True)
     return pairs.image_id.isin(new.image_id[new._merge == 'left_only'])
 

@@ -177,8 +177,7 @@ _WORDS = dict(reviews='decision', flags='status')
 
 def _last_batch(ws, table, who, since): # rows that a reviewer wrote at once, or None
     undone = set()
-    # what was compacted has lost what stood before it
-    for part in (p for p in reversed(ws.parts(table)) if not p.stem.endswith('-compact')):
+    for part in reversed(ws.parts(table)):
         rows = ws.table(table, history=True, parts=[part])
         for at, batch in sorted(rows[rows.reviewer == who].groupby('written_at'), reverse=True):
             if since is not None and at <= since: return None

@@ -85,26 +85,17 @@ def pairs_of(ws,                         # a `Workspace`
     flags = open_flags(ws, images.image_id if among else None) if use_flags else None
     if flags is not None: flags = flags[~flags.flag.isin(harmless_flags(ws))]
     flags = inherited_faults(flags, images)
-    stages = choose_pairs(
-        images,
-        None,
-        flags,
-        reviews,
-        real_winner,
-        prefer_flagged_losers,
-    )
+    people = dict(flags=flags, reviews=reviews)
+    wish = dict(real_winner=real_winner, prefer_flagged_losers=prefer_flagged_losers)
+    stages = choose_pairs(images, None, **people, **wish)
     if (images.domain == 'redrawn').any():
-        stages[LOCAL] = local_pairs(*_with_hashes(ws, images, scorer), flags, reviews)
+        rows, redrawn = _with_hashes(ws, images, scorer)
+        seen = dict(proposed=_proposed(ws, rows)) if use_flags else {}
+        stages[LOCAL] = local_pairs(rows, None, redrawn, **people | seen)
     stages['easy'].attrs['dropped'] = _left_out(train, reasons) + stages['easy'].attrs['dropped']
     if reviews is not None: _add_unmet(ws, stages, reviews, train.prompt_id)
     if not controls: return stages
-    return stages | control_pairs(
-        images,
-        None,
-        **{s: stages[s] for s in PAIR_STAGES},
-        flags=flags,
-        reviews=reviews,
-    )
+    return stages | control_pairs(images, None, **{s: stages[s] for s in PAIR_STAGES}, **people)
 
 # %% ../../nbs/4_curate/02_splits.ipynb #scores-of-a-scorer
 def _candidates(ws, among, scorer, chosen): # of `Workspace.table`, a scorer, the last arguments of `excluded_photos`
@@ -122,13 +113,17 @@ def _candidates(ws, among, scorer, chosen): # of `Workspace.table`, a scorer, th
     _check_scores(ws, images, scores, scorer)
     return images, train, reasons
 
-def _with_hashes(ws, images, scorer): # -> what `local_pairs` takes: images with hashes, no scores, rows of `redrawn`
+def _proposed(ws, images): # rows of `flags`: what detectors saw, also where a person has denied it
+    flags = ws.table('flags', only=('image_id', images.image_id)).query("source != 'human' and status == 'proposed'")
+    return inherited_faults(flags, images)
+
+def _with_hashes(ws, images, scorer): # -> what `local_pairs` takes: images with hashes, rows of `redrawn`
     redrawn = ws.table('redrawn', only=('image_id', images.image_id[images.domain == 'redrawn']))
     concerned = {*redrawn.image_id, *redrawn.source_id}
     hashes = ws.table('images', only=('image_id', concerned), columns=['image_id', 'sha256'])
     rows = images[images.image_id.isin(concerned)].merge(hashes[['image_id', 'sha256']], on='image_id')
-    _check_scored(ws, rows, scorer)
-    return rows, None, redrawn
+    _check_scored(ws, rows[rows.score.notna()], scorer)
+    return rows, redrawn
 
 def _scores_by(ws, scorer, images): # image_id, score, scorer_version
     columns = ['image_id', 'scorer', 'score', 'scorer_version']

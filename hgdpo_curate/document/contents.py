@@ -19,7 +19,7 @@ from ..curate.pairs import levels_of, SPLIT_STAGES
 from ..curate.splits import load_split, read_stages, Split, SplitInfo
 from .pages import value_shares
 from ..files import read_json
-from ..tables import drawn_by_people, stated_columns
+from ..tables import BY_PERSON, stated_columns
 from ..images.duplicates import COMPARED
 from ..images.texts import identity_words
 from ..prompts import are_cut
@@ -292,8 +292,7 @@ def redrawn_by_part(ws, used, data) -> list: # dicts: part, drawn_by, images, pa
     "Pictures with one part generated anew, of the split's prompts, and how many of them are pairs of the split."
     rows = ws.table('redrawn')
     rows = rows[rows.prompt_id.isin([*used['train'], *used['test']])]
-    detectors = {*drawn_by_people(ws.table('detections'), False).detector}
-    by = [who if who in detectors else 'a person' for who in rows.drawn_by]
+    by = ['a person' if str(who).startswith(BY_PERSON) else who for who in rows.drawn_by]
     paired = rows.image_id.isin(data['local'].loser_id if 'local' in data else [])
     counts = paired.groupby([rows.part, pd.Series(by, rows.index, dtype=object)]).agg(['size', 'sum'])
     return [

@@ -14,7 +14,7 @@ import pandas as pd
 from ..curate.pairs import PAIR_STAGES
 from ..images.decode import fit_words
 from .contents import told_sizes
-from ..files import atomic_path, file_sha256, UserError, write_json
+from ..files import atomic_path, counted, file_sha256, UserError, write_json
 
 # %% ../../nbs/7_document/04_croissant.ipynb #columns
 COLUMN_WORDS = dict(
@@ -96,6 +96,11 @@ def period(text: str) -> list: # first and last day as datetimes, or None if the
 # %% ../../nbs/7_document/04_croissant.ipynb #collection-fields
 def _given(answers, field): return answers.get(field, 'missing: not answered')
 
+def _anew_words(rows): # of `SplitFacts.redrawn`
+    if not rows: return ''
+    parts = ', '.join(sorted({r['part'] for r in rows}))
+    return f' One part ({parts}) generated anew in {counted(sum(r["images"] for r in rows), "picture")}.'
+
 def _collection_fields(facts, answers):
     unknown = {field: facts.stated.count(field, 'unknown') for field in ('consent', 'licence', 'minors')}
     return dict(
@@ -113,7 +118,7 @@ def _collection_fields(facts, answers):
         ],
         data_manipulation_protocol='Reconstructions by SDRecon at noise levels '
                                    f'{", ".join(map(str, facts.pool["levels"]))} of 1000; pool of about '
-                                   f'{facts.pool["size"]} images per prompt.',
+                                   f'{facts.pool["size"]} images per prompt.' + _anew_words(facts.redrawn),
     )
 
 # %% ../../nbs/7_document/04_croissant.ipynb #annotation-fields

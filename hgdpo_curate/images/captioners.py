@@ -237,6 +237,8 @@ class CaptionReport:
         )
         yield self.identity
         yield self.by_people and f'{counted(self.by_people, "caption")} written or approved by a person left unchanged'
+        kept = self.change.kept
+        yield kept and f'{counted(len(kept), "photo")} got another caption or an approval meanwhile, which stays'
         yield self.hanging
         yield self.next and f'next: {self.next}'
 
@@ -275,18 +277,18 @@ class _Captioning:
         "What the captioner says of photos; what is not usable is counted."
         answers, report = self._answers(part), self.report
         report.cut += sum(getattr(self.model, 'was_cut', ()))
-        for photo, answer in zip(part.real_image_id, answers):
+        for photo, asked, answer in zip(part.real_image_id, part.prompt_id, answers):
             text, cut = trimmed(answer, self.max_tokens)
             report.cut += cut
             if not text: report.silent.append(photo)
             elif report.shorten and are_cut(self.ws, [text])[0]: report.long.append(photo)
-            else: yield dict(image_id=photo, prompt=text, **self.about)
+            else: yield self.about | dict(image_id=photo, prompt=text, instead_of=asked)
 
     def put(self, rows):
         "Store captions."
         done = change_captions(self.ws, rows)
         self.report.change.add(done)
-        self.report.texts |= {r['image_id']: r['prompt'] for r in rows if r['image_id'] not in done.gone}
+        self.report.texts |= {r['image_id']: r['prompt'] for r in rows if r['image_id'] not in {*done.gone, *done.kept}}
 
 # %% ../../nbs/2_images/11_captioners.ipynb #wanted-3
 def _finished(ws, report, captioner) -> CaptionReport: # captioner: as it was given

@@ -418,7 +418,7 @@ def import_photos(
     known photos are not written twice, and one without a caption gets it. If it raises `UserError`, nothing is
     imported.
     """
-    ws, folder = open_workspace(workspace), Path(os.path.abspath(folder))
+    ws, folder = open_workspace(workspace), Path(os.path.abspath(os.path.expanduser(folder)))
     sweep_temporary(ws)
     changed = changed_settings(ws, fit=fit, near=near, test_share=test_share)
     settings = dict(fit='crop', near=None) | ws.config | changed
