@@ -212,7 +212,8 @@ def review_in_app(
     from hgdpo_curate.curate.dataset import build_dataset
     if export:
         from hgdpo_curate.curate.exchange import export_view
-        n = export_view(workspace, export, format, view or 'real: approved')
+        how = dict(view=view or 'real: approved', scorer=scorer, where=where)
+        n = export_view(workspace, export, format, **how)
         return f'{counted(n, "image")} written to {export}'
     if build_only: return f'{build_dataset(workspace, scorer, where).name} is built, with its saved views'
     app = open_app(
@@ -222,7 +223,7 @@ def review_in_app(
         scorer,
         where,
     )
-    print(f'The App is open at {app.url}; close its tab or press Ctrl-C here when done. What is decided by keys and '
+    print(f'The App is open at {app.url} until you press Ctrl-C here. What is decided by keys and '
           'buttons is in the tables at once; only tags set by hand are read back, within seconds, with: '
           f'{command_line("review", workspace)}')
     try: app.wait(-1)

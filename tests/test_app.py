@@ -449,3 +449,114 @@ def test_what_the_apps_server_saves_is_taken_and_a_picture_that_stays_open_can_b
     assert read_boxes(built, ws, 'anna') == (1, [])
     save('foot', [.5, .75, .25, .25])                                          # nothing was changed under it
     assert read_boxes(built, ws, 'anna') == (1, []) and sorted(person_boxes(ws).kind) == ['foot', 'hand']
+
+
+def contrary(ws): # another scorer, that has it the other way round
+    scores = ws.table('scores').query("scorer == 'chance'").drop(columns='written_at')
+    ws.append('scores', scores.assign(scorer='contrary', score=-scores.score))
+
+
+def in_app(ds, params): # an operator's context, as the App gives it
+    from types import SimpleNamespace
+    ops = SimpleNamespace(notify=lambda *a, **k: None, reload_samples=lambda: None, reload_dataset=lambda: None)
+    return SimpleNamespace(dataset=ds, current_sample=None, selected=[], params=params, ops=ops, request_params={})
+
+
+def test_the_scorer_and_the_part_chosen_in_the_open_app_stay_chosen(ws, built, tmp_path):
+    from hgdpo_curate.cli import main
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.panels import about_review, edit_caption, SwitchScorer
+    from hgdpo_curate.curate.splits import pairs_of
+    contrary(ws)
+    ds = build_dataset(ws, 'chance', where="domain <> 'intermediate'")
+    ds.info['opened'] = '2026-01-01T00:00:00+00:00'
+    ds.save()
+    answer = SwitchScorer().execute(in_app(ds, dict(scorer='contrary', by_key=True)))
+    assert answer['about']['scorer'] == 'contrary' and answer['said'] == 'scores by contrary'
+    assert ds.info['choices']['where'] == "domain <> 'intermediate'" and not ds.match({'domain': 'intermediate'})
+    edit_caption(ds, ds.match({'domain': 'real'}).first().id, 'a person as a reader sees them', 'anna')
+    assert about_review(ds)['scorer'] == 'contrary' and not ds.match({'domain': 'intermediate'})
+    assert ds.info['opened'] == '2026-01-01T00:00:00+00:00'                     # undo goes back to here, no further
+    winners = set(ds.load_saved_view('pool: winners').values('image_id'))
+    assert winners == set(pairs_of(ws, 'contrary')['easy'].winner_id)
+    # an export takes its own scorer and part, and the App shows what it showed
+    out = tmp_path/'out'
+    how = ['--view', 'pool: winners', '--format', 'ImageDirectory', '--workspace', str(ws.root)]
+    assert main(['curate', '--export', str(out/'chance'), '--scorer', 'chance', *how]) == 0
+    files = dict(zip(*ds.values(['image_id', 'filepath'])))
+    names = {files[i].rpartition('/')[2] for i in pairs_of(ws, 'chance')['easy'].winner_id}
+    assert {p.name for p in (out/'chance').iterdir()} == names
+    part = f"image_id in ('{min(winners)}', '{max(winners)}')"
+    assert main(['curate', '--export', str(out/'part'), '--where', part, *how]) == 0
+    assert len([*(out/'part').iterdir()]) == 2
+    ds.reload()
+    assert ds.info['choices']['scorer'] == 'contrary' and ds.info['choices']['where'] == "domain <> 'intermediate'"
+    assert set(ds.load_saved_view('pool: winners').values('image_id')) == winners
+    build_dataset(ws)
+    ds.reload()
+    assert ds.info['choices'].get('scorer') == 'chance' and len(ds) == len(ws.table('images'))      # opened anew
+
+
+def test_the_app_opens_where_something_waits_and_goes_on_when_it_is_done(ws, built):
+    from hgdpo_curate.curate.app import due_views
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.operators import clear_samples, decide_samples, flag_samples
+    photos = built.load_saved_view('real: to review').values('id')
+    assert due_views(built, ws) == {'real: to review': 8}                       # the pairs are in a split already
+    decide_samples(built, photos[:7], 'approve', 'anna')
+    assert not set(photos[:7]) & set(built.load_saved_view('flags: to review').values('id'))
+    decide_samples(built, photos[6:7], 'undecided', 'anna')
+    assert photos[6] in built.load_saved_view('flags: to review').values('id')
+    decide_samples(built, photos[6:], 'reject', 'anna')
+    two = built.load_saved_view('pool: losers').limit(2)
+    rule = dict(flag='bad_hand', status='proposed', source='rule', part='', side='', confidence=.9, reason='drawn')
+    ws.append('flags', [dict(rule, image_id=i) for i in two.values('image_id')])
+    ds = build_dataset(ws, 'chance')
+    due = due_views(ds, ws)
+    assert [*due][0] == 'pool: anatomy failures' and due['pool: anatomy failures'] == 2
+    flag_samples(ds, two.values('id')[:1], 'bad_hand', reviewer='anna')
+    assert due_views(ds, ws)['pool: anatomy failures'] == 1
+    clear_samples(ds, two.values('id')[1:], 'anna')
+    assert 'pool: anatomy failures' not in due_views(ds, ws) and len(ds.load_saved_view('pool: anatomy failures')) == 1
+    flag_samples(ds, ds.load_saved_view('pool: winners').values('id')[:1], 'bad_foot', reviewer='anna')
+    assert due_views(ds, ws)['pairs: easy'] == 1                                # a pair that nobody froze
+
+
+def test_flags_of_ones_own_have_the_colour_of_flags_unless_a_person_chose_another(ws, built):
+    from hgdpo_curate.curate.dataset import build_dataset
+    from hgdpo_curate.curate.samples import FLAG_COLOUR
+    def colours(ds): # field -> flag -> colour
+        fields = ds.app_config.color_scheme.fields
+        return {f['path']: {v['value']: v['color'] for v in f['valueColors']} for f in fields if f.get('valueColors')}
+    (ws.root/'flags.toml').write_text('[watermark]\n')
+    ds = build_dataset(ws, 'chance')
+    for field in ('flags', 'confirmed', 'flagged'): assert colours(ds)[field]['watermark'] == FLAG_COLOUR
+    for field in ds.app_config.color_scheme.fields:
+        for v in field.get('valueColors') or []: v['color'] = '#123456' if v['value'] == 'watermark' else v['color']
+    ds.save()
+    (ws.root/'flags.toml').write_text('[watermark]\n\n[wrong_coat]\n')
+    again = colours(build_dataset(ws, 'chance'))['flagged']
+    assert (again['watermark'], again['wrong_coat'], again['bad_hand']) == ('#123456', FLAG_COLOUR, FLAG_COLOUR)
+
+
+def test_a_caption_is_taken_back_in_its_turn_and_no_older_decision_instead(ws, built):
+    from hgdpo_curate import UserError
+    from hgdpo_curate.curate.operators import decide_samples, undo_samples
+    from hgdpo_curate.curate.panels import approve_captions, edit_caption, photos_of_samples
+    photo = built.match({'domain': 'real', 'fold': 'train'}).first().id
+    row, = photos_of_samples(built, [photo])
+    decide_samples(built, [photo], 'approve', 'anna')
+    approve_captions(built, [photo], 'anna')
+    edit_caption(built, photo, 'a person as a reader sees them', 'anna')
+    with pytest.raises(UserError, match='nothing'): undo_samples(built, 'ben')  # each takes back their own
+    assert undo_samples(built, 'anna') == ('caption changed', [photo])
+    stands, = photos_of_samples(built, [photo])
+    assert (stands['prompt_id'], stands['prompt'], stands['approved_by']) == (row['prompt_id'], row['prompt'], 'anna')
+    built.reload()
+    assert built[photo].prompt_id == row['prompt_id'] and built[photo].decision == 'approve'
+    assert undo_samples(built, 'anna') == ('caption approved', [photo])
+    assert photos_of_samples(built, [photo])[0]['approved_by'] == row['approved_by']
+    assert undo_samples(built, 'anna')[0] == 'approve' and built[photo].decision is None
+    edit_caption(built, photo, 'one text', 'anna')
+    edit_caption(built, photo, 'another text', 'ben')
+    with pytest.raises(UserError, match='changed again'): undo_samples(built, 'anna')

@@ -601,7 +601,7 @@ def test_ties_are_labelled(finished, copy_of):
 
 def test_a_picture_is_enlarged_by_a_click_and_nothing_sticks_out_of_a_telephone(finished, copy_of):
     from playwright.sync_api import sync_playwright
-    from test_browser import CHROMIUM
+    from reviewer import CHROMIUM
     from hgdpo_curate.evaluate.report import write_report
     if CHROMIUM is None: pytest.skip('no Chromium to open the page in')
     ws = copy_of(finished)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_browser import CHROMIUM, make_world
+from reviewer import CHROMIUM, make_world
 
 # FiftyOne gives its server one minute to start, which a busy machine does not keep: run this on a machine with a free
 # core, where it passes

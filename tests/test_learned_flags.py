@@ -452,9 +452,10 @@ def test_a_removal_ends_where_nothing_can_be_computed(decided, world):
 
 @pytest.mark.usefixtures('mongo')
 def test_the_app_sorts_what_is_to_be_reviewed_and_learns_as_people_go_on(decided, world):
-    from hgdpo_curate.curate.dataset import build_dataset, sort_reviews
+    from hgdpo_curate.toy.drawings import draw_person
+    from hgdpo_curate.curate.dataset import build_dataset, sort_reviews, update_dataset
     from hgdpo_curate.curate.app import learn_from_review
-    from hgdpo_curate.curate.operators import flag_samples, next_to_review
+    from hgdpo_curate.curate.operators import decide_samples, flag_samples, next_to_review
     from hgdpo_curate.judge.learned_proposals import review_order
     ds = build_dataset(decided)
     assert review_order(ds) == 'imported'
@@ -469,13 +470,30 @@ def test_the_app_sorts_what_is_to_be_reviewed_and_learns_as_people_go_on(decided
     places = look_places(decided).place
     assert ds[first].image_id == places.idxmin()
     assert ds[next_to_review(ds, first)].image_id == places.nsmallest(2).index[1]
+    # a photo that came after the training is looked at last, by Next as in the views
+    late = dict(prompt_id='0'*16, prompt='a person', real_image_id='0'*16, fold='train')
+    decided.append('prompts', [late])
+    decided.append('images', [decided.save_image(draw_person([9, 9]).pil(), 'real', '0'*16, prompt_id='0'*16)])
+    build_dataset(decided)
+    for name in ('flags: to review', 'real: to review'):
+        assert ds.load_saved_view(name).values('image_id')[-1] == '0'*16
+    assert view.values('image_id') == next_looks(decided).image_id.tolist()
+    assert next_to_review(ds) == first
+    last = ds.load_saved_view('real: to review').values('id')
+    assert next_to_review(ds, last[-2]) == last[-1] and next_to_review(ds, last[-1]) == first
+    sort_reviews(ds, 'score')
+    scores = ds.load_saved_view('flags: to review').values('score')
+    assert scores == sorted(scores, key=lambda s: (s is None, s))
+    decide_samples(ds, [last[-1]], 'approve')
     sort_reviews(ds, 'imported')
-    assert next_to_review(build_dataset(decided)) == min(ds.values('id'))          # the choice is kept
+    # the choice is kept
+    assert next_to_review(build_dataset(decided)) == min(set(ds.values('id')) - {last[-1]})
+    update_dataset(ds, decided, scorer='another')
     for i in view.values('id'):
         flag_samples(ds, [i], 'bad_foot')
         said = learn_from_review(ds, decided)
     assert said == '; flags learned again' and len(kept_models(decided)['bad_foot'].confirmed) == 75
-    assert not len(ds.load_saved_view('flags: to review'))
+    assert not len(ds.load_saved_view('flags: to review')) and ds.info['choices']['scorer'] == 'another'
     ds.delete()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from test_browser import CHROMIUM
+from reviewer import CHROMIUM
 
 from hgdpo_curate import UsageError, UserError, create_workspace
 from hgdpo_curate.cli import main

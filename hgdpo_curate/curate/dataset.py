@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['IMAGE_DECISIONS', 'read_tags', 'write_prompts', 'refresh_prompts', 'changed_prompts', 'load_dataset',
-           'added_by_people', 'sort_reviews', 'build_dataset']
+           'added_by_people', 'sort_reviews', 'build_dataset', 'update_dataset']
 
 # %% ../../nbs/4_curate/07_dataset.ipynb #imports
 from hgdpo_curate.curate.reviews import (
-    chosen_images, clear_flags, decide, flag_images_by_hand, last_words, newest_choices, sample_rows, look_alikes_of,
+    chosen_images, clear_flags, decide, flag_images_by_hand, last_place, last_words, look_alikes_of, newest_choices,
+    sample_rows,
 )
 from .database import database_answers, import_fiftyone
 from .labels import carry_boxes, DRAWN_BOXES, read_boxes, show_boxes, TAKEN
 from hgdpo_curate.curate.samples import (
-    dataset_name, declare_fields, FIELDS, find_dataset, INDEXES, is_ours, LABEL_FIELDS, merge_samples, own_flags,
-    own_tags, sample_id, save_views, update_samples, VIEWS,
+    colour_flags, dataset_name, declare_fields, FIELDS, find_dataset, INDEXES, is_ours, LABEL_FIELDS, merge_samples,
+    own_flags, own_tags, sample_id, save_views, update_samples, VIEWS,
 )
 from ..files import command_line
 
@@ -202,7 +203,7 @@ def _is_consistent(ds, ws):
 # %% ../../nbs/4_curate/07_dataset.ipynb #remember
 def _remember(ds, ws, choices, parts, no_pairs):
     "Store in the dataset which parts of the tables it shows."
-    order = {k: v for k, v in (ds.info or {}).items() if k in ('look_order', 'sorted', 'places')}
+    order = {k: v for k, v in (ds.info or {}).items() if k in ('look_order', 'sorted', 'places', 'opened')}
     ds.info = order | dict(
         id=ws.id,
         workspace=str(ws.root.resolve()),
@@ -372,8 +373,8 @@ def _show_looks(ds, ws):
         names = dict(flag='likely_fault', probability='fault_probability', place='look_place')
         places, ids = look_places(ws), dict(zip(*ds.values(['id', 'image_id'])))
         for column, field in names.items():
-            known = places[column].to_dict()
-            ds.set_values(field, {sid: known.get(iid) for sid, iid in ids.items()}, key_field='id')
+            known, other = places[column].to_dict(), last_place(ws) if column == 'place' else None
+            ds.set_values(field, {sid: known.get(iid, other) for sid, iid in ids.items()}, key_field='id')
         ds.info['places'] = mark
         ds.save()
     order = review_order(ds)
@@ -411,22 +412,41 @@ def build_dataset(workspace,           # a `Workspace` or its folder
         )
     with ws.lock(), database_answers():
         asked = {k: v for k, v in dict(scorer=scorer and current_name('scorer', scorer), where=where).items() if v}
-        name, choices = find_dataset(fo, ws), newest_choices(ws) | asked
-        old = load_dataset(fo, name) if name else None
-        if old is not None: read_tags(old, ws), read_boxes(old, ws)
-        if said := learn_if_due(ws): announce(said)
-        if old is not None and fresh: _agree_to_drop(old)
-        if old is None or fresh:
-            ds = _build(
-                fo,
-                dataset_name(ws),
-                ws,
-                choices,
-                old,
-            )
-        elif _is_consistent(old, ws) and (old.info.get('choices') or {}).get('where') == where:
-            ds = _bring_up_to_date(old, ws, choices)
-        else: ds = _mend(fo, old, ws, choices)
-        _compact_tables(ds, ws)
-        _show_looks(ds, ws)
+        return _shown_with(fo, ws, newest_choices(ws) | asked, fresh)
+
+def _shown_with(fo, ws, choices, fresh=False): # arguments of `pairs_of`, and `where`
+    name = find_dataset(fo, ws)
+    old = load_dataset(fo, name) if name else None
+    if old is not None: read_tags(old, ws), read_boxes(old, ws)
+    if said := learn_if_due(ws): announce(said)
+    if old is not None and fresh: _agree_to_drop(old)
+    if old is None or fresh:
+        ds = _build(
+            fo,
+            dataset_name(ws),
+            ws,
+            choices,
+            old,
+        )
+    elif _is_consistent(old, ws) and (old.info.get('choices') or {}).get('where') == choices.get('where'):
+        ds = _bring_up_to_date(old, ws, choices)
+    else: ds = _mend(fo, old, ws, choices)
+    _compact_tables(ds, ws)
+    _show_looks(ds, ws)
+    colour_flags(ds, [k.name for k in flag_kinds(ws).values() if k.own])
     return ds
+
+# %% ../../nbs/4_curate/07_dataset.ipynb #update-dataset
+def update_dataset(
+    ds,         # an open dataset of `build_dataset`
+    ws,         # its `Workspace`
+    **changed,  # choices to change, e.g. scorer; None takes one back
+):  # fiftyone.Dataset
+    "Bring a dataset up to date with the choices that it shows."
+    with ws.lock(), database_answers():
+        ds.reload()
+        if changed.get('scorer'): changed['scorer'] = current_name('scorer', changed['scorer'])
+        choices = {k: v for k, v in ((ds.info.get('choices') or {}) | changed).items() if v is not None}
+        updated = _shown_with(import_fiftyone(), ws, choices)
+        ds.reload()
+    return updated

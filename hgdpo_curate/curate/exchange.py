@@ -6,12 +6,12 @@
 __all__ = ['photos_from_fiftyone', 'decisions_from_fiftyone', 'export_formats', 'export_view']
 
 # %% ../../nbs/4_curate/11_exchange.ipynb #exchange-imports
-import json, shutil, tempfile
+import contextlib, json, shutil, tempfile
 from pathlib import Path
 from .database import database_answers, import_fiftyone
-from .dataset import build_dataset, IMAGE_DECISIONS
+from .dataset import build_dataset, IMAGE_DECISIONS, load_dataset, update_dataset
 from .reviews import decide, flag_images_by_hand
-from .samples import VIEWS
+from .samples import find_dataset, VIEWS
 from ..files import counted, short_id, UsageError, UserError
 from ..flag_kinds import flag_kinds
 from ..images.duplicates import offered_files
@@ -104,6 +104,8 @@ def export_view(
     kind: str = 'FiftyOneDataset',   # one of `export_formats`
     view: str = 'real: approved',    # a key of `VIEWS`
     label_field: str = None,         # which labels, for formats that hold one kind: people_seen, faces_seen, flagged
+    scorer: str = None,              # whose scores sort and pair; None: as the App shows it
+    where: str = None,               # only a part, see `reviews.chosen_images`; None: all
 ) -> int:  # how many images
     "Write the images of a view in one of FiftyOne's formats. Raises `UsageError` and `UserError`."
     fo, folder = import_fiftyone(), Path(folder).expanduser()
@@ -112,15 +114,27 @@ def export_view(
     if view not in VIEWS: raise UsageError(f'There is no view {view!r}; choose one of {", ".join(VIEWS)}.')
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f'{folder} is not empty; give a new folder, so that nothing is overwritten.')
-    images = build_dataset(workspace).load_saved_view(view)
-    if not len(images): raise UserError(f'The view {view!r} is empty; there is nothing to export.')
-    try:
-        images.export(
-            export_dir=str(folder),
-            dataset_type=getattr(fo.types, kind),
-            label_field=label_field,
-            progress=False,
-        )
-    except (ValueError, TypeError, NotImplementedError) as e:
-        raise UserError(f'{kind} cannot hold these images: {str(e).splitlines()[0]}') from e
-    return len(images)
+    with _shown_for_now(fo, open_workspace(workspace), scorer, where) as ds:
+        images = ds.load_saved_view(view)
+        if not len(images): raise UserError(f'The view {view!r} is empty; there is nothing to export.')
+        try:
+            images.export(
+                export_dir=str(folder),
+                dataset_type=getattr(fo.types, kind),
+                label_field=label_field,
+                progress=False,
+            )
+        except (ValueError, TypeError, NotImplementedError) as e:
+            raise UserError(f'{kind} cannot hold these images: {str(e).splitlines()[0]}') from e
+        return len(images)
+
+@contextlib.contextmanager
+def _shown_for_now(fo, ws, scorer, where):
+    "The dataset with these choices, and afterwards as the App showed it before: an export changes nothing there."
+    name = find_dataset(fo, ws)
+    before = (load_dataset(fo, name).info.get('choices') or {}) if name else None
+    ds = build_dataset(ws, scorer or (before or {}).get('scorer'), where)
+    try: yield ds
+    finally:
+        now = ds.info.get('choices') or {}
+        if before is not None and now != before: update_dataset(ds, ws, **dict.fromkeys(now) | before)

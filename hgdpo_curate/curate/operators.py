@@ -11,9 +11,10 @@ __all__ = ['SHOWN_FIELDS', 'GRID', 'PARTS_OF_A_BODY', 'OPERATORS', 'workspace_of
 
 # %% ../../nbs/4_curate/09_operators.ipynb #imports
 import os
+import pandas as pd
 import fiftyone.operators as foo
 from fiftyone.operators import types
-from .app import learn_from_review
+from .app import last_caption, learn_from_review
 from .dataset import refresh_prompts
 from .pairs import SPLIT_STAGES
 from hgdpo_curate.curate.reviews import (
@@ -30,7 +31,7 @@ from ..files import counted, pair_id_of
 # %% ../../nbs/4_curate/09_operators.ipynb #imports-2
 from ..files import UserError
 from ..flag_kinds import flag_kinds, harmless_flags
-from ..judge.learned_proposals import LOOK_ORDERS, review_order
+from ..judge.learned_proposals import LOOK_ORDERS, looked_at, review_order
 from ..show import render
 from ..tables import now
 from ..workspace import open_workspace
@@ -52,7 +53,7 @@ def workspace_of(ds):
 # %% ../../nbs/4_curate/09_operators.ipynb #shown-fields
 _ROLES = (*SPLIT_STAGES, *(f'{s}_pair' for s in SPLIT_STAGES))
 SHOWN_FIELDS = [    # fields of a sample that a decision changes or depends on
-    'id', 'image_id', 'prompt_id', 'domain', 'tags', 'decision', 'reviewer', 'decided_at', 'all_decisions',
+    'id', 'image_id', 'prompt_id', 'domain', 'tags', 'decision', 'reviewer', 'decided_at', 'all_decisions', 'looked',
     'reviewers_differ', 'duplicate', 'flags', 'confirmed', 'anatomy_failure', 'easy', 'disagreement', 'disagrees',
 ]
 _GIVEN = ('id', 'image_id', 'prompt_id', 'domain', 'easy')      # of those, what no decision changes by itself
@@ -108,6 +109,8 @@ def decide_samples(ds,                   # a dataset
     else: decide(workspace_of(ds), images, decision, who)
     # of several duplicates the first stays
     for r in rows[1:] if decision == 'duplicate' and len(rows) > 1 else rows: _decided(r, decision, who)
+    flagged = looked_at(workspace_of(ds), images) if decision == 'undecided' else ()
+    for r in rows: r['looked'] = bool(r['decision']) or r['image_id'] in flagged
     _show(ds, rows)
     return _follow(ds, moved, [r['id'] for r in rows])
 
@@ -130,8 +133,8 @@ def next_to_review(ds,                # a dataset
         ids = ds.match(query).sort_by('id').limit(1).values('id')
         if ids and ids[0] != after: return ids[0]
 
-def _next_by(ds, todo, field, after): # MongoDB sorts what has no value first
-    def places(view): return [(v is not None, v or 0, i) for v, i in zip(*view.values([field, 'id']))]
+def _next_by(ds, todo, field, after): # as the views sort: what has no value last
+    def places(view): return [(v is None, v or 0, i) for v, i in zip(*view.values([field, 'id']))]
     left, here = sorted(p for p in places(ds.match(todo)) if p[2] != after), places(ds.select(after)) if after else []
     return next((i for *p, i in left if not here or (*p, i) > here[0]), left[0][2] if left else None)
 
@@ -175,14 +178,14 @@ def undo_samples(ds,                   # a dataset
                  reviewer: str = None   # None: `reviewer_name()`
                 ) -> tuple:            # (what in words, ids of the samples that changed)
     "Take back what a reviewer last decided. Raises `UserError` where there is nothing."
-    import pandas as pd
-    ws, opened = workspace_of(ds), ds.info.get('opened')
-    undone = undo(ws, reviewer, pd.Timestamp(opened) if opened else None)
+    ws, who, opened = workspace_of(ds), reviewer or reviewer_name(), ds.info.get('opened')
+    since = pd.Timestamp(opened) if opened else None
+    if back := last_caption(ds, ws, who, since): return back(ds)
+    undone = undo(ws, who, since)
     subjects = undone['subjects']
     pairs = ws.table('pairs', only=('pair_id', subjects))
     images = ws.table('images', only=('image_id', [s for s in subjects if s not in set(pairs.pair_id)]))
-    ids = [sample_id(i) for i in images.image_id]
-    return _in_words(undone['what']), _follow(ds, {*images.prompt_id, *pairs.prompt_id}, ids)
+    return _in_words(undone['what']), _follow(ds, {*images.prompt_id, *pairs.prompt_id}, images.image_id.map(sample_id))
 
 def _in_words(name): return name.replace('_', ' ')
 

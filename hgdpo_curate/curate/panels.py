@@ -12,7 +12,8 @@ __all__ = ['IN_ORDER', 'PANEL_OPERATORS', 'image_details', 'pair_order', 'pair_d
 import os
 import fiftyone.operators as foo
 from fiftyone.operators import types
-from .dataset import build_dataset, sort_reviews
+from .app import note_caption
+from .dataset import sort_reviews, update_dataset
 from .labels import read_boxes
 from hgdpo_curate.curate.operators import (
     local_pair, register_operators, Review, review_counts, reviewer_of, workspace_of,
@@ -235,7 +236,7 @@ class SwitchScorer(_Menu):
         return self._form('scorer', words, (ctx.dataset.info.get('choices') or {}).get('scorer', 'smallscore'))
 
     def choose(self, ctx):
-        build_dataset(workspace_of(ctx.dataset), ctx.params['scorer'])
+        update_dataset(ctx.dataset, workspace_of(ctx.dataset), scorer=ctx.params['scorer'])
         return f'scores by {ctx.params["scorer"]}'
 
 # %% ../../nbs/4_curate/10_panels.ipynb #switch-order
@@ -350,13 +351,25 @@ def photos_of_samples(ds, samples) -> list: # sample ids -> rows of `prompts` of
     return [{k: None if is_missing(v) else v for k, v in r.items()} for r in rows]
 
 # %% ../../nbs/4_curate/10_panels.ipynb #approve-captions
-def _approved(ds, rows, who) -> list: # rows of `prompts`; None for nobody; sample ids
+def _approved(ds, rows, by) -> list: # rows of `prompts`; id of a photo -> who, None for nobody; sample ids
     def stated(r): return dict(image_id=r['real_image_id'], prompt=r['prompt'])
-    facts = [stated(r) | {k: r[k] for k in CAPTION_FACTS} | dict(approved_by=who) for r in rows]
-    change_captions(workspace_of(ds), facts)
-    ids = [sample_id(r['real_image_id']) for r in rows]
-    update_samples(ds, dict.fromkeys(ids, dict(caption_approved_by=who)))
-    return ids
+    def who(r): return by[r['real_image_id']]
+    change_captions(
+        workspace_of(ds), [stated(r) | {k: r[k] for k in CAPTION_FACTS} | dict(approved_by=who(r)) for r in rows]
+    )
+    update_samples(ds, {sample_id(r['real_image_id']): dict(caption_approved_by=who(r)) for r in rows})
+    return [sample_id(r['real_image_id']) for r in rows]
+
+def _approve(ds, rows, who, reviewer) -> tuple: # who approves them, None for nobody; who says so; as `undo_samples`
+    done = f'{counted(len(rows), "caption")} {"approved" if who else "no longer approved"}'
+    done = done if len(rows) > 1 else done.removeprefix('1 ')
+    before = {(r['real_image_id'], r['prompt']): r['approved_by'] for r in rows}
+    def back(ds): # only captions that still are what they were
+        now = [r for r in photos_of_samples(ds, ids) if (r['real_image_id'], r['prompt']) in before]
+        return done, _approved(ds, now, {photo: by for (photo, _), by in before.items()})
+    ids = _approved(ds, rows, {r['real_image_id']: who for r in rows})
+    note_caption(ds, reviewer, back)
+    return done, ids
 
 def approve_captions(ds, samples, reviewer: str = None) -> tuple: # sample ids; (what was done, changed sample ids)
     """Approve the captions of samples' photos as they stand; where all of them are approved, take that back.
@@ -366,9 +379,8 @@ def approve_captions(ds, samples, reviewer: str = None) -> tuple: # sample ids; 
     rows = photos_of_samples(ds, samples)
     bare = sum(r['prompt'] is None for r in rows)
     if bare: raise UserError(f'{counted(bare, "photo")} without a caption; press t and write one.')
-    who = None if all(r['approved_by'] for r in rows) else reviewer or reviewer_name()
-    done = f'{counted(len(rows), "caption")} approved' if who else f'{counted(len(rows), "caption")} no longer approved'
-    return done if len(rows) > 1 else done.removeprefix('1 '), _approved(ds, rows, who)
+    reviewer = reviewer or reviewer_name()
+    return _approve(ds, rows, None if all(r['approved_by'] for r in rows) else reviewer, reviewer)
 
 # %% ../../nbs/4_curate/10_panels.ipynb #edit-caption-2
 def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> tuple: # a sample id; (what was done, changed ids)
@@ -376,13 +388,25 @@ def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> tuple: # a
     (row, *_), ws, who = photos_of_samples(ds, [sample]), workspace_of(ds), reviewer or reviewer_name()
     text = ' '.join((text or '').split())
     if not any(c.isalpha() for c in text): raise UserError('A caption needs words; leave the caption, or write one.')
-    if text == row['prompt']: return 'caption approved', _approved(ds, [row], who)
-    about = dict(source='person', approved_by=who)
-    told = change_captions(ws, [about | dict(image_id=row['real_image_id'], prompt=text)])
-    assign_folds_after_captions(ws)
-    build_dataset(ws, where=(ds.info.get('choices') or {}).get('where'))
+    if text == row['prompt']: return _approve(ds, [row], who, who)
+    def back(ds):
+        now, = photos_of_samples(ds, [sample])
+        if now['prompt'] != text or row['prompt'] is None:
+            why = 'was changed again' if now['prompt'] != text else 'is the first one'
+            raise UserError(f'The caption of this photo {why}, so it is not taken back; press t to change it.')
+        _recaption(ds, row, row['prompt'], {k: row[k] for k in CAPTION_FACTS})
+        return 'caption changed', [sample_id(row['real_image_id'])]
+    told = _recaption(ds, row, text, dict(source='person', approved_by=who))
+    note_caption(ds, who, back)
     hangs = what_hangs(ws, told.replaced)
     return f'caption changed{hangs and f"; {hangs}"}', [sample_id(row['real_image_id'])]
+
+def _recaption(ds, row, text, facts): # row of `prompts`; values of `CAPTION_FACTS`; `CaptionChange`
+    ws = workspace_of(ds)
+    told = change_captions(ws, [facts | dict(image_id=row['real_image_id'], prompt=text)])
+    assign_folds_after_captions(ws)
+    update_dataset(ds, ws)
+    return told
 
 # %% ../../nbs/4_curate/10_panels.ipynb #edit-caption-3
 class EditCaption(Review):
@@ -404,7 +428,7 @@ class EditCaption(Review):
 class ApproveCaption(Review):
     "The caption as it stands, with one key."
     name, label, icon = 'approve_caption', 'Approve the caption; again: take that back', 'spellcheck'
-    can_undo = counted = False
+    counted = False
     def act(self, ctx, ids): return approve_captions(ctx.dataset, ids, reviewer_of(ctx))
 
 # %% ../../nbs/4_curate/10_panels.ipynb #register-panels

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOSEN_PARTS', 'reviewer_name', 'decide', 'mark_duplicates', 'last_words', 'flag_images_by_hand', 'clear_flags',
-           'last_action', 'undo', 'look_alikes_of', 'when', 'newest_choices', 'differs', 'disagrees', 'part_words',
-           'sample_rows', 'chosen_images', 'review_pace', 'review_progress']
+           'last_action', 'undo', 'look_alikes_of', 'when', 'last_place', 'newest_choices', 'differs', 'disagrees',
+           'part_words', 'sample_rows', 'chosen_images', 'review_pace', 'review_progress']
 
 # %% ../../nbs/4_curate/03_reviews.ipynb #imports
 import getpass, os
@@ -14,7 +14,8 @@ from .pairs import SPLIT_STAGES, without_pair
 from .left_out import explain_left_out
 from .splits import pairs_of, SplitInfo
 from ..judge.anatomy import open_flags
-from ..judge.learned_proposals import look_places, looked_at
+from ..judge.learned_flags import models_folder
+from ..judge.learned_proposals import look_places, looked_at, ORDER_FILE
 from ..judge.detections import face_detectors, latest_detections
 from ..files import pair_id_of
 from ..flag_kinds import flag_kinds, harmless_flags
@@ -294,10 +295,19 @@ def _add_facts(rows, facts): # rows of `photo_facts`
     # a licence that is not stated is `unknown`, like consent
     rows['licence'] = rows.licence.mask(rows.licence.isna() & (rows.domain == 'real'), 'unknown')
 
-def _add_looks(rows, places, looked): # of `look_places` and `looked_at`
+def last_place(
+    ws,  # a `Workspace`
+) -> int:  # None before anything was learned
+    "The place after all that the order of looks has: of images that came later, as `next_looks` sorts them."
+    import pyarrow.parquet as pq
+    try: return pq.read_metadata(models_folder(ws)/ORDER_FILE).num_rows
+    except FileNotFoundError: return None
+
+def _add_looks(rows, places, last, looked): # of `look_places`, `last_place` and `looked_at`
     "The likeliest fault as a classifier has it, and where the image stands in the order of looks."
     for field, c in (('likely_fault', 'flag'), ('fault_probability', 'probability'), ('look_place', 'place')):
         rows[field] = rows.image_id.map(places[c].to_dict())
+    if last is not None: rows['look_place'] = rows.look_place.fillna(last)
     rows['looked'] = rows.image_id.isin(looked)
 
 def _add_faces(rows, seen): # rows of `detections`
@@ -373,7 +383,7 @@ def sample_rows(workspace,           # a `Workspace` or its folder
     _add_facts(rows, ws.table('photo_facts', only=None if ids is None else ('image_id', ids)))
     if ws.parts('detections'): _add_faces(rows, latest_detections(ws, ids))
     else: rows['faces'] = None
-    _add_looks(rows, look_places(ws, ids), looked_at(ws, ids))
+    _add_looks(rows, look_places(ws, ids), last_place(ws), looked_at(ws, ids))
     _add_redrawn(rows, ws)
     _add_roles(rows, ws, choices, prompts)
     return rows

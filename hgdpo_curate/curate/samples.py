@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIELDS', 'LABEL_FIELDS', 'INDEXES', 'SIDEBAR', 'ROLE_COLOURS', 'FLAG_COLOUR', 'PLAIN_COLOUR', 'FIELD_COLOURS',
            'VIEWS', 'dataset_name', 'sample_id', 'find_dataset', 'abandoned_datasets', 'tags_of', 'is_ours',
-           'own_flags', 'flag_labels', 'merge_samples', 'update_samples', 'own_tags', 'declare_fields', 'make_view',
-           'save_views']
+           'own_flags', 'flag_labels', 'merge_samples', 'update_samples', 'own_tags', 'declare_fields', 'colour_flags',
+           'make_view', 'save_views']
 
 # %% ../../nbs/4_curate/06_samples.ipynb #samples-imports
 import mimetypes
@@ -275,7 +275,7 @@ INDEXES = [
     [('prompt_id', 1), ('score', -1)],
     [('domain', 1), ('anatomy_failure', 1), ('score', -1)],
     [('disagreement', 1), ('prompt_id', 1)],
-    [('looked', 1), ('look_place', 1)],
+    [('looked', 1), ('look_place', 1), ('id', 1)],
     *[[(s, 1), ('prompt_id', 1)] for s in SPLIT_STAGES],
     'redrawn_from',
     [('easy', 1), ('score', -1)],
@@ -300,6 +300,7 @@ SIDEBAR = dict(
     ).split(),
     metadata=[f'metadata.{k}' for k in ('size_bytes', 'mime_type', 'width', 'height', 'num_channels')],
 )
+_FLAG_FIELDS = ('flags', 'confirmed', 'flagged')
 # roles green and orange, decisions blue and gray, flags one crimson; all else one slate, so that nothing changes colour
 ROLE_COLOURS = dict(winner='#2a9d5c', loser='#d97b29')
 FLAG_COLOUR, PLAIN_COLOUR = '#b3365b', '#5d7390'
@@ -307,7 +308,7 @@ FIELD_COLOURS = dict(
     decision=dict(approve='#3478c9', reject='#4a4e57', duplicate='#8a8f98'),
     roles=ROLE_COLOURS,
     **dict.fromkeys(SPLIT_STAGES, ROLE_COLOURS),
-    **dict.fromkeys(['flags', 'confirmed', 'flagged'], dict.fromkeys(FLAGS, FLAG_COLOUR)),
+    **dict.fromkeys(_FLAG_FIELDS, dict.fromkeys(FLAGS, FLAG_COLOUR)),
 )
 
 # %% ../../nbs/4_curate/06_samples.ipynb #declare-fields
@@ -370,6 +371,16 @@ def _arrange(fo, ds):
         fields=[_field_colours(f, colours) for f, colours in FIELD_COLOURS.items()],
     )
 
+def colour_flags(ds, names): # a dataset; names of flags of one's own
+    "Give flags of one's own the colour of all flags; a colour that a person chose stays."
+    scheme, changed = ds.app_config.color_scheme, False
+    for field in (scheme and scheme.fields) or []:
+        if field['path'] not in _FLAG_FIELDS: continue
+        colours = field.get('valueColors') or []
+        new = [dict(value=n, color=FLAG_COLOUR) for n in names if n not in {c['value'] for c in colours}]
+        field['valueColors'], changed = [*colours, *new], changed or bool(new)
+    if changed: ds.save()
+
 # %% ../../nbs/4_curate/06_samples.ipynb #views
 VIEWS = {    # name -> colour, description
     'real: to review': ('blue', 'photos without a decision'),
@@ -395,10 +406,18 @@ _BY_MODEL = {'$nin': [None, '', 'person', 'file']}
 _PARTS = {'parts: hands': 'hands', 'parts: faces': 'faces_seen', 'parts: people': 'people_seen'}
 
 # %% ../../nbs/4_curate/06_samples.ipynb #make-view
+def _unknown_last(field): # what is sorted by
+    "MongoDB sorts what has no value first; equals keep one order on every page."
+    from fiftyone import ViewField
+    # of an integer every image has one, see `reviews.last_place`; an index gives that order
+    known = [] if FIELDS[field] == 'int' else [(ViewField(field).exists(), -1)]
+    return [*known, (field, 1), ('id', 1)]
+
 def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
     "The view of that name. Raises `KeyError` for an unknown one."
     def match(**fields): return ds.match(fields)
     def by_score(best_first, **fields): return match(**fields).sort_by('score', reverse=best_first)
+    def to_review(view): return view.sort_by(_unknown_last(field)) if field else view
     def framed(view, stage): # only the frame of this stage
         from fiftyone import ViewField
         return view.filter_labels('roles', ViewField('stage') == stage, only_matches=False)
@@ -406,7 +425,6 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
         both = ds.match({stage: {'$in': ['winner', 'loser']}}).sort_by([('prompt_id', 1), (stage, -1)])
         return framed(both, stage)
     field = LOOK_ORDERS[review_order(ds)][0]
-    def to_review(view): return view.sort_by(field) if field else view
     if name in _PARTS: return match(domain={'$in': ['real', 'generated']})
     makers = {
         'real: to review': lambda: to_review(match(domain='real', decision=None)),
@@ -446,7 +464,8 @@ def _as_patches(ds, name):
     from bson import json_util
     from fiftyone import SortBy, ToPatches
     others = ['image_id', 'prompt', 'domain', 'decision', 'flags', 'anatomy_failure', 'score', 'scored_by']
-    stages = [ToPatches(_PARTS[name], other_fields=others), SortBy([('anatomy_failure', -1), ('score', 1)])]
+    stages = [ToPatches(_PARTS[name], other_fields=others)]
+    stages += [SortBy([('anatomy_failure', -1), *_unknown_last('score')])]
     document = ds._get_saved_view_doc(name)
     document.view_stages += [json_util.dumps(s._serialize(include_uuid=False)) for s in stages]
     document.save()

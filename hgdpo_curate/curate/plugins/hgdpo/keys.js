@@ -9,8 +9,8 @@
   // --- what the bar knows: one object, and whoever draws from it is told of changes
   const S = {
     modal: null, looker: null, selected: [], view: null, patches: false, about: null, counts: null,
-    acting: null, panelAt: 0, selectAt: 0, progress: null,
-    queue: [], panelKeys: [], busy: false, hold: null, toasts: [], help: false, asking: false, moveOn: true,
+    panelAt: 0, selectAt: 0, progress: null,
+    queue: [], panelKeys: [], last: null, busy: false, hold: null, toasts: [], help: false, asking: false, moveOn: true,
     panel: null, stale: false,
     reviewer: localStorage.getItem("hgdpo-reviewer") || "", paces: [], app: {}, sent: Promise.resolve(), trail: [],
   };
@@ -126,7 +126,8 @@
     0: ["clear", "clear flags"], y: ["approve_caption", "approve the caption"],
   };
   const FORMS = { g: "flag", t: "edit_caption" };
-  const PARTS = { h: "hand", f: "foot", a: "arm", l: "leg", c: "face", e: "head", b: "body" };
+  // none of them decides anything or may be the key of a flag of one's own, so that haste names no part by mistake
+  const PARTS = { h: "hand", f: "foot", s: "arm", l: "leg", c: "face", p: "head", o: "body" };
   const NATURAL = { bad_hand: "hand", bad_foot: "foot", deformed_face: "face", extra_face: "face" };
   const SIDED = ["hand", "foot", "arm", "leg"];
   const flagOf = (key) => S.about && S.about.flags.find((f) => f.key && f.key === key);
@@ -156,27 +157,29 @@
   // one after the other, in the order of the keys
   const inTurn = (work) => (S.sent = S.sent.then(work, work));
 
-  // After a flag one more key names the part; shift of it the right side. Any other key, or a second, names none.
-  async function whichPart(flag) {
+  // A key names a part unless it does something itself: in the bar, or in the panel that takes the keys.
+  const inPanel = () => S.panel && S.modal === null && (!S.selected.length || S.panelAt >= S.selectAt);
+  const partOf = (key) => (known(key) || (inPanel() && S.panel.takes(key)) ? undefined : PARTS[key]);
+
+  // After a flag one more key names the part; shift of it the right side. Any other key, or none in time, names none.
+  async function whichPart(item, flag) {
     const natural = NATURAL[flag.name] || "";
     S.hold = { flag, natural };
     draw();
-    for (let n = 0; n < 60 && !S.queue.length && S.panelKeys.length < 2; n++) await sleep(15);
-    S.hold = S.acting = null;
+    for (let n = 0; n < 60 && !item.second && S.last === item; n++) await sleep(15);
+    item.closed = true;
+    S.hold = null;
     draw();
-    const next = S.queue[0];
-    const part = next && PARTS[next.key.toLowerCase()];
-    if (next && next.key === "Enter") S.queue.shift();
+    const part = item.second && PARTS[item.second.key];
     if (!part) return { part: natural, side: "" };
-    S.queue.shift();
-    return { part, side: SIDED.includes(part) ? (next.shift ? "right" : "left") : "" };
+    return { part, side: SIDED.includes(part) ? (item.second.shift ? "right" : "left") : "" };
   }
 
   async function decideBy(item, ids) {
     const inModal = S.modal !== null, key = item.key;
     const flag = flagOf(key);
     let name, params = { sample_ids: ids };
-    if (flag) [name, params] = ["flag", { ...params, flag: flag.name, ...(await whichPart(flag)) }];
+    if (flag) [name, params] = ["flag", { ...params, flag: flag.name, ...(await whichPart(item, flag)) }];
     else [name] = SIMPLE[key];
     const sent = inTurn(() => send(name, params));
     if (!inModal) {
@@ -228,13 +231,13 @@
     S.busy = true;
     draw();
     while (S.queue.length) {
-      const item = (S.acting = S.queue.shift());
+      const item = S.queue.shift();
       try {
         await act(item);
       } catch (err) {
         toast(`It was not done: ${(err && err.message) || err}`, { bad: true });
       }
-      S.acting = null;
+      item.closed = true;
       draw();
     }
     await S.sent.catch(() => null);
@@ -246,14 +249,15 @@
     }
   }
 
+  function named() {
+    if (!S.reviewer) (S.asking = true), draw(), toast("Say first who decides.", { bad: true, ms: 2500 });
+    return !!S.reviewer;
+  }
+
   function press(key, shift = false) {
     if (!S.about) return toast("One moment; the workspace is being read.", { bad: true, ms: 2000 });
-    if (!S.reviewer) {
-      S.asking = true;
-      draw();
-      return toast("Say first who decides.", { bad: true, ms: 2500 });
-    }
-    S.queue.push({ key, shift });
+    if (!named()) return;
+    S.queue.push((S.last = { key, shift }));
     draw();
     work();
   }
@@ -274,18 +278,17 @@
     const digit = /^Digit(\d)$/.exec(e.code || "");
     const plain = e.key.length === 1 ? e.key.toLowerCase() : e.key;
     const key = undo ? "undo" : digit && (e.shiftKey || /^\d$/.test(e.key)) ? digit[1] : plain;
-    // also where the flag itself still waits for its picture
-    const before = [...(S.acting ? [S.acting] : []), ...S.queue, ...S.panelKeys].slice(-1);
-    const flagged = S.hold || before.some((item) => flagOf(item.key));
-    const second = flagged && (PARTS[key] || key === "Enter");
+    // the newest key of all, also where it still waits for its picture; once its part is settled it takes no other
+    const flagged = S.last && flagOf(S.last.key) && !S.last.second && !S.last.closed;
+    const second = flagged && (partOf(key) || key === "Enter");
     // a panel of ours takes the keys, unless pictures were selected in the grid since
-    const panelFirst = S.panel && S.modal === null && !second && (!S.selected.length || S.panelAt >= S.selectAt);
-    if (panelFirst && S.panel.key(key)) return stop();
-    if (!undo && !second && !(key.length === 1 && known(key))) return;
+    const panelFirst = inPanel() && !second && S.panel.takes(key);
+    if (!panelFirst && !undo && !second && !(key.length === 1 && known(key))) return;
     // nothing open and nothing selected: the letters are FiftyOne's, except those that need no picture
     stop();
-    if (e.repeat) return flash();
-    if (second) return S.queue.push({ key, shift: e.shiftKey }), draw();
+    if (e.repeat && !(panelFirst && /^Arrow/.test(key))) return flash();
+    if (panelFirst) return S.panel.key(key, e.shiftKey);
+    if (second) return (S.last.second = { key, shift: e.shiftKey }), draw();
     press(key, e.shiftKey);
   }
   window.addEventListener("keydown", onKey, true);
@@ -355,7 +358,7 @@
 
   function HoldWords() {
     const { flag, natural } = S.hold;
-    const words = Object.entries(PARTS).map(([k, p]) => h("span", { key: k }, h("b", null, k), " " + p + "  "));
+    const words = Object.entries(PARTS).filter(([k]) => partOf(k)).map(([k, p]) => h("span", { key: k }, h("b", null, k), " " + p + "  "));
     return h("span", { className: "hg-count", "data-cy": "hgdpo-hold" },
       `${flag.words}${natural ? ` (${natural})` : ""}: `,
       words, "shift: right side; ", h("b", null, "enter"), " none");
@@ -365,16 +368,19 @@
     if (!S.asking)
       return h("button", { title: "Who decides; click to change", "data-cy": "hgdpo-who",
         onClick: () => ((S.asking = true), draw()) }, S.reviewer || "who decides?");
+    const offered = S.reviewer || (S.about && S.about.reviewer) || "";
     const done = (name) => {
       S.reviewer = (name || "").trim();
       if (S.reviewer) localStorage.setItem("hgdpo-reviewer", S.reviewer), (S.asking = false);
+      if (S.reviewer) unsigned.splice(0).forEach(takeBoxes);
       draw();
     };
     return h("span", { className: "hg-who" }, "who decides? ", h("input", {
-      autoFocus: true, defaultValue: S.reviewer || (S.about && S.about.reviewer) || "", "data-cy": "hgdpo-name",
+      autoFocus: true, defaultValue: offered, "data-cy": "hgdpo-name",
       onFocus: (e) => e.target.select(),
       onKeyDown: (e) => (e.stopPropagation(), e.key === "Enter" && done(e.target.value)),
-      onBlur: (e) => done(e.target.value),
+      // a name that is only offered is nobody's until they say so
+      onBlur: (e) => (S.reviewer || e.target.value !== offered) && done(e.target.value),
     }));
   }
 
@@ -394,7 +400,7 @@
       h("div", null, h("h4", null, "Flagging"), rowsOf([...flags.map((f) => [f.key, f.words]),
         ["g", "all flags, in a form"],
         ["0", "clear flags"]]), "Within a second after a flag:", h("br"),
-        Object.entries(PARTS).map(([k, p]) => `${k} ${p}`).join(", "), h("br"),
+        Object.entries(PARTS).filter(([k]) => !known(k)).map(([k, p]) => `${k} ${p}`).join(", "), h("br"),
         "with shift: the right side of the picture"),
       h("div", null, h("h4", null, "FiftyOne's"), rowsOf([["← →", "previous, next"],
         ["z", "crop to what is labelled"],
@@ -448,8 +454,11 @@
   };
 
   // FiftyOne saves what is drawn a moment after it is drawn, and tells nobody
+  const unsigned = [];
   async function takeBoxes(id) {
     await sleep(1500);
+    // they wait for the name, and are nobody else's
+    if (!S.reviewer) return unsigned.push(id), named();
     const a = await ask("take_boxes", { sample_ids: [id], reviewer: S.reviewer });
     if (a.said) toast(a.said, { ms: 3000 });
     if (a.refused) toast(a.refused, { bad: true });
@@ -563,7 +572,7 @@
       grid: { enabled: true, slots: { [__fop__.SAMPLE_RENDERER_GRID_SLOT.HEADER_AFTER_RESOURCE_COUNT]: Mount } },
     },
   });
-  window.hgdpo = { S, ask, send, inTurn, toast, draw, useS, press, h, flagOf, whichPart, sleep };
+  window.hgdpo = { S, ask, send, inTurn, toast, draw, useS, press, named, h, flagOf, whichPart, sleep };
 
   // the panels lie beside this file; FiftyOne loads one bundle per plugin
   const panels = document.createElement("script");

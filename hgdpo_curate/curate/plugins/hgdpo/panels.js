@@ -1,6 +1,6 @@
 // Two panels: a pair at full size, and the images of one prompt from best to worst. They decide by the bar's operators.
 (function () {
-  const { S, ask, send, inTurn, toast, draw, useS, h, flagOf, whichPart, sleep } = window.hgdpo;
+  const { S, ask, send, inTurn, toast, draw, useS, named, h, flagOf, whichPart, sleep } = window.hgdpo;
   const STAGES = ["easy", "normal", "hard", "local"];
   const STEPS = { ArrowRight: 1, n: 1, ArrowLeft: -1 };
   const media = (image) => __fos__.getSampleSrc(image.filepath);
@@ -91,13 +91,11 @@
   function usePanelKeys(takes, act) {
     const mine = React.useRef({});
     Object.assign(mine.current, { takes, act });
-    mine.current.key = (k) => {
-      if (!mine.current.takes(k)) return false;
-      const item = { key: k }, now = () => mine.current.act(k);
-      S.panelKeys.push(item);
+    mine.current.key = (k, shift) => {
+      const item = { key: k, shift }, now = () => mine.current.act(k, item);
+      S.panelKeys.push((S.last = item));
       turn = turn.then(now).catch((e) => toast(`It was not done: ${(e && e.message) || e}`, { bad: true })).then(frame)
-        .then(() => ((S.panelKeys = S.panelKeys.filter((i) => i !== item)), draw()));
-      return true;
+        .then(() => ((item.closed = true), (S.panelKeys = S.panelKeys.filter((i) => i !== item)), draw()));
     };
     React.useEffect(() => {
       S.panel = mine.current;
@@ -108,17 +106,13 @@
     }, []);
   }
 
-  const decideOn = async (image, key, more = {}) => {
-    const flag = flagOf(key);
+  const decideOn = async (image, item, more = {}) => {
+    const key = item.key, flag = flagOf(key);
     const name = { a: "approve", d: "reject", u: "duplicate", e: "undecide", 0: "clear" }[key];
     const flagIt = async () =>
-      send("flag", { sample_ids: [image.id], flag: flag.name, ...(await whichPart(flag)), ...more });
+      send("flag", { sample_ids: [image.id], flag: flag.name, ...(await whichPart(item, flag)), ...more });
     if (flag) return inTurn(flagIt);
     return name && inTurn(() => send(name, { sample_ids: [image.id], ...more }));
-  };
-  const named = () => {
-    if (!S.reviewer) (S.asking = true), draw(), toast("Say first who decides.", { bad: true, ms: 2500 });
-    return !!S.reviewer;
   };
 
   // --- a pair
@@ -137,7 +131,7 @@
     };
     const again = () => fetchIt({ sample: null });
     const takes = (k) => pair && pair.pairs && (STEPS[k] || "wdlr0".includes(k) || flagOf(k) || k === "undo");
-    const act = async (k) => {
+    const act = async (k, item) => {
       if (STEPS[k]) return go({ place: Math.max(0, pair.place + STEPS[k]) });
       if (k === "l" || k === "r") return setMark(k === "l" ? "winner" : "loser");
       if (!named()) return;
@@ -146,7 +140,7 @@
       if (k === "undo") await inTurn(() => send("undo", {}));
       else if (k === "w") await inTurn(() => send("swap", of));
       else if (k === "d") await inTurn(() => send("reject_pair", of));
-      else await decideOn(pair[mark], k);
+      else await decideOn(pair[mark], item);
       return again();
     };
     usePanelKeys(takes, act);
@@ -198,15 +192,15 @@
       if (to < pool.images.length) return setAt(to);
       return pool.place + 1 < pool.prompts ? go(pool.place + 1) : toast("The last prompt.", { ms: 2500 });
     };
-    const act = async (k) => {
+    const act = async (k, item) => {
       if (STEPS[k]) return step(at + STEPS[k]);
       if (!named()) return;
       const images = pool.images, decides = k !== "undo" && k !== "w";
       const answer = k === "undo" ? await inTurn(() => send("undo", {}))
         : k === "w" ? await inTurn(() => send("swap", { sample_ids: [images[at].id], stage: "easy" }))
-        : await decideOn(images[at], k);
+        : await decideOn(images[at], item);
       await fetchIt({ place: pool.place, sample: null });
-      if (decides && answer && !answer.refused && S.moveOn && at + 1 < images.length) setAt(at + 1);
+      if (decides && answer && !answer.refused && S.moveOn && !item.shift) await step(at + 1);
     };
     usePanelKeys(takes, act);
     if (!pool) return h("div", { className: "hg-panel" }, h("div", { className: "hg-gone" }, "…"));
