@@ -223,9 +223,8 @@ def review_in_app(
         scorer,
         where,
     )
-    print(f'The App is open at {app.url} until you press Ctrl-C here. What is decided by keys and '
-          'buttons is in the tables at once; only tags set by hand are read back, within seconds, with: '
-          f'{command_line("review", workspace)}')
+    print(f'The App is open at {app.url} until you press Ctrl-C here. What is decided by keys and buttons is in the '
+          f'tables at once; only tags set by hand are read back, within seconds, with: {command_line("review", workspace)}')
     try: app.wait(-1)
     except KeyboardInterrupt: print()
 
