@@ -224,7 +224,7 @@ def review_in_app(
         where,
     )
     print(f'The App is open at {app.url} until you press Ctrl-C here. What is decided by keys and buttons is in the '
-          f'tables at once; only tags set by hand are read back, within seconds, with: {command_line("review", workspace)}')
+          f'tables at once; only tags set by hand are read back, in seconds, by: {command_line("review", workspace)}')
     try: app.wait(-1)
     except KeyboardInterrupt: print()
 
