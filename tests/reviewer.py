@@ -161,6 +161,18 @@ class Reviewer:
         field.fill(name)
         self.page.keyboard.press('Enter')
 
+    def draw(self, part, side=60): # in the middle of the open photo, a square of so many pixels of the screen
+        self.page.get_by_text('Annotate', exact=True).first.click()
+        self.until(lambda: 'until Explore is chosen' in self.page.locator('[data-cy="hgdpo-counts"]').inner_text())
+        self.page.locator('[data-cy="detection-mode"]').click()
+        picture = self.page.locator('[data-cy="modal"] canvas').first.bounding_box()
+        left, top = picture['x'] + picture['width']/2 - side/2, picture['y'] + picture['height']/2 - side/2
+        self.page.mouse.move(left, top)
+        self.page.mouse.down()
+        self.page.mouse.move(left + side, top + side, steps=6)
+        self.page.mouse.up()
+        self.page.get_by_text(part, exact=True).first.click()
+
     def close(self):
         modal = self.page.locator('[data-cy="modal"]')
         for _ in range(6):
@@ -210,7 +222,9 @@ def app_on(ws): # yields a `Reviewer`
                 r.continue_() if '127.0.0.1' in r.request.url or not r.request.url.startswith('http') else r.abort()
             ),
         )
-        yield Reviewer(page, f'http://127.0.0.1:{port}/datasets/{session.dataset.name}', shots)
+        me = Reviewer(page, f'http://127.0.0.1:{port}/datasets/{session.dataset.name}', shots)
+        me.session = session
+        yield me
         browser.close()
     session.close()
     fo.close_app()

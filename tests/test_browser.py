@@ -154,16 +154,7 @@ def test_a_box_drawn_around_a_part_is_taken_when_the_picture_is_left(world):
     me.see('real-to-review')
     me.open()
     photo = me.shown()[-16:]
-    me.page.get_by_text('Annotate', exact=True).first.click()
-    me.until(lambda: 'until Explore is chosen' in me.page.locator('[data-cy="hgdpo-counts"]').inner_text())
-    me.page.locator('[data-cy="detection-mode"]').click()
-    picture = me.page.locator('[data-cy="modal"] canvas').first.bounding_box()
-    left, top, side = picture['x'] + picture['width']/2 - 30, picture['y'] + picture['height']/2 - 30, 60
-    me.page.mouse.move(left, top)
-    me.page.mouse.down()
-    me.page.mouse.move(left + side, top + side, steps=6)
-    me.page.mouse.up()
-    me.page.get_by_text('hand', exact=True).first.click()
+    me.draw('hand')
     me.shoot('drawing')
     me.page.get_by_text('Explore', exact=True).first.click()
     me.told('1 drawn box taken')
