@@ -530,9 +530,12 @@ def test_flags_of_ones_own_have_the_colour_of_flags_unless_a_person_chose_anothe
         return {f['path']: {v['value']: v['color'] for v in f['valueColors']} for f in fields if f.get('valueColors')}
     (ws.root/'flags.toml').write_text('[watermark]\n')
     ds = build_dataset(ws, 'chance')
+    ds.reload()
     for field in ('flags', 'confirmed', 'flagged'): assert colours(ds)[field]['watermark'] == FLAG_COLOUR
     for field in ds.app_config.color_scheme.fields:
-        for v in field.get('valueColors') or []: v['color'] = '#123456' if v['value'] == 'watermark' else v['color']
+        field['valueColors'] = [
+            dict(v, color='#123456') if v['value'] == 'watermark' else v for v in field.get('valueColors') or []
+        ]
     ds.save()
     (ws.root/'flags.toml').write_text('[watermark]\n\n[wrong_coat]\n')
     again = colours(build_dataset(ws, 'chance'))['flagged']
