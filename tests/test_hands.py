@@ -163,9 +163,18 @@ def test_one_network_alone(networks, looked):
 
 def test_another_task_and_missing_files_are_refused_in_a_sentence(networks, tmp_path):
     import shutil
+    import zipfile
     with pytest.raises(UserError, match='hand_landmarker.task') as missing: load_detector('hands', tmp_path)
     for words in ('--detector_path', 'pose_landmarker.task', 'ai.google.dev'): assert words in str(missing.value)
     shutil.copy(networks/'pose_landmarker.task', tmp_path/'hand_landmarker.task')
+    with pytest.raises(UserError, match='is not a mediapipe task for hands'):
+        load_detector('mediapipe', tmp_path/'hand_landmarker.task')
+    faces = tmp_path/'face_landmarker.task'                                    # a bundle of a third kind, whole
+    with zipfile.ZipFile(networks/'hand_landmarker.task') as whole, zipfile.ZipFile(faces, 'w') as out:
+        for name in whole.namelist(): out.writestr(name.replace('hand', 'face'), whole.read(name))
+    with pytest.raises(UserError, match='face_landmarker.task is not a mediapipe task for poses'):
+        load_detector('mediapipe', faces)
+    shutil.copy(faces, tmp_path/'hand_landmarker.task')
     with pytest.raises(UserError, match='is not a mediapipe task for hands'):
         load_detector('mediapipe', tmp_path/'hand_landmarker.task')
     (tmp_path/'pose_landmarker.task').write_bytes(b'nonsense')
