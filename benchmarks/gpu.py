@@ -8,6 +8,7 @@ Needs torch, diffusers, peft, transformers, pandas and safetensors, nothing else
 named with its reason, and the others go on. Tables are printed as Markdown; --output keeps all figures as JSON.
 """
 import argparse
+import contextlib
 import gc
 import json
 import math
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -344,6 +346,7 @@ def loss_scaling(m):
 
 def files_in(folder, size):
     "Stands where a loop asks for a workspace: real files, no tables."
+    from hgdpo_curate.parts import Removed
     from hgdpo_curate.workspace import ImageFiles
 
     class Files(ImageFiles):
@@ -351,6 +354,8 @@ def files_in(folder, size):
         def __init__(self): self.root, self.size, self.rows = Path(folder), size, []
         def parts(self, name): return []
         def check_there(self): pass
+        def removed(self): return Removed(self.root, pd.DataFrame(dict(subject_hash=[], belonging=[])))
+        def writing(self): return contextlib.nullcontext(self.removed())
         def append(self, name, rows):
             self.rows += rows
             return len(rows)

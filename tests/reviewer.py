@@ -164,14 +164,22 @@ class Reviewer:
     def draw(self, part, side=60): # in the middle of the open photo, a square of so many pixels of the screen
         self.page.get_by_text('Annotate', exact=True).first.click()
         self.until(lambda: 'until Explore is chosen' in self.page.locator('[data-cy="hgdpo-counts"]').inner_text())
-        self.page.locator('[data-cy="detection-mode"]').click()
+        words = self.page.get_by_text(part, exact=True)
+        for _ in range(8):                                                     # until the picture is there to draw on
+            self.page.wait_for_timeout(1000)
+            self.page.locator('[data-cy="detection-mode"]').click()
+            self.drag(side)
+            self.page.wait_for_timeout(1500)
+            if words.count(): break
+        words.first.click()
+
+    def drag(self, side): # a square in the middle of the open picture
         picture = self.page.locator('[data-cy="modal"] canvas').first.bounding_box()
         left, top = picture['x'] + picture['width']/2 - side/2, picture['y'] + picture['height']/2 - side/2
         self.page.mouse.move(left, top)
         self.page.mouse.down()
         self.page.mouse.move(left + side, top + side, steps=6)
         self.page.mouse.up()
-        self.page.get_by_text(part, exact=True).first.click()
 
     def close(self):
         modal = self.page.locator('[data-cy="modal"]')
