@@ -165,7 +165,7 @@ def test_the_panel_of_a_pool_goes_on_to_the_next_prompt_and_shift_stays(world):
     ws, me = world
     panel(me, 'pool-by-prompt', 'panel-pool', 'Pool of a prompt')
     me.page.get_by_text('prompt 1 of 6').wait_for(timeout=60_000)
-    tiles = lambda: [t.get_attribute('data-id')[-16:] for t in me.page.locator('[data-cy="hgdpo-tile"]').all()]  # noqa: E731
+    def tiles(): return [t.get_attribute('data-id')[-16:] for t in me.page.locator('[data-cy="hgdpo-tile"]').all()]
     pool, before = [i for i in tiles() if i.startswith('00')], len(ws.table('reviews', history=True))
     for key in ('Shift+D', 'd', 'd', 'd', 'd'): me.page.keyboard.press(key)
     me.page.get_by_text('prompt 2 of 6').wait_for(timeout=30_000)

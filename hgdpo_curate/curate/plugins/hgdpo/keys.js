@@ -358,7 +358,8 @@
 
   function HoldWords() {
     const { flag, natural } = S.hold;
-    const words = Object.entries(PARTS).filter(([k]) => partOf(k)).map(([k, p]) => h("span", { key: k }, h("b", null, k), " " + p + "  "));
+    const words = Object.entries(PARTS).filter(([k]) => partOf(k))
+      .map(([k, p]) => h("span", { key: k }, h("b", null, k), " " + p + "  "));
     return h("span", { className: "hg-count", "data-cy": "hgdpo-hold" },
       `${flag.words}${natural ? ` (${natural})` : ""}: `,
       words, "shift: right side; ", h("b", null, "enter"), " none");
