@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HAND_THRESHOLDS', 'FINGERS', 'HAND_RULES', 'palm_length', 'finger_lengths', 'body_scale', 'parts_of', 'body_at',
-           'rule_no_hand', 'rule_other_hand', 'rule_hand_shape', 'rule_bent_wrist', 'rule_many_hands', 'rule_bad_foot']
+           'rule_no_hand', 'rule_other_hand', 'rule_hand_shape', 'rule_knuckle_order', 'rule_bent_wrist',
+           'rule_many_hands', 'rule_bad_foot']
 
 # %% ../../nbs/3_judge/08_hand_rules.ipynb #hand-rules-imports
 import numpy as np
@@ -22,6 +23,7 @@ HAND_THRESHOLDS = dict(
     largest=.2,
     longest_finger=1.6,   # in palms
     second_hand=.5,    # confidence of one more hand than wrists
+    facing=.4,         # knuckles of a palm seen more from its side than this share of it are in no order
     bend=120,          # degrees between forearm and palm
     sure_foot=.25,     # below this the two looks at a foot disagree
     longest_foot=.42)  # heel to toe in body scales
@@ -151,6 +153,26 @@ def rule_hand_shape(detections):
         )
     return out
 
+# %% ../../nbs/3_judge/08_hand_rules.ipynb #rule-knuckle-order
+def rule_knuckle_order(detections):
+    "The knuckles of a palm seen from its front or back do not follow each other from index to little finger."
+    out = []
+    for d, side, points in parts_of(detections, 'hand'):
+        if points is None or not side or d['confidence'] < HAND_THRESHOLDS['second_hand']: continue
+        knuckles = points[[5, 9, 13, 17]] - points[5]
+        across, palm = knuckles[-1], palm_length(points)
+        if np.linalg.norm(across) < HAND_THRESHOLDS['facing']*palm or (np.diff(knuckles @ across) > 0).all(): continue
+        out.append(
+            proposal(
+                'bad_hand',
+                f'the knuckles of the {side} hand are out of order',
+                .6,
+                'hand',
+                side,
+            )
+        )
+    return out
+
 # %% ../../nbs/3_judge/08_hand_rules.ipynb #hand-pose
 def rule_bent_wrist(detections):
     "A palm is bent further against the forearm than a wrist bends."
@@ -223,6 +245,7 @@ HAND_RULES = [
     rule_no_hand,
     rule_other_hand,
     rule_hand_shape,
+    rule_knuckle_order,
     rule_bent_wrist,
     rule_many_hands,
     rule_bad_foot,
