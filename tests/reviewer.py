@@ -146,6 +146,10 @@ class Reviewer:
     def shown(self): # the sample that the keys act on; the sidebar draws only the entries that are in view
         return self.page.locator('[data-cy="hgdpo-keys"]').first.get_attribute('data-sample')
 
+    def caption(self): # what stands whole below the open picture; '' where nothing does
+        found = self.page.locator('[data-cy="hgdpo-caption"]')
+        return found.inner_text() if found.count() else ''
+
     def press(self, key):
         self.ready()
         self.actions += 1

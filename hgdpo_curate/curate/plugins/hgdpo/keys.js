@@ -126,6 +126,7 @@
     0: ["clear", "clear flags"], y: ["approve_caption", "approve the caption"],
   };
   const FORMS = { g: "flag", t: "edit_caption" };
+  const CAPTIONS = "real: captions to read";
   // none of them decides anything or may be the key of a flag of one's own, so that haste names no part by mistake
   const PARTS = { h: "hand", f: "foot", s: "arm", l: "leg", c: "face", p: "head", o: "body" };
   const NATURAL = { bad_hand: "hand", bad_foot: "foot", deformed_face: "face", extra_face: "face" };
@@ -315,6 +316,9 @@
     .hg-toast { pointer-events: auto; background: #1d6f46; color: #fff; padding: 6px 12px; border-radius: 6px;
       font: 14px system-ui, sans-serif; box-shadow: 0 2px 8px #0008; display: flex; gap: 10px; align-items: center; }
     .hg-toast.bad { background: #8d2742; }
+    .hg-read { position: fixed; left: 0; right: 0; bottom: 36px; z-index: 100000; max-height: 30vh; overflow: auto;
+      background: #20252cee; color: #e6e9ee; font: 16px/1.4 system-ui, sans-serif; padding: 8px 16px; text-align: center; }
+    .hg-read small { opacity: .75; margin-left: 10px; } .hg-read + .hg-toasts { bottom: 96px; }
     .hg-box { position: fixed; z-index: 100002; right: 12px; bottom: 46px; max-width: min(1080px, 94vw);
       max-height: 80vh;
       overflow: auto; background: #262c35; color: #e6e9ee; padding: 14px 18px; border-radius: 8px;
@@ -411,10 +415,20 @@
         ["w d", "swap, reject the pair"]]))));
   }
 
+  // Where captions are read, the whole of it: the sidebar cuts it.
+  function Caption() {
+    const l = S.looker, sample = (S.view === CAPTIONS && S.modal !== null && l && l.sample) || {};
+    if (!sample.prompt || ![sample._id, sample.id].includes(S.modal)) return null;
+    const by = sample.caption_approved_by ? `approved by ${sample.caption_approved_by}` : `by ${sample.caption_by}`;
+    return h("div", { className: "hg-read", "data-cy": "hgdpo-caption" }, sample.prompt,
+      h("small", null, by, "; ", h("b", null, "y"), " approves, ", h("b", null, "t"), " edits"));
+  }
+
   function Bar() {
     const s = useS();
     const waits = s.queue.length + Math.max(0, s.panelKeys.length - 1), sign = waits ? `${waits} waiting` : "";
     return h(React.Fragment, null,
+      h(Caption),
       h("div", { className: "hg-toasts", role: "status" }, s.toasts.map((t) =>
         h("div", { key: t.id, className: "hg-toast" + (t.bad ? " bad" : ""), "data-cy": "hgdpo-toast" }, t.text,
           t.undo && h("button", { onClick: () => press("undo") }, "undo")))),
@@ -449,7 +463,7 @@
     if (view === "disagreements") return ["disagrees", "roles", "decision"];
     const part = { "parts: hands": "hands", "parts: faces": "faces_seen", "parts: people": "people_seen" }[view];
     if (part) return ["flags", "scored_by", part];
-    if (view === "real: captions to read") return ["caption_by", "decision"];
+    if (view === CAPTIONS) return ["caption_by", "decision"];
     if (/^pool/.test(view || "")) return ["roles", "scored_by", "flags", "decision"];
     return ["decision", "flags", "people", "faces_seen", "redraw"];
   };
@@ -535,6 +549,7 @@
       if (id !== null && !S.isOpen) keepOrder(id);
       S.isOpen = id !== null;
       draw();
+      if (id !== null && S.view === CAPTIONS) ready(id).then(draw);
     }, [id]);
     // a picture that boxes were drawn on is left, by another picture, by closing it, or for looking
     React.useEffect(() => {
