@@ -111,7 +111,7 @@ STEPS = {   # label: (rough share of the total time, function)
 
 # %% ../nbs/8_run/01_demo.ipynb #run-demo
 def _folder_for(folder): # the folder, or another beside it where this one holds the demo of an earlier version
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not (folder/'workspace.toml').exists(): return folder
     made = open_workspace(folder).table('images').model.dropna()
     if not made.isin(FORMER_BASES).any(): return folder

@@ -92,7 +92,7 @@ def check_base_folder(name): # hub id, folder, 'mannequin' or None
 
     Raises `UserError` as `load_pipeline` does. A hub id is looked up when it is used.
     """
-    if not name or str(name) == MANNEQUIN or not Path(name).is_dir(): return
+    if not name or str(name) == MANNEQUIN or not Path(name).expanduser().is_dir(): return
     folder = pipeline_folder(name)
     family_in(folder).check(folder)
     _check_weights(folder)

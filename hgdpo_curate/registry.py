@@ -9,7 +9,7 @@ __all__ = ['SCORERS', 'DETECTORS', 'EXTRACTORS', 'RECOGNISERS', 'CAPTIONERS', 'R
            'rules_of', 'licence_of', 'listing', 'spelled_out']
 
 # %% ../nbs/0_base/09_registry.ipynb #imports
-import importlib, inspect, re, sys, warnings
+import importlib, inspect, os, re, sys, warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Protocol
@@ -246,6 +246,7 @@ def open_model(
     row = register[name]
     name = row.name
     source = model_source(row)
+    if offered.get('path'): offered['path'] = os.path.expanduser(offered['path'])
     finished = hasattr(source, OFFERS[kind]) and not isinstance(source, type)
     taken = {} if finished else _taken(source, dict(offered, name=name, ws=ws))
     for given, noun in dict(path='weights', instruction='instruction').items():

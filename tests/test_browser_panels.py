@@ -161,6 +161,24 @@ def test_hasty_keys_in_the_panel_of_pairs_flag_mark_and_reject_in_order(world):
     me.until(lambda: me.page.get_by_text('pair 1 of').first.inner_text() != text)
 
 
+def test_a_page_that_is_loaded_while_a_panel_covers_the_grid_has_its_bar_and_decides(world):
+    import fiftyone as fo
+    ws, me = world
+    pairs = fo.Panel(type='HgdpoPairs')
+    tabs = [fo.Panel(type='Samples', pinned=True), pairs]
+    me.session.spaces = fo.Space(children=tabs, active_child=pairs.component_id)
+    me.page.goto('about:blank')
+    me.page.goto(f'{me.address}?view=pairs-easy', wait_until='commit')
+    me.page.locator('[data-cy="hgdpo-winner"]').wait_for(timeout=240_000)
+    me.page.wait_for_function('() => window.hgdpo.S.about', timeout=60_000)
+    assert not me.page.locator('[data-cy="looker"]').count() and 'approved' in me.page.locator('.hg-count').inner_text()
+    me.shoot('panel-alone')
+    decided = len(reviews(ws))
+    me.page.keyboard.press('d')
+    me.told('rejected')
+    me.until(lambda: len(reviews(ws)) == decided + 1)
+
+
 def test_the_panel_of_a_pool_goes_on_to_the_next_prompt_and_shift_stays(world):
     ws, me = world
     panel(me, 'pool-by-prompt', 'panel-pool', 'Pool of a prompt')

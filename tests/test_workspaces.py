@@ -243,6 +243,7 @@ def test_forget_shows_and_asks_and_without_a_terminal_only_shows(ws, monkeypatch
 
 def test_a_tilde_is_the_home_folder_from_python_too(tmp_path, monkeypatch):
     from hgdpo_curate import create_workspace, pack_workspace, unpack_workspace
+    from hgdpo_curate.pipelines import check_base_folder
     from hgdpo_curate.toy.drawings import export_photos
     monkeypatch.setenv('HOME', str(tmp_path))
     export_photos(tmp_path/'photos', 4)
@@ -251,3 +252,7 @@ def test_a_tilde_is_the_home_folder_from_python_too(tmp_path, monkeypatch):
     assert import_photos(ws, '~/photos', progress=plain).imported == 4
     pack_workspace(ws, output='~/people.tar')
     assert unpack_workspace('~/people.tar', '~/again').ws.root == tmp_path/'again'
+    photo = sorted(p.name for p in (tmp_path/'photos').glob('*.png'))[0]
+    assert forget(ws, f'~/photos/{photo}', app=False, progress=quiet).done
+    assert len(ws.table('images')) == 3
+    with pytest.raises(UserError, match='no model_index'): check_base_folder('~/photos')

@@ -7,6 +7,7 @@ __all__ = ['read_plan', 'files_to_visit', 'Removal', 'forget']
 
 # %% ../../nbs/7_document/12_forget.ipynb #imports-2
 import contextlib
+import os
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -246,7 +247,7 @@ def forget(
     and what they share with it. After an interruption, the same call continues. Raises `UserError` for an unknown id,
     or if a trace is left.
     """
-    ws = open_workspace(workspace)
+    ws, subject = open_workspace(workspace), subject and os.path.expanduser(subject)
     with contextlib.nullcontext() if dry_run else _alone(ws, progress):
         return _forget(ws, subject, dry_run, (reason, app, progress))
 

@@ -153,8 +153,8 @@ def diffusers_class(base: str) -> str: # hub id, folder, or 'mannequin' -> name 
 
 def _file_of_base(base, name): # its path, or None where it is not on this machine
     from huggingface_hub import try_to_load_from_cache
-    if base != MANNEQUIN and not Path(base).is_dir() and is_hub_id(base): file = try_to_load_from_cache(base, name)
-    else: file = (pipeline_folder(base) if base == MANNEQUIN else Path(base))/name
+    folder = pipeline_folder(base) if base == MANNEQUIN else Path(base).expanduser()
+    file = try_to_load_from_cache(base, name) if not folder.is_dir() and is_hub_id(base) else folder/name
     return Path(file) if isinstance(file, (str, Path)) and Path(file).is_file() else None
 
 def sampler_arguments(base: str) -> str: # hub id, folder, or 'mannequin' -> Python

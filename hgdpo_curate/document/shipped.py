@@ -132,7 +132,7 @@ def write_shipped_cards(
 
     Raises `UserError` if there are no figures and none are to be measured.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if measure: write_json(folder/'measured.json', measure_shipped())
     measured = read_json(folder/'measured.json')
     if measured is None:

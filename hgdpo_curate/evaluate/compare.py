@@ -195,7 +195,7 @@ def _score_all(ws, rows, scorers, folder, *, device, progress): # -> names of th
     return tuple(getattr(s, 'name', current_name('scorer', s)) for s in scorers)
 
 def _path_of(folder, scorer, n):
-    own = Path(folder)/scorer if folder and isinstance(scorer, str) else None
+    own = Path(folder).expanduser()/scorer if folder and isinstance(scorer, str) else None
     return own if own and own.is_dir() else folder if n == 0 else None
 
 def _scores_of(table, images, names): # rows of `scores` -> name -> (n,) scores

@@ -353,7 +353,7 @@ def reproduce_table(
 
     Can be stopped and run again; seeds may be distributed over processes. Raises `UsageError`.
     """
-    folder, size = Path(folder), 'quick' if quick else 'full'
+    folder, size = Path(folder).expanduser(), 'quick' if quick else 'full'
     _refuse_unfit(folder, table, seeds, size)
     write_json(folder/'size.json', size)
     seeds = TABLES[table].seeds[:1] if quick else seeds or TABLES[table].seeds

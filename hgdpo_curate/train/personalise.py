@@ -42,7 +42,7 @@ def face_embedding(source,
     The largest face of a picture is used. Raises `UserError` if there is none, or insightface's licence was not
     accepted.
     """
-    file = Path(source)
+    file = Path(source).expanduser()
     if not file.is_file():
         raise UserError(
             f'{file} is not there; give a picture of a face, or a .npy or .safetensors file with its embedding.'
@@ -55,7 +55,8 @@ def face_embedding(source,
 # %% ../../nbs/5_train/13_personalise.ipynb #face-mark
 def face_mark(source) -> str: # for a picture its 16 digits as a photo's image id, for an embedding its file's SHA-256
     "The mark of the face stored in a sample. An embedding does not reveal whose it is."
-    return file_sha256(source) if Path(source).suffix in ('.npy', '.safetensors') else pixel_hash(read_photo(source)[0])
+    file = Path(source).expanduser()
+    return file_sha256(file) if file.suffix in ('.npy', '.safetensors') else pixel_hash(read_photo(file)[0])
 
 # %% ../../nbs/5_train/13_personalise.ipynb #faceid-state
 def _faceid_state(file):

@@ -162,7 +162,7 @@ def sample_images(workspace,            # a `Workspace` or its folder
     saved = read_json(final/'inference.json') if run else None
     facts = _facts(ws, run, config, inference_rules(rules, saved))
     announce(_announced(facts), progress)
-    folder, seeds = Path(output or ws.root/'samples'), range(seed, seed + per_prompt)
+    folder, seeds = Path(output or ws.root/'samples').expanduser(), range(seed, seed + per_prompt)
     jobs = [(p, k, folder/file_name(p, k, weights)) for p in prompts for k in seeds]
     _draw_samples(
         pipe,

@@ -153,7 +153,7 @@ def train_mannequins(output,             # folder for base/, scorer and evaluato
                      progress=None       # as `small_base.step_bar`
                     ) -> dict:           # the figures of `FLOORS`, on unseen drawings
     "Train the package's networks: `hgdpo tiny --mannequins --output FOLDER`. Raises `UserError`."
-    folder, progress = Path(output), progress or step_bar
+    folder, progress = Path(output).expanduser(), progress or step_bar
     steps = settle_recipe(folder, seed, steps or {})
     n, s = drawings_each, 1000*seed
     _say_plan(plan_in_words(folder, steps, sum(n), SIZE), progress)

@@ -12,7 +12,9 @@
     panelAt: 0, selectAt: 0, progress: null,
     queue: [], panelKeys: [], last: null, busy: false, hold: null, toasts: [], help: false, asking: false, moveOn: true,
     panel: null, stale: false,
-    reviewer: localStorage.getItem("hgdpo-reviewer") || "", paces: [], app: {}, sent: Promise.resolve(), trail: [],
+    reviewer: localStorage.getItem("hgdpo-reviewer") || "", paces: [], sent: Promise.resolve(), trail: [],
+    // what only the grid can do; nothing, while a panel covers it since the page was loaded
+    app: { refresh: () => null, update: () => null, select: () => null },
   };
   const drawers = new Set();
   const draw = () => drawers.forEach((f) => f({}));
@@ -519,7 +521,6 @@
     Object.assign(S, { modal: id, open, looker, view, selected: [...(selected.keys ? selected.keys() : selected)] });
     Object.assign(S.app, { expand, update, form, select, refresh });
     React.useEffect(() => {
-      showBar();
       mounts += 1;
       // taken away for good: by a panel that covers the grid, or because the server is gone; else another stands already
       return () => {
@@ -528,18 +529,7 @@
         setTimeout(async () => mounts || (await isUp()) || toast(DOWN, { bad: true }), 1000);
       };
     }, []);
-    React.useEffect(() => {
-      let now = true;
-      ask("about", { reviewer: S.reviewer }).then((a) => {
-        if (!now || a.refused) return a.refused && toast(a.refused, { bad: true });
-        S.about = a;
-        S.counts = a.counts;
-        if (!S.reviewer && a.named) S.reviewer = a.reviewer;
-        if (!S.reviewer) S.asking = true;
-        draw();
-      });
-      return () => (now = false);
-    }, [dataset]);
+    React.useEffect(() => begin(), [dataset]);
     React.useEffect(() => {
       if (id === null && S.stale) {
         S.stale = false;
@@ -568,6 +558,21 @@
         "data-waiting": S.busy || S.panelKeys.length ? "" : undefined, style: { display: "none" } }));
   }
 
+  // Reads the workspace for the bar. Gives what stops that.
+  function begin() {
+    let now = true;
+    showBar();
+    ask("about", { reviewer: S.reviewer }).then((a) => {
+      if (!now || a.refused) return a.refused && toast(a.refused, { bad: true });
+      S.about = a;
+      S.counts = a.counts;
+      if (!S.reviewer && a.named) S.reviewer = a.reviewer;
+      if (!S.reviewer) S.asking = true;
+      draw();
+    });
+    return () => (now = false);
+  }
+
   // The bar has a root of its own: it stays where a panel covers the grid, and where the App loses its server.
   let bar = null;
   function showBar() {
@@ -588,7 +593,7 @@
       grid: { enabled: true, slots: { [__fop__.SAMPLE_RENDERER_GRID_SLOT.HEADER_AFTER_RESOURCE_COUNT]: Mount } },
     },
   });
-  window.hgdpo = { S, ask, send, inTurn, toast, draw, useS, press, named, h, flagOf, whichPart, sleep };
+  window.hgdpo = { S, ask, begin, send, inTurn, toast, draw, useS, press, named, h, flagOf, whichPart, sleep };
 
   // the panels lie beside this file; FiftyOne loads one bundle per plugin
   const panels = document.createElement("script");

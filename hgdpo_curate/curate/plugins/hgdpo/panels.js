@@ -1,6 +1,6 @@
 // Two panels: a pair at full size, and the images of one prompt from best to worst. They decide by the bar's operators.
 (function () {
-  const { S, ask, send, inTurn, toast, draw, useS, named, h, flagOf, whichPart, sleep } = window.hgdpo;
+  const { S, ask, begin, send, inTurn, toast, draw, useS, named, h, flagOf, whichPart, sleep } = window.hgdpo;
   const STAGES = ["easy", "normal", "hard", "local"];
   const STEPS = { ArrowRight: 1, n: 1, ArrowLeft: -1 };
   const media = (image) => __fos__.getSampleSrc(image.filepath);
@@ -100,6 +100,7 @@
     React.useEffect(() => {
       S.panel = mine.current;
       S.panelAt = Date.now();
+      if (!S.about) begin();
       return () => {
         if (S.panel === mine.current) S.panel = null;
       };
