@@ -53,7 +53,7 @@ def label(metric: str) -> str: # may hold `{photo:.1f}`
 
 def rounded(v: float) -> str: # 1,186, 12.3, 0.0123
     "A figure with three digits, without an exponent where it is large."
-    return f'{v:,.0f}' if abs(v) >= 100 else f'{v:.3g}'
+    return f'{v:,.0f}' if abs(v) >= 100 else f'{v:z.3g}'
 
 # %% ../../nbs/6_evaluate/02_measures.ipynb #higher-2
 HIGHER = dict(     # whether higher is better; None if neither: closer to the photos is better

@@ -68,7 +68,7 @@ def _chose(comparison, metric):
 # %% ../../nbs/6_evaluate/06_results.ipynb #phrases
 def _plain(metric): return label(metric).split(' (')[0].rstrip(' ↑↓')
 
-def _amount(metric, v): return f'{100*v:.0f}' if metric in SHARES else rounded(v)      # a share in points
+def _amount(metric, v): return f'{100*v:z.0f}' if metric in SHARES else rounded(v)      # a share in points
 def _figure(metric, v): return f'{v:.0%}' if metric in SHARES else rounded(v)
 
 def _before_and_after(comparison, metric, arm, first):
@@ -226,12 +226,13 @@ def _verdict(metric, better, worse, f, g, groups):
     gain, low, high = paired_gain(f, g, metric, groups)
     if low > 0: verdict = 'shown'
     elif high < 0: verdict = 'reversed'
+    elif f'{gain:z.3f}' == '0.000': verdict = 'not shown (no difference)'
     elif gain > 0: verdict = "not shown (in the paper's direction, but the interval contains 0)"
     else: verdict = 'not shown (in the opposite direction, and the interval contains 0)'
     rows = np.arange(len(groups))
     return (
         f'- {metric.replace("_", " ")}, {better} against {worse}: {g(rows):.3f} → {f(rows):.3f}, better by '
-        f'{gain:.3f} [{low:.3f}, {high:.3f}]: **{verdict}**'
+        f'{gain:z.3f} [{low:z.3f}, {high:z.3f}]: **{verdict}**'
     )
 
 # %% ../../nbs/6_evaluate/06_results.ipynb #labelled-rows

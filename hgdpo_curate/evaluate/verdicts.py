@@ -135,7 +135,7 @@ def _measured(together, metrics): # those with a figure
 
 def _verdict_row(ordering, v, seeds): # cells
     if v.verdict == 'not measured': return str(ordering), f'**{v.verdict}**', '', '', ''
-    gain = f'{v.gain:+.3g}' + (f' [{v.low:.3g}, {v.high:.3g}]' if v.low == v.low else '')
+    gain = f'{v.gain:+z.3g}' + (f' [{v.low:z.3g}, {v.high:z.3g}]' if v.low == v.low else '')
     agree, alone = f'{v.agree} of {seeds}', '' if v.alone != v.alone else f'{v.alone:.0f}'
     return str(ordering), f'**{v.verdict}**', gain, *(('', '') if ordering.same else (agree, alone))
 
