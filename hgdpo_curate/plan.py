@@ -57,9 +57,15 @@ def count_work(ws, pool: tuple, per_prompt: int, scorer: str) -> Counts: # pool:
     n, levels = pool
     train = len(choose_prompts(ws, 'train'))
     kinds = ws.sql(
-        "select domain, count(*) as n from images join prompts using (prompt_id) where fold = 'train' group by domain"
+        "select domain, count(*) as n from images join prompts using (prompt_id) "
+        "where fold = 'train' and replaced_by is null group by domain"
     )
-    scored = ws.sql('select count(*) as n from scores where scorer = ?', scorer)
+    scored = ws.sql(
+        "select count(*) as n from scores join images using (image_id) join prompts using (prompt_id) "
+        "where scorer = ? and score is not null and replaced_by is null "
+        "and domain in ('real', 'generated', 'intermediate')",
+        scorer,
+    )
     return Counts(
         prompts=train,
         test=_prompts(ws, 'test'),

@@ -55,6 +55,17 @@ def test_what_is_there_is_not_planned_again(finished):
     assert more['pool'].count == len(finished.table('prompts').query("fold == 'train'"))
 
 
+def test_what_hangs_on_an_earlier_caption_is_planned_again(finished, copy_of):
+    from hgdpo_curate.prompts import change_captions
+    ws = copy_of(finished)
+    photos = ws.table('prompts').query("fold == 'train'").real_image_id
+    change_captions(ws, [dict(image_id=i, prompt=f'somebody else, number {n}') for n, i in enumerate(photos)])
+    due = steps_of(plan_workspace(ws, 'mannequin', n=3, scorer='chance', **GIVEN))
+    assert due['pool'].count == 3*len(photos) and due['reconstructions'].count > 0
+    made = due['pool'].count + due['reconstructions'].count
+    assert due['scoring'].count == made + len(photos)                    # the photos' scores were of the earlier captions
+
+
 def test_cost_and_shares_add_up_within_a_hundred_columns(tmp_path):
     plan = plan_workspace(of_thousand(tmp_path/'ws', resolution='704x1024'), 'sd15-paper', **GIVEN, price=2.5)
     text = str(plan)

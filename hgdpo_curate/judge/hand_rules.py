@@ -74,9 +74,15 @@ def parts_of(detections, kind) -> list: # 'hand' or 'foot' -> [(row, side, (n, 2
 
 def body_at(detections, joint, point) -> dict: # a wrist or an ankle; (x, y) -> joint -> (x, y), {} where nobody is seen
     "The person whose joint of that name is nearest to a point."
+    bodies = _bodies_with(detections, joint)
+    return bodies[_nearest(bodies, joint, point)] if bodies else {}
+
+def _bodies_with(detections, joint):
     bodies = [joints_of(d, detections.detector) for d in detections.of('person')]
-    bodies = [b for b in bodies if joint in b]
-    return min(bodies, key=lambda b: np.linalg.norm(np.subtract(b[joint], point)), default={})
+    return [b for b in bodies if joint in b]
+
+def _nearest(bodies, joint, point): # number of the body
+    return int(np.argmin([np.linalg.norm(np.subtract(b[joint], point)) for b in bodies]))
 
 # %% ../../nbs/3_judge/08_hand_rules.ipynb #rule-no-hand
 def rule_no_hand(detections):
@@ -198,11 +204,13 @@ def rule_many_hands(detections):
     "More than one hand at a wrist, or hands that hang on no wrist of anybody."
     sure = [x for x in parts_of(detections, 'hand') if x[2] is not None]
     sure = [x for x in sure if x[0]['confidence'] >= HAND_THRESHOLDS['second_hand']]
-    people, out = len(detections.people), []
+    people, out = len(detections.of('person')), []
     for side in ('left', 'right'):
-        n = sum(x[1] == side for x in sure)
-        if n <= max(people, 1): continue
-        reason = f'{n} hands at the {side} wrist' if people < 2 else f'{n} hands at {people} {side} wrists'
+        bodies, points = _bodies_with(detections, f'{side}_wrist'), [p for _, s, p in sure if s == side]
+        at = [_nearest(bodies, f'{side}_wrist', p[0]) if bodies else 0 for p in points]
+        n = max(map(at.count, at), default=0)
+        if n < 2: continue
+        reason = f'{n} hands at {"the" if people < 2 else "one"} {side} wrist'
         out.append(
             proposal(
                 'bad_hand',

@@ -289,9 +289,12 @@ def hand_figures(
     "How sure the hands of each image are, their fingers' lengths in palms, and how far those are from `shape`."
     det = latest_detections(ws, images)
     hands = det[(det.kind == 'hand') & det.side.isin(['left', 'right'])]
-    if not len(hands) or not {*images} <= {*det.image_id[det.detector.isin(hands.detector)]}: return None
+    # where none of these images shows a hand, the others tell which detectors look for hands
+    looks = ws.sql("select distinct detector from detections where kind = 'hand' and side in ('left', 'right')")
+    if not {*images} <= {*det.image_id[det.detector.isin(looks.detector)]}: return None
     found = hands[hands.keypoints.notna()]
-    lengths = pd.DataFrame([finger_lengths([p[:2] for p in k]) for k in found.keypoints], columns=[*FINGERS])
+    lengths = [finger_lengths([p[:2] for p in k]) for k in found.keypoints]
+    lengths = pd.DataFrame(lengths, columns=[*FINGERS], dtype=float)
     out = lengths.groupby(found.image_id.to_numpy()).mean().reindex(images)
     out['hand_confidence'] = hands.groupby('image_id').confidence.mean().reindex(images)
     real = pd.Series(shape if shape is not None else {}, index=[*FINGERS], dtype=float)
