@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'APART', 'LONGEST', 'bucket_shapes', 'nearest_shape', 'share_lost', 'shapes_of', 'shape_for', 'photo_shapes',
-           'prompt_sizes', 'text_sizes', 'mean_pixels', 'size_words', 'ShapeReport', 'shape_counts']
+           'prompt_sizes', 'by_size', 'text_sizes', 'mean_pixels', 'size_words', 'ShapeReport', 'shape_counts']
 
 # %% ../nbs/0_base/17_shapes.ipynb #imports
 import functools, math
@@ -73,6 +73,11 @@ def prompt_sizes(ws) -> defaultdict: # a `Workspace` -> prompt id -> (width, hei
         "where i.domain = 'real'"
     )
     return defaultdict(lambda: usual, {p: (int(w), int(h)) for p, w, h in rows.itertuples(index=False)})
+
+def by_size(ws, prompts): # a `Workspace`; rows of `prompts` -> the same with a column `size`
+    "Prompts and the shape of their images, those of one shape together."
+    sizes = prompt_sizes(ws)
+    return prompts.assign(size=[sizes[p] for p in prompts.prompt_id]).sort_values('size', kind='stable')
 
 def text_sizes(ws) -> defaultdict: # a `Workspace` -> caption -> (width, height)
     "The same by the text of a prompt, for images of a text: of two photos with one caption, the first's."

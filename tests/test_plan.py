@@ -63,7 +63,7 @@ def test_what_hangs_on_an_earlier_caption_is_planned_again(finished, copy_of):
     due = steps_of(plan_workspace(ws, 'mannequin', n=3, scorer='chance', **GIVEN))
     assert due['pool'].count == 3*len(photos) and due['reconstructions'].count > 0
     made = due['pool'].count + due['reconstructions'].count
-    assert due['scoring'].count == made + len(photos)                    # the photos' scores were of the earlier captions
+    assert due['scoring'].count == made + len(photos)                  # the photos' scores were of the earlier captions
 
 
 def test_cost_and_shares_add_up_within_a_hundred_columns(tmp_path):

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from conftest import quiet, ROOT
+from conftest import plain, quiet, ROOT
 from test_killed_pool import images_of
 
-from hgdpo_curate import create_workspace, open_workspace, UserError
-from hgdpo_curate.images.jobs import image_job, run_jobs, seed_of
+from hgdpo_curate import create_workspace, generate_pool, import_photos, open_workspace, reconstruct, UserError
+from hgdpo_curate.images.jobs import image_job, Jobs, run_jobs, seed_of
 from hgdpo_curate.leases import Leases
-from hgdpo_curate.toy.drawings import draw_person
+from hgdpo_curate.toy.drawings import draw_person, export_photos
 
 JOBS, BATCH = 60, 4
 MAKING = f"""
@@ -244,3 +245,43 @@ def test_what_was_stored_is_followed_though_another_of_its_batch_was_not(tmp_pat
     stored = ws.table('images').set_index('image_id').path
     assert set(followed) == set(stored.index) == {j['image_id'] for j in jobs} - {jobs[1]['image_id']}
     assert all(i == of and ws.open_image(stored[i]).tobytes() == im.tobytes() for i, (of, im) in followed.items())
+
+
+def pictures(ws): # of pool and reconstructions: id -> pixels
+    made = ws.table('images').query("domain != 'real'")
+    return {r.image_id: np.asarray(ws.open_image(r.path).convert('RGB'), int) for r in made.itertuples()}
+
+
+def test_an_image_hangs_on_no_batch_and_no_process(tmp_path, random_base):
+    begun = create_workspace(tmp_path/'begun', resolution='40x56', steps=3, base_model=str(random_base))
+    import_photos(begun, export_photos(tmp_path/'photos', 6, seed=3), progress=plain)
+    def again(name): return open_workspace(shutil.copytree(begun.root, tmp_path/name))
+    found = []
+    for batch in (1, 7, 32):
+        ws = again(f'by-{batch}')
+        generate_pool(ws, 3, batch=batch, progress=quiet)
+        reconstruct(ws, batch=batch, progress=quiet)
+        found.append(pictures(ws))
+    ws = again('by-three')
+    command = [sys.executable, '-m', 'hgdpo_curate', 'pool', '--workspace', str(ws.root), '--n', '3', '--batch', '2']
+    running = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+    assert [p.wait() for p in running] == [0, 0, 0]
+    reconstruct(ws, batch=2, progress=quiet)
+    first, *others = *found, pictures(ws)
+    assert len(first) >= 6*.8*3 and len(ws.table('images', history=True)) == len(ws.table('images'))
+    for other in others:
+        assert other.keys() == first.keys()
+        assert max(np.abs(other[i] - first[i]).max() for i in first) <= 1                  # as a CPU rounds
+
+
+def test_millions_of_jobs_are_never_in_memory(tmp_path, monkeypatch):
+    import tracemalloc
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    def each(): return (image_job('p', 'a person', k, 'drawn', ws.size, 'none', 1, 1.) for k in range(20_000))
+    def make(part): raise KeyboardInterrupt
+    tracemalloc.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(ws, None, Jobs(each), 'generated', 16, make=make, progress=quiet)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20_000*300                                                             # a list of them takes 635 each

@@ -10,9 +10,9 @@ __all__ = ['FORMER_BASES', 'choose_prompts', 'other_base', 'check_run_base', 'ch
 import warnings
 import pandas as pd
 from ..files import command_line, UsageError, UserError
-from .jobs import image_job, run_jobs, seed_of
+from .jobs import image_job, Jobs, run_jobs, seed_of
 from ..prompts import standing_prompts, uncaptioned_words
-from ..shapes import prompt_sizes
+from ..shapes import by_size
 from ..tables import MADE_BY_BASE
 from ..workspace import excluded_photos
 from ..toy.drawings import is_drawn
@@ -101,22 +101,19 @@ def open_base(
     return load_pipeline(base, device, mixed_precision, **ws.sampling), model
 
 # %% ../../nbs/2_images/08_pool.ipynb #pool-jobs
-def _pool_jobs(ws, prompts, n, model, steps, guidance) -> list:
-    sizes = prompt_sizes(ws)
-    return [
-        image_job(
-            r.prompt_id,
-            r.prompt,
-            seed_of(r.prompt_id, k, ws.config['seed']),
-            model,
-            sizes[r.prompt_id],
-            ws.sampling_key,
-            steps,
-            guidance,
-        )
-        for r in prompts.itertuples()
-        for k in range(n)
-    ]
+def _pool_jobs(ws, prompts, n, model, steps, guidance) -> Jobs:
+    prompts = by_size(ws, prompts)
+    def job(r, k): return image_job(
+        r.prompt_id,
+        r.prompt,
+        seed_of(r.prompt_id, k, ws.config['seed']),
+        model,
+        r.size,
+        ws.sampling_key,
+        steps,
+        guidance,
+    )
+    return Jobs(lambda: (job(r, k) for r in prompts.itertuples() for k in range(n)))
 
 # %% ../../nbs/2_images/08_pool.ipynb #warn-of-mannequin
 def _warn_of_mannequin(ws):

@@ -9,9 +9,9 @@ __all__ = ['LEVELS', 'TRAINING_LEVELS', 'PAPER_CELLS', 'SMALL', 'check_level', '
 # %% ../../nbs/2_images/09_recon.ipynb #from-hgdpo-curate-images-pool-import-cho
 from ..families import process_of
 from ..files import UsageError, UserError
-from .jobs import FEWEST, image_job, run_jobs, seed_of
+from .jobs import FEWEST, image_job, Jobs, run_jobs, seed_of
 from .pool import choose_prompts, open_base
-from ..shapes import prompt_sizes, size_words
+from ..shapes import by_size, size_words
 from ..workspace import open_workspace
 
 # %% ../../nbs/2_images/09_recon.ipynb #levels
@@ -166,25 +166,22 @@ def finish_image(
     return made
 
 # %% ../../nbs/2_images/09_recon.ipynb #recon-jobs
-def _recon_jobs(ws, prompts, timesteps, model, steps, guidance) -> list: # timesteps: level -> noise level
-    sizes = prompt_sizes(ws)
-    return [
-        image_job(
-            r.prompt_id,
-            r.prompt,
-            seed_of(r.prompt_id, -1, ws.config['seed']),
-            model,
-            sizes[r.prompt_id],
-            ws.sampling_key,
-            steps,
-            guidance,
-            t,
-            r.real_image_id,
-            level,
-        )
-        for level, t in timesteps.items()
-        for r in prompts.itertuples()
-    ]
+def _recon_jobs(ws, prompts, timesteps, model, steps, guidance) -> Jobs: # timesteps: level -> noise level
+    prompts, levels = by_size(ws, prompts), sorted(timesteps.items(), key=lambda at: at[1])
+    def job(r, level, t): return image_job(
+        r.prompt_id,
+        r.prompt,
+        seed_of(r.prompt_id, -1, ws.config['seed']),
+        model,
+        r.size,
+        ws.sampling_key,
+        steps,
+        guidance,
+        t,
+        r.real_image_id,
+        level,
+    )
+    return Jobs(lambda: (job(r, *at) for at in levels for r in prompts.itertuples()))
 
 # %% ../../nbs/2_images/09_recon.ipynb #say-plan
 def _say_plan(ws, pipe, timesteps, size) -> int: # level -> noise level; (photos, steps); 0, for nothing is made
