@@ -47,33 +47,36 @@ class Counts:
     scored: int            # images with a score by the scorer
 
 # %% ../nbs/8_run/08_plan.ipynb #counts
-def _prompts(ws, fold): # how many; 0 where there are none
-    try: return len(choose_prompts(ws, fold))
-    except UserError: return 0
+def _test_prompts(ws): # ids; none where there are none
+    try: return choose_prompts(ws, 'test').prompt_id
+    except UserError: return ()
+
+_MADE = """
+select prompt_id, domain, count(*) as made, count(scored) as scored
+from images left join (select image_id, 1 as scored from scores where scorer = ? and score is not null) using (image_id)
+where domain = 'real' or steps = ? and guidance = ?
+    and (domain = 'generated' or domain = 'intermediate' and list_contains(?::int[], coalesce(level, timestep)))
+group by prompt_id, domain
+"""
 
 # %% ../nbs/8_run/08_plan.ipynb #counts-count-work
 def count_work(ws, pool: tuple, per_prompt: int, scorer: str) -> Counts: # pool: images a prompt, noise levels
     "Counts from the tables. Raises `UserError` for a workspace without photos."
     n, levels = pool
-    train = len(choose_prompts(ws, 'train'))
-    kinds = ws.sql(
-        "select domain, count(*) as n from images join prompts using (prompt_id) "
-        "where fold = 'train' and replaced_by is null group by domain"
-    )
-    scored = ws.sql(
-        "select count(*) as n from scores join images using (image_id) join prompts using (prompt_id) "
-        "where scorer = ? and score is not null and replaced_by is null "
-        "and domain in ('real', 'generated', 'intermediate')",
-        scorer,
-    )
+    train, test = choose_prompts(ws, 'train').prompt_id, _test_prompts(ws)
+    made = ws.sql(_MADE, scorer, ws.config['steps'], ws.config['guidance'], [*map(int, levels)])
+    made = made[made.prompt_id.isin(train) | (made.domain == 'real') & made.prompt_id.isin(test)]
+    # a prompt may have more than it now takes
+    most = made.domain.map(dict(generated=n, intermediate=len(levels), real=1))
+    made = made.assign(made=made.made.clip(upper=most), scored=made.scored.clip(upper=most))
     return Counts(
-        prompts=train,
-        test=_prompts(ws, 'test'),
+        prompts=len(train),
+        test=len(test),
         n=n,
         levels=tuple(levels),
         per_prompt=per_prompt,
-        made=dict(zip(kinds.domain, map(int, kinds.n))),
-        scored=int(scored.n.iloc[0]),
+        made=made.groupby('domain').made.sum().astype(int).to_dict(),
+        scored=int(made.scored.sum()),
     )
 
 # %% ../nbs/8_run/08_plan.ipynb #forwards

@@ -2,6 +2,7 @@
 import re
 
 import pytest
+from conftest import Chance, quiet
 
 from hgdpo_curate import create_workspace, generate_pool, plan_workspace, reconstruct, UserError
 from hgdpo_curate.cli import main
@@ -64,6 +65,25 @@ def test_what_hangs_on_an_earlier_caption_is_planned_again(finished, copy_of):
     assert due['pool'].count == 3*len(photos) and due['reconstructions'].count > 0
     made = due['pool'].count + due['reconstructions'].count
     assert due['scoring'].count == made + len(photos)                  # the photos' scores were of the earlier captions
+
+
+def test_images_of_rejected_photos_and_of_other_settings_are_not_what_is_wanted(finished, copy_of):
+    from hgdpo_curate import score_images
+    from hgdpo_curate.workspace import set_sampling
+    ws, levels = copy_of(finished), [200, 300]
+    photos = ws.table('prompts').query("fold == 'train'").real_image_id
+    ws.append('reviews', [dict(subject_id=i, decision='reject', reviewer='a', note='') for i in photos[:2]])
+    left = len(photos) - 2
+    def due(): return steps_of(plan_workspace(ws, 'mannequin', n=4, levels=levels, scorer='chance', **GIVEN))
+    assert due()['pool'].count == left == generate_pool(ws, 4, ws.base_model, progress=quiet)
+    set_sampling(ws, ws.config['steps'] + 1, ws.config['guidance'])
+    assert due()['pool'].count == 4*left and due()['reconstructions'].count == 2*left
+    assert generate_pool(ws, 4, ws.base_model, progress=quiet) == 4*left
+    assert reconstruct(ws, levels, progress=quiet) == 2*left
+    assert due()['pool'].count == due()['reconstructions'].count == 0
+    assert due()['scoring'].count == 6*left
+    score_images(ws, Chance(), progress=quiet)
+    assert due()['scoring'].count == 0
 
 
 def test_cost_and_shares_add_up_within_a_hundred_columns(tmp_path):
