@@ -141,15 +141,21 @@ def test_captions_by_a_model_are_approved_by_a_key_and_changed_in_a_field(world)
     me.until(lambda: me.page.get_by_text('Caption by blip').count() > 0, 60)
     me.shoot('caption')
     field = me.page.get_by_role('textbox').last
-    field.fill('a man as a reader sees him')
+    field.fill('an Asian man as a reader sees him')
     me.page.get_by_role('button', name='Execute').click()
-    me.until(lambda: 'a man as a reader sees him' in set(captions().prompt))
-    changed = captions().query("prompt == 'a man as a reader sees him'").iloc[0]
+    me.until(lambda: 'an Asian man as a reader sees him' in set(captions().prompt))
+    changed = captions().query("prompt == 'an Asian man as a reader sees him'").iloc[0]
     assert (changed.source, changed.approved_by) == ('person', 'tester')
     me.page.wait_for_timeout(1000)
     me.close()
     me.until(lambda: me.tiles() == 1)
     me.shoot('captions-read')
+    me.see('real-captions-on-identity')
+    assert me.tiles() == 1
+    me.open()
+    me.until(lambda: 'It speaks of identity or origin: asian.' in me.caption())
+    me.shoot('caption-on-identity')
+    me.close()
 
 
 def test_a_box_drawn_around_a_part_is_taken_when_the_picture_is_left(world):

@@ -26,6 +26,7 @@ from .samples import ROLE_COLOURS, sample_id, update_samples, VIEWS
 from ..files import counted, UserError
 from ..flag_kinds import flag_kinds
 from ..images.duplicates import assign_folds_after_captions
+from ..images.texts import identity_words
 from ..prompts import caption_writers, CAPTION_FACTS, change_captions, standing_prompts, what_hangs
 from ..judge.anatomy import open_flags
 from ..judge.learned_proposals import LOOK_ORDERS, review_order
@@ -398,8 +399,9 @@ def edit_caption(ds, sample: str, text: str, reviewer: str = None) -> tuple: # a
         return 'caption changed', [sample_id(row['real_image_id'])]
     told = _recaption(ds, row, text, dict(source='person', approved_by=who))
     note_caption(ds, who, back)
-    hangs = what_hangs(ws, told.replaced)
-    return f'caption changed{hangs and f"; {hangs}"}', [sample_id(row['real_image_id'])]
+    said = ['caption changed', what_hangs(ws, told.replaced)]
+    if words := identity_words(text): said.append(f'it speaks of identity or origin: {", ".join(words)}')
+    return '; '.join(filter(None, said)), [sample_id(row['real_image_id'])]
 
 def _recaption(ds, row, text, facts): # row of `prompts`; values of `CAPTION_FACTS`; `CaptionChange`
     ws = workspace_of(ds)

@@ -19,6 +19,7 @@ from ..judge.learned_proposals import look_places, looked_at, ORDER_FILE
 from ..judge.detections import face_detectors, latest_detections
 from ..files import pair_id_of
 from ..flag_kinds import flag_kinds, harmless_flags
+from ..images.texts import identity_words
 from ..prompts import caption_writers, without_former_places
 from ..tables import current_name, last_decisions
 
@@ -237,10 +238,11 @@ def look_alikes_of(dup) -> dict: # rows of `duplicates`; image id -> the first i
 
 # %% ../../nbs/4_curate/03_reviews.ipynb #image-rows
 def _add_captions(rows, prompts): # of the table, by id
-    "Of photos: who wrote the caption, and who approved it."
+    "Of photos: who wrote the caption, who approved it, and its words on who somebody is."
     is_photo = rows.domain == 'real'
-    for name, values in dict(caption_by=caption_writers(prompts), caption_approved_by=prompts.approved_by).items():
-        rows[name] = rows.prompt_id.map(values).where(is_photo, None)
+    words = prompts.prompt.dropna().map(lambda text: ', '.join(identity_words(text)) or None)
+    told = dict(caption_by=caption_writers(prompts), caption_approved_by=prompts.approved_by, caption_identity=words)
+    for name, values in told.items(): rows[name] = rows.prompt_id.map(values).where(is_photo, None)
 
 def _image_rows(ws, scorer, prompts): # None: all prompts
     "Images with their prompt, score, and rank in the pool of their prompt."

@@ -28,6 +28,7 @@ FIELDS = dict(  # of a sample -> type
     prompt='str',
     caption_by='str',  # of a photo: person, file, or the captioner's name
     caption_approved_by='str',
+    caption_identity='str',  # words of a photo's caption on origin, skin, religion or fame
     domain='str',
     fold='str',
     seed='int',
@@ -292,7 +293,9 @@ SIDEBAR = dict(
         'people people_seen faces_seen hands masks redraw'
     ).split(),
     pairs=['roles', 'scored_by', 'score', 'rank', *SPLIT_STAGES, 'redrawn_part', 'disagreement', 'disagrees'],
-    photo=['domain', 'fold', 'caption_by', 'caption_approved_by', *shown_columns('photo'), 'faces'],
+    photo=[
+        'domain', 'fold', 'caption_by', 'caption_approved_by', 'caption_identity', *shown_columns('photo'), 'faces',
+    ],
     made=(
         'image_id prompt_id seed timestep level width height '
         'easy_pair normal_pair hard_pair local_pair redrawn_from mask_drawn_by redraw_taken id filepath created_at '
@@ -387,6 +390,7 @@ VIEWS = {    # name -> colour, description
     'real: approved': ('green', 'photos approved as winners'),
     'real: duplicates': ('gray', 'photos that look alike'),
     'real: captions to read': ('blue', 'photos whose caption a model wrote and nobody approved'),
+    'real: captions on identity': ('orange', 'photos whose caption speaks of origin, skin, religion or fame'),
     'pool: by prompt': ('purple', 'the image pool, one group per prompt, best score first'),
     'pool: anatomy failures': ('red', 'generated images with a proposed or confirmed fault'),
     'pool: winners': ('green', 'winners of the easy stage'),
@@ -431,6 +435,7 @@ def make_view(ds, name: str): # a dataset of `build_dataset`; a key of `VIEWS`
         'real: approved': lambda: match(domain='real', decision='approve'),
         'real: duplicates': lambda: match(domain='real', duplicate=True).sort_by('look_alikes'),
         'real: captions to read': lambda: match(domain='real', caption_approved_by=None, caption_by=_BY_MODEL),
+        'real: captions on identity': lambda: match(domain='real', caption_identity={'$nin': [None, '']}),
         'pool: by prompt': lambda: match(domain='generated').group_by('prompt_id', order_by='rank', order_by_key=0),
         'pool: anatomy failures': lambda: by_score(True, domain='generated', anatomy_failure=True),
         'pool: winners': lambda: framed(by_score(True, easy='winner'), 'easy'),

@@ -128,7 +128,7 @@
     0: ["clear", "clear flags"], y: ["approve_caption", "approve the caption"],
   };
   const FORMS = { g: "flag", t: "edit_caption" };
-  const CAPTIONS = "real: captions to read";
+  const CAPTIONS = ["real: captions to read", "real: captions on identity"];
   // none of them decides anything or may be the key of a flag of one's own, so that haste names no part by mistake
   const PARTS = { h: "hand", f: "foot", s: "arm", l: "leg", c: "face", p: "head", o: "body" };
   const NATURAL = { bad_hand: "hand", bad_foot: "foot", deformed_face: "face", extra_face: "face" };
@@ -320,7 +320,7 @@
     .hg-toast.bad { background: #8d2742; }
     .hg-read { position: fixed; left: 0; right: 0; bottom: 36px; z-index: 100000; max-height: 30vh; overflow: auto;
       background: #20252cee; color: #e6e9ee; font: 16px/1.4 system-ui, sans-serif; padding: 8px 16px; text-align: center; }
-    .hg-read small { opacity: .75; margin-left: 10px; } .hg-read + .hg-toasts { bottom: 96px; }
+    .hg-read i { color: #ffd166; font-style: normal; } .hg-read small { opacity: .75; margin-left: 10px; } .hg-read + .hg-toasts { bottom: 96px; }
     .hg-box { position: fixed; z-index: 100002; right: 12px; bottom: 46px; max-width: min(1080px, 94vw);
       max-height: 80vh;
       overflow: auto; background: #262c35; color: #e6e9ee; padding: 14px 18px; border-radius: 8px;
@@ -419,10 +419,11 @@
 
   // Where captions are read, the whole of it: the sidebar cuts it.
   function Caption() {
-    const l = S.looker, sample = (S.view === CAPTIONS && S.modal !== null && l && l.sample) || {};
+    const l = S.looker, sample = (CAPTIONS.includes(S.view) && S.modal !== null && l && l.sample) || {};
     if (!sample.prompt || ![sample._id, sample.id].includes(S.modal)) return null;
     const by = sample.caption_approved_by ? `approved by ${sample.caption_approved_by}` : `by ${sample.caption_by}`;
-    return h("div", { className: "hg-read", "data-cy": "hgdpo-caption" }, sample.prompt,
+    const identity = sample.caption_identity && ` It speaks of identity or origin: ${sample.caption_identity}.`;
+    return h("div", { className: "hg-read", "data-cy": "hgdpo-caption" }, sample.prompt, identity && h("i", null, identity),
       h("small", null, by, "; ", h("b", null, "y"), " approves, ", h("b", null, "t"), " edits"));
   }
 
@@ -465,7 +466,7 @@
     if (view === "disagreements") return ["disagrees", "roles", "decision"];
     const part = { "parts: hands": "hands", "parts: faces": "faces_seen", "parts: people": "people_seen" }[view];
     if (part) return ["flags", "scored_by", part];
-    if (view === CAPTIONS) return ["caption_by", "decision"];
+    if (CAPTIONS.includes(view)) return ["caption_by", "caption_identity", "decision"];
     if (/^pool/.test(view || "")) return ["roles", "scored_by", "flags", "decision"];
     return ["decision", "flags", "people", "faces_seen", "redraw"];
   };
@@ -539,7 +540,7 @@
       if (id !== null && !S.isOpen) keepOrder(id);
       S.isOpen = id !== null;
       draw();
-      if (id !== null && S.view === CAPTIONS) ready(id).then(draw);
+      if (id !== null && CAPTIONS.includes(S.view)) ready(id).then(draw);
     }, [id]);
     // a picture that boxes were drawn on is left, by another picture, by closing it, or for looking
     React.useEffect(() => {
