@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'APART', 'LONGEST', 'bucket_shapes', 'nearest_shape', 'share_lost', 'shapes_of', 'shape_for', 'photo_shapes',
-           'prompt_sizes', 'by_size', 'text_sizes', 'mean_pixels', 'size_words', 'ShapeReport', 'shape_counts']
+           'prompt_sizes', 'by_size', 'tiny_advice', 'text_sizes', 'mean_pixels', 'size_words', 'ShapeReport',
+           'shape_counts']
 
 # %% ../nbs/0_base/17_shapes.ipynb #imports
 import functools, math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from .files import counted, first_few
+from .files import command_line, counted, first_few
 
 # %% ../nbs/0_base/17_shapes.ipynb #bucket-shapes
 SPREAD = 1/6       # of the area: how much larger or smaller a shape may be
@@ -78,6 +79,10 @@ def by_size(ws, prompts): # a `Workspace`; rows of `prompts` -> the same with a 
     "Prompts and the shape of their images, those of one shape together."
     sizes = prompt_sizes(ws)
     return prompts.assign(size=[sizes[p] for p in prompts.prompt_id]).sort_values('size', kind='stable')
+
+def tiny_advice(ws, words: str) -> str: # a `Workspace`; what the command does -> words and command
+    "How to train small networks on a workspace's photos; '' where these have several shapes, which no small one knows."
+    return '' if ws.config['buckets'] else f'{words}: {command_line("tiny", ws)}'
 
 def text_sizes(ws) -> defaultdict: # a `Workspace` -> caption -> (width, height)
     "The same by the text of a prompt, for images of a text: of two photos with one caption, the first's."

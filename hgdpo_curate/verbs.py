@@ -129,8 +129,8 @@ def bring_in(
 def step_after_photos(workspace) -> str: # a command; '' for nothing
     "The next command after an import."
     from hgdpo_curate.prompts import standing_prompts
-    from hgdpo_curate.workspace import excluded_photos
-    from hgdpo_curate.workspace import next_step, open_workspace
+    from hgdpo_curate.shapes import tiny_advice
+    from hgdpo_curate.workspace import excluded_photos, next_step, open_workspace
     ws = open_workspace(workspace)
     if not len(standing_prompts(ws.table('prompts'))): return next_step(ws, terminal=True)
     images, prompts = ws.table('images'), standing_prompts(ws.table('prompts')).query("fold == 'train'")
@@ -139,8 +139,8 @@ def step_after_photos(workspace) -> str: # a command; '' for nothing
     if drawn and drawn >= wanted: return next_step(ws, terminal=True)
     pool = command_line('pool', ws)
     if ws.base_model: return pool
-    return (f'{pool} --pretrained_model_name_or_path BASE, or first {command_line("tiny", ws)}, which trains a small '
-            'base on these photos')
+    tiny = tiny_advice(ws, ', or first train a small base on these photos')
+    return f'{pool} --pretrained_model_name_or_path BASE{tiny}'
 
 # %% ../nbs/8_run/03_verbs.ipynb #no-workspace
 NO_WORKSPACE = ('No workspace: this folder and its parents contain no workspace.toml, and HGDPO_WORKSPACE is not set; '

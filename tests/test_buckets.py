@@ -113,6 +113,16 @@ def test_an_import_gives_each_photo_its_shape_and_says_what_it_loses(tmp_path):
     assert 'smaller than the training images and enlarged' in said and 'small.png' in said
 
 
+def test_small_networks_are_not_recommended_where_they_refuse_the_shapes(tmp_path):
+    from hgdpo_curate.images.pool import base_of
+    from hgdpo_curate.judge.scores import workspace_scorer
+    for buckets in (True, False):
+        ws = mixed_workspace(tmp_path/str(buckets), buckets=buckets, resolution='48' if buckets else '48x48')
+        for refused in (lambda: base_of(ws), lambda: workspace_scorer(ws)):
+            with pytest.raises(UserError) as e: refused()
+            assert ('hgdpo tiny' in str(e.value)) is not buckets
+
+
 def test_a_photo_longer_than_any_shape_is_padded_or_left_out_where_that_is_asked(tmp_path):
     folder = mixed_folder(tmp_path/'photos', 1, more=[('thin.png', (200, 1000))])
     out = import_photos(mixed_workspace(tmp_path/'out'), folder, progress=plain, fit='leave_out')

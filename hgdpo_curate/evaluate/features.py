@@ -19,7 +19,7 @@ from ..images.jobs import map_images
 from ..train.cache import Shards
 from ..train.small_judges import run_evaluator
 from ..files import file_sha256, short_id, UserError
-from ..files import command_line
+from ..shapes import tiny_advice
 
 # %% ../../nbs/6_evaluate/01_features.ipynb #load-pixels
 def load_pixels(
@@ -206,8 +206,8 @@ def open_evaluator_features(ws) -> EvaluatorFeatures: # a `Workspace`
     folder = _evaluator_folder(ws)
     if folder: return EvaluatorFeatures(workspace_evaluator(ws), file_sha256(folder/'evaluator.safetensors')[:8])
     raise UserError(
-        f'No small evaluator was trained on these photos; train one with: {command_line("tiny", ws)}, or choose '
-        '--extractor inception.'
+        'No small evaluator was trained on these photos; choose --extractor inception'
+        + tiny_advice(ws, ', or train one with')
     )
 
 def open_evaluator_layers(ws) -> EvaluatorLayers: # a `Workspace`

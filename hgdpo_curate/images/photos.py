@@ -244,11 +244,12 @@ class _Refusals:
     def _leaves_out(self, row, image_id, im, box) -> bool:
         "Counts what photos lose; with `leave_out` a photo that would lose something is refused."
         photo = dict(photo_size=im.size, box=box, im=im)
-        loses = self.report.fit.note(row['file_name'], image_id, size=shape_for(self.ws, im.size), **photo)
+        shape = shape_for(self.ws, im.size)
+        loses = self.report.fit.note(row['file_name'], image_id, size=shape, **photo)
         if not loses or self.options.fit != 'leave_out': return False
         del self.seen[image_id]
         self.report.refused.append(
-            f'{self.folder/row["file_name"]} does not fit into {self.ws.config["resolution"]} and is left out.'
+            f'{self.folder/row["file_name"]} does not fit into {shape[0]} x {shape[1]} and is left out.'
         )
         return True
 

@@ -12,7 +12,7 @@ import pandas as pd
 from ..files import command_line, UsageError, UserError
 from .jobs import image_job, Jobs, run_jobs, seed_of
 from ..prompts import standing_prompts, uncaptioned_words
-from ..shapes import by_size
+from ..shapes import by_size, tiny_advice
 from ..tables import MADE_BY_BASE
 from ..workspace import excluded_photos
 from ..toy.drawings import is_drawn
@@ -82,8 +82,8 @@ def base_of(ws, base=None) -> str: # hub id or folder
     "The given base model, else the workspace's. Raises `UserError` if there is none."
     if base := base or ws.base_model: return base
     raise UserError(
-        f'{ws.root} has no base model yet; give a hub id or folder with --pretrained_model_name_or_path, or train '
-        f'a small one on your photos with: {command_line("tiny", ws)}'
+        f'{ws.root} has no base model yet; give a hub id or folder with --pretrained_model_name_or_path'
+        + tiny_advice(ws, ', or train a small one on your photos with')
     )
 
 def open_base(
@@ -121,7 +121,7 @@ def _warn_of_mannequin(ws):
     if ws.base_model == MANNEQUIN and not is_drawn(ws):
         warnings.warn(
             'The base model of the package only generates drawn people, whatever the caption; for photographs '
-            f'give your own, or train one on them with: {command_line("tiny", ws)}',
+            f'give your own{tiny_advice(ws, ", or train one on them with")}',
             stacklevel=3,
         )
 

@@ -141,7 +141,7 @@ def _shape_reason(points, side):
     return ''
 
 def rule_hand_shape(detections):
-    "A sure hand is too small or too large for the body, or a finger too long for the palm."
+    "A sure hand is too small or too large for the body, or a finger too long for the palm. A short one may be bent."
     out = []
     for d, side, points in parts_of(detections, 'hand'):
         if points is None or not side or d['confidence'] < HAND_THRESHOLDS['second_hand']: continue

@@ -21,6 +21,7 @@ from ..files import command_line, counted
 # %% ../../nbs/3_judge/02_scores.ipynb #imports-2
 from ..files import UserError
 from ..prompts import standing_prompts
+from ..shapes import tiny_advice
 from ..tables import current_name
 from ..workspace import open_workspace
 
@@ -105,8 +106,8 @@ def workspace_scorer(
     if small and (ws.root/'tiny'/'scorer.safetensors').exists(): path, small = ws.root/'tiny', False
     if small and not is_drawn(ws):
         raise UserError(
-            'The small scorer of the package only knows drawn people; train one on these photos with: '
-            f'{command_line("tiny", ws)}, or choose --scorer pickscore.'
+            'The small scorer of the package only knows drawn people; choose --scorer pickscore'
+            + tiny_advice(ws, ', or train one on these photos with')
         )
     return load_scorer(
         name,
