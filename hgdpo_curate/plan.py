@@ -64,7 +64,8 @@ def count_work(ws, pool: tuple, per_prompt: int, scorer: str) -> Counts: # pool:
     "Counts from the tables. Raises `UserError` for a workspace without photos."
     n, levels = pool
     train, test = choose_prompts(ws, 'train').prompt_id, _test_prompts(ws)
-    made = ws.sql(_MADE, scorer, ws.config['steps'], ws.config['guidance'], [*map(int, levels)])
+    settings = ws.config['steps'], ws.config['guidance']
+    made = ws.sql(_MADE, scorer, *settings, [*map(int, levels)])
     made = made[made.prompt_id.isin(train) | (made.domain == 'real') & made.prompt_id.isin(test)]
     # a prompt may have more than it now takes
     most = made.domain.map(dict(generated=n, intermediate=len(levels), real=1))
