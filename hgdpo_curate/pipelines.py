@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MANNEQUIN', 'SAMPLERS', 'assets_folder', 'pipeline_folder', 'model_hash', 'check_base_folder', 'best_device',
-           'usable_device', 'torch_dtype', 'load_pipeline', 'quiet_libraries', 'set_sampler', 'sampler_settings',
-           'entered_midway', 'noise_scheduler', 'encode_prompts', 'embed_prompts', 'join_conditioning',
-           'take_conditioning', 'encode_unconditional', 'count_truncated', 'to_pixels', 'encode_posterior', 'seeded',
-           'make_images', 'whole_images']
+           'usable_device', 'torch_dtype', 'load_pipeline', 'check_vocabulary', 'quiet_libraries', 'set_sampler',
+           'sampler_settings', 'entered_midway', 'noise_scheduler', 'encode_prompts', 'embed_prompts',
+           'join_conditioning', 'take_conditioning', 'encode_unconditional', 'count_truncated', 'to_pixels',
+           'encode_posterior', 'seeded', 'make_images', 'whole_images']
 
 # %% ../nbs/0_base/06_pipelines.ipynb #import-functools-json-os
 import contextlib, functools, os
@@ -169,13 +169,24 @@ def load_pipeline(
 def _from_folder(folder, family, dtype):
     import diffusers
     options = dict(use_safetensors=True, variant=_variant(folder, family), **family.load_options)
-    try: return getattr(diffusers, family.pipeline).from_pretrained(folder, dtype=dtype, **options)
+    try: pipe = getattr(diffusers, family.pipeline).from_pretrained(folder, dtype=dtype, **options)
     # a file that is missing or broken, a configuration that is, weights of another shape
     except (OSError, ValueError, RuntimeError) as e:
         raise UserError(
             f'The pipeline in {folder} cannot be loaded ({str(e).splitlines()[0]}); fetch or save it again.'
         ) from e
+    for name, part in pipe.components.items():
+        if name.startswith('tokenizer') and part is not None: check_vocabulary(part, folder/name)
+    return pipe
 
+# %% ../nbs/0_base/06_pipelines.ipynb #check-vocabulary
+def check_vocabulary(processor, folder): # of transformers: a tokenizer, or what has one; where it was read
+    "Raises `UserError` for a tokenizer without words: transformers makes one where the vocabulary's file is missing."
+    tokenizer = getattr(processor, 'tokenizer', processor)
+    if getattr(tokenizer, 'vocab_size', 0) > len(getattr(tokenizer, 'all_special_tokens', ())): return
+    raise UserError(f'{folder} holds no vocabulary of its tokenizer, e.g. tokenizer.json; fetch or save it again.')
+
+# %% ../nbs/0_base/06_pipelines.ipynb #variant
 def _variant(folder, family): # 'fp16' where a part has no other weights, else None
     names = ({f.name for f in (Path(folder)/part).glob('*.safetensors')} for part in family.weight_parts)
     return 'fp16' if any(n and all('.fp16.' in f or '.fp16-' in f for f in n) for n in names) else None

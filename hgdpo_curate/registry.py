@@ -19,11 +19,15 @@ from .tables import current_name
 
 # %% ../nbs/0_base/09_registry.ipynb #captioners
 class Captioner(Protocol):
-    "Interface of captioners: what a photo shows, in words."
+    """Interface of captioners: what a photo shows, in words.
+
+    One that has `shorten(images, texts)` too, which returns each of these captions in fewer words, can be given with
+    --shorten.
+    """
     name: str      # the `captioner` column of the table `prompts`
     version: str   # of the weights, and of what the model is asked: a photo is not captioned twice by the same version
 
-    def caption(self, images: list) -> list: # PIL images -> texts, '' where it has no answer
+    def caption(self, images: list) -> list: # PIL images -> as many texts, '' or None where it has no answer
         "A caption of each image."
         ...
 

@@ -13,12 +13,13 @@ from hgdpo_curate import (
     create_workspace, forget, generate_pool, import_photos, reconstruct, score_images, UserError, workspace_status,
 )
 from hgdpo_curate.cli import main
-from hgdpo_curate.document.contents import leakage
+from hgdpo_curate.document.contents import leakage, longer_than_read
 from hgdpo_curate.document.facts import split_facts
 from hgdpo_curate.files import prompt_id_of, UsageError
-from hgdpo_curate.images.captioners import caption_photos, open_captioner, SHORTER
+from hgdpo_curate.images.captioners import caption_photos, open_captioner, reads_english, SHORTER
 from hgdpo_curate.images.pool import choose_prompts
-from hgdpo_curate.prompts import are_cut, change_captions, standing_prompts
+from hgdpo_curate.images.texts import identity_words
+from hgdpo_curate.prompts import are_cut, change_captions, cut_words, SHORTENER, standing_prompts
 from hgdpo_curate.toy.drawings import export_photos
 
 
@@ -32,6 +33,13 @@ class Says:
         out = [self.answers[(self.asked + k) % len(self.answers)] for k in range(len(images))]
         if KeyboardInterrupt in out: raise KeyboardInterrupt
         return [a.format(n=self.asked) if isinstance(a, str) else a for a in out]
+
+
+class Shortens(Says):
+    "A captioner that can be given a caption too."
+    def shorten(self, images, texts):
+        assert len(images) == len(texts)
+        return self.caption(images)
 
 
 def bare_folder(root, n=6):
@@ -95,6 +103,16 @@ def test_where_some_have_a_caption_somebody_says_what_happens_to_the_others(tmp_
     assert main([*argv, '--uncaptioned', 'keep']) == 0
     assert ws.table('prompts').prompt.isna().sum() == 5
     assert main([*argv, '--uncaptioned', 'maybe']) == 2
+
+
+def test_where_none_has_a_caption_none_can_be_dropped(tmp_path, capsys):
+    ws, folder = begin(tmp_path), bare_folder(tmp_path, 3)
+    argv = ['photos', '--workspace', str(ws.root), str(folder), '--uncaptioned', 'drop']
+    assert main(argv) == 1 and not len(ws.table('images'))
+    said = capsys.readouterr().err
+    assert f'None of the 3 photos of {folder} has a caption; take them with --uncaptioned keep' in said
+    (folder/'00000.txt').write_bytes('à'.encode('cp1252'))
+    assert main([*argv, '--skip_bad']) == 1 and 'None of the 2 photos' in capsys.readouterr().err
 
 
 def test_metadata_without_captions_states_facts_of_photos_without_captions(tmp_path):
@@ -218,6 +236,10 @@ def test_bad_answers_are_counted_and_leave_no_bad_caption(bare):
 def test_a_caption_that_the_text_encoder_cuts_is_counted(bare):
     report = caption_photos(bare, Says('word '*80), max_tokens=200, progress=quiet)
     assert len(report.long) == 6 and '6 captions longer than the text encoder reads' in str(report)
+    assert f'hgdpo caption --workspace {bare.root} --captioner {SHORTENER} --shorten' in str(report)
+    again = Shortens('another '*80)
+    again.version = '2'
+    report = caption_photos(bare, again, again=True, max_tokens=200, progress=quiet)
     assert f'hgdpo caption --workspace {bare.root} --captioner says --shorten' in str(report)
 
 
@@ -230,10 +252,10 @@ def test_long_captions_of_a_folder_are_told_and_shortened_but_those_of_a_person(
     stand = standing_prompts(ws.table('prompts')).set_index('prompt')
     mine, (first, other) = stand.loc[' '.join(long[0].split())], stand.loc[[' '.join(t.split()) for t in long[1:]]].fold
     change_captions(ws, [dict(image_id=mine.real_image_id, prompt=mine.name, source='person', approved_by='me')])
-    wordy = caption_photos(ws, Says('word '*80, '', 'word '*80), shorten=True, max_tokens=200, progress=quiet)
+    wordy = caption_photos(ws, Shortens('word '*80, '', 'word '*80), shorten=True, max_tokens=200, progress=quiet)
     assert len(wordy.long) + len(wordy.silent) == 2 and not wordy.texts and 'Still longer' in str(wordy)
     assert set(standing_prompts(ws.table('prompts')).prompt) == set(stand.index)             # nothing was changed
-    says = Says('photo {n} of a man in a coat')
+    says = Shortens('photo {n} of a man in a coat')
     report = caption_photos(ws, says, shorten=True, progress=quiet)
     assert says.asked == len(report.texts) == 2 and '1 caption written or approved by a person' in str(report)
     after = standing_prompts(ws.table('prompts')).set_index('real_image_id')
@@ -241,10 +263,128 @@ def test_long_captions_of_a_folder_are_told_and_shortened_but_those_of_a_person(
     assert set(after.source) == {'person', 'captioner', 'file'} and sorted([first, other]) == sorted(
         after.fold[[*report.texts]]
     )
-    idle = Says('x')
+    idle = Shortens('x')
     assert 'No caption is left to be shortened' in str(caption_photos(ws, idle, shorten=True, progress=quiet))
     assert not idle.asked
     with pytest.raises(UsageError, match='--again or --shorten'): caption_photos(ws, idle, again=True, shorten=True)
+
+
+@pytest.mark.parametrize('name', ['blip', 'florence2', 'says'])
+def test_a_captioner_that_cannot_be_given_a_caption_does_not_shorten(name, bare, capsys):
+    photo, long = bare.table('prompts').real_image_id.iloc[0], 'the caption of a photographer ' + 'and a coat '*40
+    change_captions(bare, [dict(image_id=photo, prompt=long, source='file')])
+    says = Says('a man')
+    with pytest.raises(UsageError, match=f'{name} cannot shorten .* by its hub id or folder'):
+        caption_photos(bare, says if name == 'says' else name, shorten=True, progress=quiet)
+    assert standing_prompts(bare.table('prompts')).prompt.tolist() == [long.strip()] and not says.asked
+    if name == 'says': return
+    assert main(['caption', '--workspace', str(bare.root), '--captioner', name, '--shorten']) == 2
+    assert SHORTENER in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('shorten', [False, True])
+@pytest.mark.parametrize('answer', [[], ['a man', 'a woman'], 'a man', [['a', 'man']], [7], None])
+def test_an_answer_that_is_not_one_text_for_each_photo_is_refused(answer, shorten, bare):
+    photos = bare.table('prompts').real_image_id
+    long = [dict(image_id=i, prompt='and a coat '*40, source='file') for i in photos] if shorten else []
+    change_captions(bare, long)
+    before = set(standing_prompts(bare.table('prompts')).prompt)
+    class Odd:
+        name, version = 'odd', '1'
+        def caption(self, images): return answer
+        def shorten(self, images, texts): return answer
+    with pytest.raises(UserError, match='The captioner odd answered .* for 1 photo; .* a list with one text'):
+        caption_photos(bare, Odd(), shorten=shorten, progress=quiet)
+    assert set(standing_prompts(bare.table('prompts')).prompt) == before
+
+
+def test_the_tokenizer_of_a_base_on_the_hub_counts_once_it_is_on_this_machine(tmp_path, random_base, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path/'hub'))
+    ws, folder = begin(tmp_path, base_model='owner/base'), bare_folder(tmp_path, 3)
+    texts = 'a man in an extraordinarily colourful handwoven coat '*5, 'a man '*60, 'a man in a hat'
+    rows = [dict(file_name=f'0000{n}.png', text=t) for n, t in enumerate(texts)]
+    (folder/'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    said = str(import_photos(ws, folder, progress=plain))
+    assert '1 caption longer than the text encoder reads, which cuts off the end (a guess from their words' in said
+    assert f'--captioner {SHORTENER} --shorten' in said
+    assert are_cut(ws, texts) == [False, True, False] and longer_than_read(ws, texts) is None
+    downloaded = tmp_path/'hub'/'models--owner--base'
+    (downloaded/'refs').mkdir(parents=True)
+    (downloaded/'refs'/'main').write_text('f'*40)
+    shutil.copytree(random_base/'tokenizer', downloaded/'snapshots'/('f'*40)/'tokenizer')
+    own = begin(tmp_path/'folder', base_model=str(random_base))
+    assert are_cut(ws, texts) == are_cut(own, texts) and longer_than_read(ws, texts) == longer_than_read(own, texts)
+    assert 'a guess' not in cut_words(ws, 1) and 'a guess' in cut_words(begin(tmp_path/'other'), 1)
+
+
+def test_a_tokenizer_without_a_vocabulary_counts_nothing_and_loads_nowhere(tmp_path, random_base, models):
+    from hgdpo_curate.judge.clip import Clip, random_clip
+    from hgdpo_curate.pipelines import load_pipeline
+    base, captioner, clip = tmp_path/'base', tmp_path/'llava', random_clip(tmp_path/'clip')
+    shutil.copytree(random_base, base), shutil.copytree(models['llava'], captioner)
+    for folder in (base/'tokenizer', captioner, clip):
+        for file in ('tokenizer.json', 'vocab.json', 'merges.txt'): (folder/file).unlink(missing_ok=True)
+    ws = begin(tmp_path, base_model=str(base))
+    assert are_cut(ws, ['a man in a hat '*10]) == [False] and longer_than_read(ws, ['a man']) is None
+    (base/'tokenizer'/'vocab.json').write_text('{}')                                # and no merges
+    assert longer_than_read(ws, ['a man']) is None
+    (base/'tokenizer'/'vocab.json').unlink()
+    for load in (lambda: load_pipeline(base, 'cpu'), lambda: Clip(clip, device='cpu'),
+                 lambda: open_captioner(str(captioner), device='cpu')):
+        with pytest.raises(UserError, match='no vocabulary|cannot be loaded'): load()
+
+
+OTHER_LANGUAGES = '''
+Eine Frau steht an der Strasse und trägt ein Kleid | Eine Frau steht im Park | Frau im Park | Ein Mann in der Stadt
+Ein Mann mit Hut sitzt auf einer Bank am Meer | Zwei Kinder spielen mit dem Ball
+Una mujer camina a lo largo de la calle | Mujer en la playa | Dos hombres sentados en un banco del parque
+El hombre lleva un abrigo negro
+Une femme a les mains sur les hanches | Homme sur un banc | Deux femmes dans la rue | L'homme porte une veste
+Un uomo con il cappello sta in piedi nella strada | Due ragazzi sulla spiaggia di sera | Una ragazza nel parco
+Uma mulher junto a uma janela | As mulheres estão na praia | Um homem de chapéu na praia
+De vrouw is op straat | Een man met een hoed staat op straat | Twee meisjes aan zee bij de boot
+'''
+ENGLISH = '''
+a woman in a dress de la mode | a man in a hat | man, hat, street | young man smiling, city street, evening
+portrait of Leonardo da Vinci | Vincent van Gogh, portrait | Place de la Concorde, Paris | Rio de Janeiro beach
+Charles de Gaulle in uniform | Maria de los Angeles in a red coat | woman standing in Las Vegas | a dancer en pointe
+a café by the sea | Ludwig van der Rohe, full body portrait | an older man is on the bench | two women laughing
+'''
+
+
+def phrases(text): return [p.strip() for line in text.strip().splitlines() for p in line.split('|')]
+
+
+@pytest.mark.parametrize('text', phrases(OTHER_LANGUAGES))
+def test_a_caption_in_another_language_is_told_from_english(text): assert not reads_english(text)
+
+
+@pytest.mark.parametrize('text', phrases(ENGLISH))
+def test_an_english_caption_with_words_of_another_language_passes(text): assert reads_english(text)
+
+
+OF_IDENTITY = '''
+a woman with dark skin | light brown skin | a dark-skinned man | a fair complexion | two Asians | Indians | Caucasians
+a Middle Eastern man | a man of middle-eastern descent | a mixed race couple | a native american dancer
+Native Americans | a black elderly man | a young black businessman | a Black teenager | a white older woman
+a person of color | people of colour | a Turkish man | a Russian woman | a Nigerian | two Pakistanis | a Jew | Jews
+a black bearded man | a German tourist | a tall white man with a brown bag | a black male dancer in white
+'''
+OF_LOOKS = '''
+a man in a black coat | a white dress | a woman with a brown bag | black hair | a black and white photo of a man
+a black-and-white portrait of two women | a black-haired woman | a white haired man | a woman in light brown boots
+a man in black watching people | a girl in a white dress holding children | a white t-shirt and a man
+a black skin-tight suit | white skinny jeans | a black german shepherd and a boy | a brightly colored woman
+a brown dog and a man | a man against a white brick wall | a polished floor | a woman with light brown hair
+'''
+
+
+@pytest.mark.parametrize('text', phrases(OF_IDENTITY))
+def test_words_on_who_somebody_is_are_named(text): assert len(identity_words(text)) == 1
+
+
+@pytest.mark.parametrize('text', phrases(OF_LOOKS))
+def test_words_on_clothes_hair_and_pictures_are_not_of_identity(text): assert identity_words(text) == []
 
 
 def test_what_is_cut_is_what_the_text_encoder_does_not_read(tmp_path, random_base):

@@ -7,15 +7,17 @@ __all__ = ['MAX_TOKENS', 'INSTRUCTION', 'SHORTER', 'load_captioner', 'answer_to'
            'ChatCaptioner', 'open_captioner', 'trimmed', 'reads_english', 'CaptionReport', 'caption_photos']
 
 # %% ../../nbs/2_images/11_captioners.ipynb #imports
-import re
+import re, reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..files import command_line, counted, first_few, read_json, short_id, UsageError, UserError
 from .duplicates import assign_folds_after_captions
 from .jobs import announce, run_batches
 from .texts import identity_phrase
-from ..prompts import are_cut, CaptionChange, change_captions, cut_words, standing_prompts, what_hangs
-from ..registry import CAPTIONERS, open_model
+from hgdpo_curate.prompts import (
+    are_cut, CaptionChange, change_captions, cut_words, guess_words, SHORTENER, standing_prompts, what_hangs,
+)
+from ..registry import CAPTIONERS, model_source, open_model
 from ..weights import find_weights, weights_version
 from ..workspace import excluded_photos, open_workspace
 
@@ -29,7 +31,7 @@ def load_captioner(
 ) -> tuple:  # (model, processor)
     "Load a captioner from safetensors, without code of its repository. Raises `UserError`."
     import transformers
-    from hgdpo_curate.pipelines import torch_dtype, usable_device
+    from hgdpo_curate.pipelines import check_vocabulary, torch_dtype, usable_device
     found = (read_json(Path(folder)/'config.json', None) or {}).get('model_type')
     if found is None: raise UserError(f'{folder} holds no config.json of a captioner; give the folder of the model.')
     if model_type and found != model_type: raise UserError(f'{folder} holds a model {found!r}, not {model_type!r}.')
@@ -44,6 +46,7 @@ def load_captioner(
         ) from e
     missing = sorted(info['missing_keys'])
     if missing: raise UserError(f'{folder} lacks {len(missing)} weights, the first is {missing[0]}; fetch it again.')
+    check_vocabulary(processor, folder)
     return net.eval().to(usable_device(device)), processor
 
 # %% ../../nbs/2_images/11_captioners.ipynb #instruction
@@ -185,19 +188,37 @@ def open_captioner(
     )
 
 # %% ../../nbs/2_images/11_captioners.ipynb #trimmed
-_ENGLISH = {'the', 'with', 'and', 'of', 'wearing', 'is', 'a', 'an'}
-
 def trimmed(answer, max_tokens: int) -> tuple: # of a captioner -> (caption, '' for none; whether it was cut)
     "An answer as a caption."
     words = str(answer or '').replace('\ufeff', '').split()
     text = ' '.join(words[:max_tokens]).strip('"\u201c\u201d ')
     return (text if any(c.isalpha() for c in text) else ''), len(words) > max_tokens
 
+# %% ../../nbs/2_images/11_captioners.ipynb #small-words
+_ENGLISH = {*(
+    'a an the and or of in on at by to with without from for is are was his her their its he she it they this that who '
+    'while into over under up down behind beside between near next wearing holding standing sitting looking walking'
+).split()}
+_SMALL = dict(   # words of a language that are not English words too, as die, am, con and pour are
+    german='ein eine einen einem einer der das dem und ist mit auf im zu zum zur vom von nicht sich neben vor bei für '
+           'über hinter ihre ihren seine seinen steht sitzt trägt hält läuft frau mädchen junge',
+    french='un une le la les du de des et est avec dans sur sous aux qui sa ses debout assis à femme homme fille',
+    spanish='el la los las un una unos de del y junto sobre que es lleva está están sentada sentado mujer hombre chica',
+    italian='il gli un uno una di della dei delle nel nella alla sul sulla degli indossa che è uomo ragazza ragazzo',
+    portuguese='um uma os de da dos das na nos é ao pela são está estão sua vestindo mulher homem menina',
+    dutch='de het een voor naast zijn bij aan naar staat draagt loopt niet vrouw meisje jongen',
+)
+_FOREIGN = {word for words in _SMALL.values() for word in words.split()}
+_PARTICLES = r'\b(?:v[ao]n(?:\s+de[rn]?)?|d[aeiou]s?|del|l[ae]s?|los|el)\s+'   # of a name, before its capital letter
+_NAMES = re.compile(rf'(?:(?i:{_PARTICLES}))+(?=[A-ZÀ-Þ])')
+
+# %% ../../nbs/2_images/11_captioners.ipynb #reads-english
 def reads_english(text: str) -> bool:
-    "A guess by the letters, and by the small words of a longer caption."
-    letters, words = [c for c in text if c.isalpha()], re.findall(r"[\w']+", text.lower())
+    "A guess by the letters and by the small words; six words on end without any, or more, are not English."
+    letters, words = [c for c in text if c.isalpha()], re.findall(r'\w+', _NAMES.sub('', text).lower())
     if sum(c.isascii() for c in letters) < .7*len(letters): return False
-    return len(words) < 6 or bool(_ENGLISH & set(words))
+    english, foreign = (sum(w in small for w in words) for small in (_ENGLISH, _FOREIGN))
+    return foreign <= english and (english > 0 or all(len(part.split()) < 6 for part in text.split(',')))
 
 # %% ../../nbs/2_images/11_captioners.ipynb #caption-report
 @dataclass
@@ -268,10 +289,17 @@ class _Captioning:
         version = getattr(model, 'shortening', model.version) if report.shorten else model.version
         self.about = dict(source='captioner', captioner=model.name, captioner_version=version)
 
-    def _answers(self, part):
+    def _answers(self, part): # raises `UserError` for what a captioner may not answer
         images = [self.ws.open_image(p) for p in part.path]
-        if not self.report.shorten or not hasattr(self.model, 'shorten'): return self.model.caption(images)
-        return self.model.shorten(images, [*part.prompt])
+        given = [images, [*part.prompt]] if self.report.shorten else [images]
+        method = 'shorten' if self.report.shorten else 'caption'
+        answers, name = getattr(self.model, method)(*given), self.model.name
+        right = isinstance(answers, (list, tuple)) and len(answers) == len(images)
+        if right and all(a is None or isinstance(a, str) for a in answers): return answers
+        raise UserError(
+            f'The captioner {name} answered {reprlib.repr(answers)} for {counted(len(images), "photo")}; its '
+            f'`{method}` must return a list with one text, or None, for each photo.'
+        )
 
     def rows_of(self, part): # rows of `_wanted` -> captions as `change_captions` takes them
         "What the captioner says of photos; what is not usable is counted."
@@ -291,15 +319,15 @@ class _Captioning:
         self.report.texts |= {r['image_id']: r['prompt'] for r in rows if r['image_id'] not in {*done.gone, *done.kept}}
 
 # %% ../../nbs/2_images/11_captioners.ipynb #wanted-3
-def _finished(ws, report, captioner) -> CaptionReport: # captioner: as it was given
+def _finished(ws, report, captioner) -> CaptionReport: # captioner: which can shorten captions
     "Complete a report by what can be said of all captions."
     names, texts = _file_names(ws), report.texts
     def named(i): return names.get(i, i)
     if report.shorten:
         report.long = [named(i) for i in report.long]
         report.remedy = report.long and (
-            f'still longer than the text encoder reads: {first_few(report.long)}; write a shorter caption in the App '
-            '(key t)'
+            f'still longer than the text encoder reads{guess_words(ws)}: {first_few(report.long)}; write a shorter '
+            'caption in the App (key t)'
         )
     else:
         report.long = [named(i) for i, cut in zip(texts, are_cut(ws, texts.values())) if cut]
@@ -311,6 +339,19 @@ def _finished(ws, report, captioner) -> CaptionReport: # captioner: as it was gi
     if texts: report.next = command_line('pool', ws)
     return report
 
+# %% ../../nbs/2_images/11_captioners.ipynb #check-shortens
+def _check_shortens(captioner): # a captioner or its name; before weights are looked for, if the name says enough
+    if isinstance(captioner, str):
+        if captioner not in CAPTIONERS: return
+        name, captioner = captioner, model_source(CAPTIONERS[captioner])
+        if not isinstance(captioner, type): return                           # a factory: only what it makes says it
+    else: name = captioner.name
+    if hasattr(captioner, 'shorten'): return
+    raise UsageError(
+        f'The captioner {name} cannot shorten a caption; give an image-text-to-text model by its hub id or folder, for '
+        f'example --captioner {SHORTENER}.'
+    )
+
 # %% ../../nbs/2_images/11_captioners.ipynb #caption-photos
 def caption_photos(
     workspace,               # a `Workspace` or its folder
@@ -319,7 +360,9 @@ def caption_photos(
     captioner: str,
     path: str = None,        # folder of the weights of blip or florence2; None takes the local cache, then the hub
     again: bool = False,     # photos with a caption too, except one that a person wrote or approved, or this captioner
-    shorten: bool = False,   # only captions that the text encoder would cut, except those of a person, in fewer words
+    # only captions that the text encoder would cut, except those of a person, in fewer words; by an
+    # image-text-to-text model
+    shorten: bool = False,
     max_tokens: int = MAX_TOKENS,   # of a caption, 5..300; the text encoder of Stable Diffusion reads 75
     instruction: str = None, # what an image-text-to-text model is asked; None takes pose, clothing, setting and framing
     limit: int = None,       # only the first photos, 1..
@@ -333,10 +376,12 @@ def caption_photos(
     replaced with hgdpo photos --update_captions. Raises `UserError` for missing weights.
     """
     if again and shorten: raise UsageError('Give --again or --shorten; captions that were written again may be short.')
+    if shorten: _check_shortens(captioner)
     ws = open_workspace(workspace)
     how = dict(device=device, mixed_precision=mixed_precision, max_tokens=max_tokens)
     how |= dict(instruction=instruction) if instruction else {}
     model = open_captioner(captioner, ws, path, **how) if isinstance(captioner, str) else captioner
+    if shorten: _check_shortens(model)
     wanted, by_people = _wanted(ws, model, again, shorten)
     wanted, report = wanted.head(limit or len(wanted)), CaptionReport(model.name, shorten, by_people=by_people)
     if not len(wanted): return report
@@ -354,4 +399,5 @@ def caption_photos(
         progress,
     )
     finally: assign_folds_after_captions(ws)
+    if not hasattr(model, 'shorten'): captioner = SHORTENER
     return _finished(ws, report, captioner if isinstance(captioner, str) else model.name)

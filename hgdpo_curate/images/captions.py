@@ -164,7 +164,8 @@ class _Reading:
         self.rows, self.left_out, self.notes, self.shared = [], [], [], []
         self.sources, self.used, self.named = {}, set(), set()   # used: files that were read; named: photos
         self.caption_files, self.users = _caption_index(self.listing), {}   # users: caption file -> its photos
-        self.bare, self.without = {}, []   # photos without a caption: name -> error; sources without captions
+        # photos without a caption: name -> error; sources without captions; how many photos are left out as asked
+        self.bare, self.without, self.dropped = {}, [], 0
 
     def leave_out(self, file, error):
         "List a photo with the reason, or raise the error."
@@ -313,7 +314,7 @@ def _settle_bare(reading):
     if reading.uncaptioned == 'drop':
         few = first_few([*map(printable, bare)])
         reading.notes.append(f'{counted(len(bare), "photo")} without a caption left out, as asked ({few})')
-        reading.bare = {}
+        reading.bare, reading.dropped = {}, len(bare)
     elif reading.skip_bad:
         for file, error in bare.items(): reading.leave_out(file, error)
         reading.bare = {}
@@ -395,6 +396,9 @@ def _notes_on_files(reading, sources) -> list: # of phrases: what is skipped, an
 
 def _refuse_empty(reading, sources):
     if reading.rows: return
+    if reading.dropped:
+        photos = f'{reading.dropped} photos of {reading.folder}'
+        raise UserError(f'None of the {photos} has a caption; take them with --uncaptioned keep.')
     if reading.left_out:
         raise UserError(
             f'None of the {len(reading.left_out)} photos of {reading.folder} could be imported; the first: '

@@ -48,7 +48,7 @@ class Clip:
         mixed_precision='no',  # 'no', 'fp16' or 'bf16': the dtype of the weights
     ):
         from transformers import AutoModel, AutoProcessor
-        from hgdpo_curate.pipelines import torch_dtype, usable_device
+        from hgdpo_curate.pipelines import check_vocabulary, torch_dtype, usable_device
         self.device = usable_device(device)
         try:
             net = AutoModel.from_pretrained(model, use_safetensors=True, dtype=torch_dtype(mixed_precision))
@@ -57,6 +57,7 @@ class Clip:
             raise UserError(
                 f'{model} cannot be loaded as a CLIP model ({str(e).splitlines()[0]}); fetch it again.'
             ) from e
+        check_vocabulary(self.processor, processor or model)
         self.model = net.eval().to(self.device)
         self.scale = float(self.model.logit_scale.detach().exp())
 
