@@ -439,6 +439,8 @@ def pack_workspace(
     """
     ws = open_workspace(workspace)
     if purpose not in PURPOSES: raise UsageError(f'A pack is for {", ".join(PURPOSES)}, not for {purpose!r}.')
+    if run and purpose != 'runs':
+        raise UsageError(f'--run names what a pack of runs holds; give --for runs, or leave it out for {purpose!r}.')
     file = _place(ws, output, purpose)
     check_removal(ws)
     make_salt(ws)

@@ -351,7 +351,7 @@ def run_sql(
 ):  # an arrow table
     "Ask tables in SQL. Raises `UserError` where a part is broken; an error in the query itself is DuckDB's."
     import duckdb
-    used = {n: t for n, t in tables.items() if re.search(rf'\b{n}\b', query)}
+    used = {n: t for n, t in tables.items() if re.search(rf'\b{n}\b', query, re.IGNORECASE)}
     while True:
         before = {n: t.mark() for n, t in used.items()}
         with duckdb.connect(config=_duckdb_settings()) as con:

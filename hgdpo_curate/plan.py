@@ -9,10 +9,11 @@ __all__ = ['Work', 'Counts', 'count_work', 'pairs_trained', 'list_work', 'PlanRo
 from dataclasses import dataclass, field, replace
 from .evaluate.candidates import arms_of
 from .evaluate.results import for_terminal
-from .files import bytes_a_pixel, counted, UserError
+from .files import bytes_a_pixel, counted, UsageError, UserError
 from .long_jobs import in_bytes, in_words
 from .images.pool import base_of, choose_prompts
-from .images.recon import recon_timesteps, timesteps_of, TRAINING_LEVELS
+from .images.recon import check_level, recon_timesteps, timesteps_of, TRAINING_LEVELS
+from .registry import registered
 from .runs import RunConfig
 from .shapes import mean_pixels, size_words
 from .speed import forwards_an_image, given_speed, measure_speed, Speed
@@ -245,6 +246,15 @@ def _unmeasured(work, speed) -> list: # sentences
     said = ' and '.join([', '.join(out[:-1]), out[-1]] if len(out) > 1 else out)
     return [f'Nothing is known of the time of {said}, so the sum is at least this.']
 
+# %% ../nbs/8_run/08_plan.ipynb #check-asked
+def _check_asked(ws, levels, scorer, price):
+    "Refuse what no plan can be made of, before anything is measured."
+    for t in levels: check_level(t)
+    # one that a notebook passed as an object has no row in the register, but has scores
+    if not len(ws.sql('from scores where scorer = ? limit 1', scorer)): registered('scorer', scorer)
+    if price is not None and not 0 <= price < float('inf'):
+        raise UsageError(f'The price of an hour must be a number, at least 0, not {price}; give for example --price 2.')
+
 # %% ../nbs/8_run/08_plan.ipynb #plan-workspace
 def _fill_in(ws, work, preset, speed): # fills in the seconds
     parts = {f'training {s.name}': s.part for s in preset.stages}
@@ -282,6 +292,7 @@ def plan_workspace(
     """
     from hgdpo_curate.pipelines import load_pipeline
     ws = open_workspace(workspace)
+    _check_asked(ws, levels, scorer, price)
     base = base_of(ws, base)
     preset = _planned_preset(ws, load_preset(preset or presets_for(base)[0], control, **overrides))
     speed, pipe = given_speed(ws, preset, gpu, (images_per_second, pairs_per_second)), None

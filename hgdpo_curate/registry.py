@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORERS', 'DETECTORS', 'EXTRACTORS', 'RECOGNISERS', 'CAPTIONERS', 'REGISTERS', 'Captioner', 'Registered',
-           'register_scorer', 'register_detector', 'register_extractor', 'register_captioner', 'open_model',
-           'model_source', 'non_commercial', 'allowed', 'recorded_as', 'remembered', 'stated_of', 'joint_names',
-           'rules_of', 'licence_of', 'listing', 'spelled_out']
+           'register_scorer', 'register_detector', 'register_extractor', 'register_captioner', 'registered',
+           'open_model', 'model_source', 'non_commercial', 'allowed', 'recorded_as', 'remembered', 'stated_of',
+           'joint_names', 'rules_of', 'licence_of', 'listing', 'spelled_out']
 
 # %% ../nbs/0_base/09_registry.ipynb #imports
 import importlib, inspect, os, re, sys, warnings
@@ -236,6 +236,13 @@ def register_captioner(
         commercial,
     )
 
+# %% ../nbs/0_base/09_registry.ipynb #row-of-a-name
+def registered(kind: str, name: str): # a key of `OFFERS`; -> `ImageModel`
+    "The row of a name. Raises `UsageError` for an unknown one."
+    register = REGISTERS[f'{kind.upper()}S']
+    if name in register: return register[name]
+    raise UsageError(f'There is no {kind} {name!r}; choose one of {", ".join(register)}.')
+
 # %% ../nbs/0_base/09_registry.ipynb #open-model
 def open_model(
     kind: str,      # a key of `OFFERS`
@@ -244,10 +251,7 @@ def open_model(
     **offered,      # path, device, mixed_precision, accept_noncommercial: each passed on where the signature takes it
 ):  # the model, loaded
     "Load a model by its row. Raises `UsageError` for an unknown name, `UserError` if it cannot be loaded."
-    register = REGISTERS[f'{kind.upper()}S']
-    if name not in register:
-        raise UsageError(f'There is no {kind} {name!r}; choose one of {", ".join(register)}.')
-    row = register[name]
+    row = registered(kind, name)
     name = row.name
     source = model_source(row)
     if offered.get('path'): offered['path'] = os.path.expanduser(offered['path'])

@@ -72,8 +72,8 @@ def given_speed(ws, preset, gpu: str, figures: tuple) -> Speed: # images and pai
             )
         images_per_second, pairs_per_second = GPUS[gpu][preset.name]
     if images_per_second is None and pairs_per_second is None: return None
-    if not (images_per_second and pairs_per_second and min(images_per_second, pairs_per_second) > 0):
-        raise UsageError('Give both --images_per_second and --pairs_per_second, above 0.')
+    if not all(x is not None and 0 < x < float('inf') for x in (images_per_second, pairs_per_second)):
+        raise UsageError('Give both --images_per_second and --pairs_per_second, each a number above 0.')
     return Speed(
         forward=1/images_per_second/forwards_an_image(ws),
         image=0.,

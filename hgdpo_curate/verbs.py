@@ -201,7 +201,7 @@ def review_in_app(
     workspace,                 # a workspace or its folder
     view: str = None,          # saved view to begin with, e.g. "pairs: easy" (default: what is due)
     scorer: str = None,        # whose scores sort and pair (default: the newest split's, else smallscore)
-    where: str = None,         # a part: best_and_worst, flagged, disagreements, or SQL such as "score > 1"
+    where: str = None,  # a part: best_and_worst (no reconstructions), flagged, disagreements, or SQL as "score > 1"
     port: int = 5151,          # port on 127.0.0.1, 1024..65535
     build_only: bool = False,  # build dataset and views without opening the App
     export: str = None,        # instead: write the images of the view (default: real: approved) to this new folder

@@ -535,6 +535,38 @@ def test_decisions_put_together_by_whoever_appends_are_not_written_again(ws, bui
     assert ds.match({'image_id': photos[0]}).values('last_modified_at') == before
 
 
+def test_a_part_is_a_condition_in_sql_whatever_its_case_and_its_opposite_is_the_rest(ws):
+    from hgdpo_curate.curate.reviews import chosen_images, sample_rows
+    images, easy = ws.table('images'), pairs_of(ws, 'chance')['easy']
+    pool = set(images.image_id[images.domain == 'generated'])
+    faulty = {easy.winner_id[0], easy.loser_id[1]}
+    flag_images_by_hand(ws, sorted(faulty), 'extra_limb', 'arm', 'left', 'anna')
+    def part(where): return set(chosen_images(ws, where, dict(scorer='chance')).image_id) & pool
+    for where in ('flagged', 'FLAGGED', 'Flagged = true'): assert part(where) == faulty
+    for where in ('not flagged', 'NOT FLAGGED', 'flagged = false'): assert part(where) == pool - faulty
+    rows = sample_rows(ws, 'chance')
+    odd = set(rows.image_id[rows.disagreement]) & pool
+    assert easy.loser_id[1] not in odd and odd
+    for where in ('disagrees', 'Disagrees', 'disagreements', 'DISAGREEMENTS'): assert part(where) == odd
+    for where in ('not disagrees', 'disagrees is false'): assert part(where) == pool - odd
+    assert part('flagged and not Disagrees') == faulty - odd and part('flagged or not flagged') == pool
+
+
+def test_the_best_and_the_worst_are_two_of_each_pool_beside_the_photo(ws):
+    from hgdpo_curate.curate.reviews import chosen_images
+    def at(n): return (
+        f'select image_id from images join scores using (image_id) where domain = \'generated\' '
+        f'qualify row_number() over (partition by prompt_id order by score {n}) = 1'
+    )
+    images = ws.table('images')
+    assert {'intermediate', 'generated', 'real'} <= set(images.domain)
+    expected = {*ws.sql(at('desc')).image_id, *ws.sql(at('asc')).image_id}
+    prompts = images.prompt_id[images.image_id.isin(expected)].nunique()
+    chosen = chosen_images(ws, 'best_and_worst', dict(scorer='chance'))
+    assert len(expected) == 2*prompts
+    assert set(chosen.image_id) == expected | set(images.image_id[images.domain == 'real'])
+
+
 @mongo
 def test_the_app_shows_a_part_and_then_all_again(ws, built):
     from hgdpo_curate.curate.dataset import build_dataset

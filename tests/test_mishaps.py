@@ -95,6 +95,71 @@ def test_pictures_without_colours_are_decoded_again_or_named(finished, random_ba
     assert all(np.asarray(ws.open_image(p)).std() > 1 for p in made.path)
 
 
+def without_colours(base, folder): # a copy whose VAE decodes nothing, in any precision
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(base, folder)
+    file, = (folder/'vae').glob('*.safetensors')
+    weights = load_file(file)
+    first = next(k for k in weights if k.startswith('decoder.') and k.endswith('.bias'))
+    weights[first] = weights[first]*float('nan')
+    save_file(weights, file, metadata=dict(format='pt'))
+    return folder
+
+
+def test_pictures_that_stay_without_colours_are_tried_once_and_forgotten_with_their_photo(
+    finished, random_base, tmp_path
+):
+    from hgdpo_curate import forget
+    from hgdpo_curate.images.redraw import redraw_parts
+    from hgdpo_curate.pipelines import load_pipeline
+    base = without_colours(random_base, tmp_path/'without')
+    ws = create_workspace(tmp_path/'ws', base_model=str(base), resolution='40x56', steps=2, guidance=2.)
+    for table in ('prompts', 'images', 'photo_facts'):
+        rows = finished.table(table)
+        ws.append(table, rows if table != 'images' else rows[rows.domain == 'real'])
+    shutil.copytree(finished.root/'images'/'real', ws.root/'images'/'real')
+    prompts = ws.table('prompts').query("fold == 'train'").sort_values('prompt_id')[:2]
+    photos = ws.table('images').merge(prompts[['prompt_id', 'prompt']], on='prompt_id')
+    about = dict(part='box', side='', drawn_by='anna', mask=[(.1, .3, .6, .8)]*2)
+    parts, pipe = photos.rename(columns=dict(image_id='source_id')).assign(**about), load_pipeline(base, 'cpu')
+    marks = ws.root/'cache'/'without_colours'
+    commands = [
+        (4, lambda: generate_pool(ws, 2, limit=2, progress=quiet)),
+        (2, lambda: reconstruct(ws, [500], limit=2, progress=quiet)),
+        (2, lambda: redraw_parts(ws, pipe, parts, {500: 500}, ('base', 2, 1.), progress=quiet)),
+    ]
+    for n, command in commands:
+        with pytest.warns(UserWarning, match=f'{n} images came out without colours .*left out .*delete .*{marks.name}'):
+            assert command() == 0
+        with pytest.warns(UserWarning) as said: assert command() == 0
+        assert [str(w.message).partition(';')[0] for w in said] == [
+            f'{n} images without colours are left out (marked)'
+        ]
+    assert len([*marks.iterdir()]) == 8 and set(ws.table('images').domain) == {'real'}
+    gone, kept = prompts.itertuples()
+    forget(ws, gone.real_image_id, app=False, progress=quiet)
+    left = [p.name for p in marks.iterdir()]
+    assert len(left) == 4 and all(kept.prompt_id in name for name in left)
+    shutil.rmtree(marks)
+    with pytest.warns(UserWarning, match='2 images came out without colours'): generate_pool(ws, 2, limit=1)
+
+
+def test_a_picture_without_colours_is_made_once_its_mark_is_deleted_and_an_evaluation_tries_again(drawn, tmp_path):
+    ws, jobs = create_workspace(tmp_path/'ws', resolution='40x56'), drawn[1][:4]
+    def make(part): return [draw_person([7, j['seed']]).pil() for j in part]
+    def spoiled(part): return [None, *make(part)[1:]]
+    def run(domain, how): return run_jobs(ws, None, jobs, domain, 4, make=how, progress=quiet)
+    with pytest.warns(UserWarning, match='1 image came out'): assert run('generated', spoiled) == 3
+    mark, = (ws.root/'cache'/'without_colours').iterdir()
+    assert mark.name == f'{jobs[0]["image_id"]}-p'
+    with pytest.warns(UserWarning, match='1 image without colours is left out'): assert run('generated', make) == 0
+    mark.unlink()
+    assert run('generated', make) == 1 and set(ws.table('images').image_id) == {j['image_id'] for j in jobs}
+    jobs = drawn[1][4:8]
+    with pytest.warns(UserWarning, match='the same command tries again'): assert run('evaluation', spoiled) == 3
+    assert run('evaluation', make) == 1
+
+
 def test_a_file_cut_short_is_made_again_and_a_photo_is_named(finished, copy_of, random_base, capsys):
     ws = copy_of(finished)
     rows = ws.table('images').query("domain == 'generated'").reset_index(drop=True)

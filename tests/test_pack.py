@@ -84,6 +84,14 @@ def away(finished, tmp_path_factory, random_base):
     return dict(home=home, there=there, runs=runs)
 
 
+@pytest.mark.parametrize('purpose', ['all', 'train'])
+def test_a_run_is_named_only_for_a_pack_of_runs(ws, purpose, tmp_path, capsys):
+    out = tmp_path/'pack.tar'
+    assert main(['pack', '--workspace', str(ws.root), '--for', purpose, '--run', 'nope', '--output', str(out)]) == 2
+    said = capsys.readouterr().err
+    assert '--for runs' in said and len(said.strip().splitlines()) == 1 and not out.exists()
+
+
 def test_what_training_needs_and_no_more(ws, tmp_path, random_base):
     file = pack(ws)
     packed, split = members(file), load_split(ws)

@@ -10,6 +10,7 @@ from hgdpo_curate.plan import Work
 from hgdpo_curate.speed import Speed
 
 GIVEN = dict(images_per_second=2., pairs_per_second=4.)
+TIMED = ['--images_per_second', '2', '--pairs_per_second', '4']
 
 
 def of_thousand(folder, **config): # rows of prompts alone: a plan needs no more
@@ -112,6 +113,11 @@ def test_few_photos_are_told_how_many_steps_suit_them(tmp_path):
     (['--images_per_second', '2'], ['both']),
     (['--images_per_second', '2', '--pairs_per_second', '0'], ['above 0']),
     (['--preset', 'none'], ['none', 'sd15-paper']),
+    *(([*TIMED, '--price', x], ['price', 'at least 0', x]) for x in ('-3', 'nan', 'inf')),
+    *((['--images_per_second', x, '--pairs_per_second', '4'], ['above 0']) for x in ('inf', 'nan', '-2', '0')),
+    *((['--images_per_second', '2', '--pairs_per_second', x], ['above 0']) for x in ('inf', 'nan', '-4')),
+    ([*TIMED, '--levels', '100', '2000'], ['noise level', '1000', '2000']),
+    ([*TIMED, '--scorer', 'nonsense'], ['nonsense', 'smallscore', 'pickscore']),
 ])
 def test_wrong_use_is_one_sentence(flags, words, tmp_path, capsys):
     ws = of_thousand(tmp_path/'ws')

@@ -81,6 +81,14 @@ def test_a_part_without_a_column_of_today_is_read_by_both(tmp_path):
     assert ws.sql('select sum(bytes) as n from images').n.tolist() == [7]
 
 
+def test_names_of_tables_have_no_case_in_sql(tmp_path):
+    ws = create_workspace(tmp_path/'ws')
+    ws.append('images', [dict(image_id='a', domain='real')])
+    ws.append('scores', [dict(image_id='a', scorer='x', scorer_version='1', score=1.)])
+    assert ws.sql('from IMAGES').image_id.tolist() == ['a']
+    assert ws.sql('SELECT score FROM Images JOIN Scores USING (image_id)').score.tolist() == [1.]
+
+
 def test_lists_times_and_json_come_back_from_sql(tmp_path):
     ws = create_workspace(tmp_path/'ws')
     ws.append('photo_facts', [dict(image_id='a', box=[1, 2, 3, 4.5], copies=['x'], attributes=dict(hair='red'))])

@@ -392,7 +392,8 @@ def sample_rows(workspace,           # a `Workspace` or its folder
 
 # %% ../../nbs/4_curate/03_reviews.ipynb #chosen-images
 CHOSEN_PARTS = dict(
-    best_and_worst="domain <> 'generated' or rank = 0 or rank = pool - 1",
+    # five reconstructions of each photo would hide the two images that are asked for
+    best_and_worst="domain not in ('generated', 'intermediate') or (domain = 'generated' and rank in (0, pool - 1))",
     flagged='flagged',
     disagreements='disagrees',
 )
@@ -405,8 +406,11 @@ with ranked as (
     left join (select image_id, score from scores where scorer = ?) using (image_id)
 ), named as (
     select unnest(?::varchar[]) as image_id, unnest(?::boolean[]) as flagged, unnest(?::boolean[]) as disagrees
+), known as (
+    select ranked.*, coalesce(flagged, false) as flagged, coalesce(disagrees, false) as disagrees
+    from ranked left join named using (image_id)
 )
-select image_id, prompt_id from ranked left join named using (image_id) where """
+select image_id, prompt_id from known where """
 
 def chosen_images(
     ws,           # a `Workspace`
@@ -416,7 +420,7 @@ def chosen_images(
 ):  # a DataFrame: image_id, prompt_id
     "The images of a part, and the photos of their prompts. Raises `UsageError` for a condition that cannot be read."
     import duckdb
-    choices, where = choices or {}, CHOSEN_PARTS.get(where, where)
+    choices, where = choices or {}, CHOSEN_PARTS.get(where.lower(), where)
     named = _named_images(ws, where, choices)
     columns = [named[c].tolist() for c in named]
     try: rows = ws.sql(f'{_IMAGES}({where})', choices.get('scorer', 'smallscore'), *columns)
@@ -431,6 +435,7 @@ def chosen_images(
 
 def _named_images(ws, where, choices): # image_id, flagged, disagrees
     "Images with a flag that stands, and those where score and flags disagree, as far as the condition asks for it."
+    where = where.lower()                                  # names of columns have no case in SQL
     flags = open_flags(ws) if 'flagged' in where or 'disagrees' in where else ws.table('flags')[:0]
     flagged = set(flags.image_id)
     faulty, easy = set(flags.image_id[~flags.flag.isin(harmless_flags(ws))]), dict(winner_id=[], loser_id=[])

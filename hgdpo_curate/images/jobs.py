@@ -221,10 +221,12 @@ def unet_forwards(jobs) -> float: # of `image_job`
 
 class _Todo:
     "The jobs that are left, without holding them."
-    def __init__(self, jobs, there): # there: ids of images that exist
-        self.jobs, self.due, self.forwards, sizes = jobs, bytearray(), 0, Counter()
+    def __init__(self, jobs, there, marked=frozenset()): # ids of images that exist, and of those without colours
+        self.jobs, self.due, self.left_out, self.forwards, sizes = jobs, bytearray(), 0, 0, Counter()
         for job in jobs:
-            self.due.append(job['image_id'] not in there)
+            missing, tried = job['image_id'] not in there, job['image_id'] in marked
+            self.left_out += missing and tried
+            self.due.append(missing and not tried)
             if not self.due[-1]: continue
             self.forwards += unet_forwards([job])
             sizes[job['width'], job['height']] += 1
@@ -234,7 +236,7 @@ class _Todo:
 
 def _cost(ws, todo, label) -> str: # todo: `_Todo`
     count, need = len(todo), bytes_a_pixel(ws.config)*sum(w*h*n for (w, h), n in todo.sizes)
-    free, there = shutil.disk_usage(ws.root).free, len(todo.due) - count
+    free, there = shutil.disk_usage(ws.root).free, len(todo.due) - todo.left_out - count
     of = '{} x {}'.format(*todo.sizes[0][0]) if len(todo.sizes) == 1 else f'{len(todo.sizes)} shapes'
     made = f' ({there:,} are there)' if there else ''
     short = f', but only {free/1e9:.1f} GB are free: free some space first' if need > free else ''
@@ -243,10 +245,51 @@ def _cost(ws, todo, label) -> str: # todo: `_Todo`
         f'forwards and {in_bytes(need)} of disk{short}.'
     )
 
+# %% ../../nbs/2_images/07_jobs.ipynb #colourless
+def _colourless(ws): return ws.root/'cache'/'without_colours'    # a file for each image that came out so
+
+def _colourless_mark(ws, job): # a dict with `image_id` and `prompt_id`
+    "Such an image has no row: a removal finds its mark by the prompt."
+    return _colourless(ws)/f'{job["image_id"]}-{job["prompt_id"]}'
+
+def _marked_colourless(ws) -> set: # ids of images
+    return {p.name.partition('-')[0] for p in _colourless(ws).glob('*')}
+
+def _say_left_out(ws, count):
+    if count: warnings.warn(
+        f'{counted(count, "image")} without colours {"is" if count == 1 else "are"} left out (marked); delete '
+        f'{_colourless(ws)} to try again.',
+        stacklevel=3,
+    )
+
+# %% ../../nbs/2_images/07_jobs.ipynb #colourless-said
+class _Colourless:
+    "What `_Saving` does with jobs that give no colours."
+    def _fail(self, jobs):
+        "They are left out from now on, unless it is an evaluation, which needs all of its images."
+        self.failed += jobs
+        if not jobs or self.domain == 'evaluation': return
+        with self.ws.writing() as removed, contextlib.suppress(OSError):
+            _colourless(self.ws).mkdir(parents=True, exist_ok=True)
+            for j in removed.without(jobs): _colourless_mark(self.ws, j).touch()
+
+    def say_failed(self):
+        "Name the images that were not stored, since they have no colours."
+        if not self.failed: return
+        again = 'the same command tries again' if self.domain == 'evaluation' else (
+            f'from now on left out (marked); delete {_colourless(self.ws)} to try again'
+        )
+        warnings.warn(
+            f'{counted(len(self.failed), "image")} came out without colours (NaN), also with the VAE in float32, and '
+            f'{"was" if len(self.failed) == 1 else "were"} not stored: {first_few(ids_of(self.failed))}; {again}, '
+            'with --mixed_precision bf16 or no it may succeed.',
+            stacklevel=3,
+        )
+
 # %% ../../nbs/2_images/07_jobs.ipynb #saving
 RECORDED = 'prompt_id', 'model', 'seed', 'timestep', 'level', 'guidance', 'steps'
 
-class _Saving:
+class _Saving(_Colourless):
     "Saves a batch, and writes its rows, while the next one is generated."
     def __init__(self, ws, domain, make, leases, writers, follow=None): # writers: a `ThreadPoolExecutor`
         self.ws, self.domain, self.make, self.leases, self.writers = ws, domain, make, leases, writers
@@ -265,6 +308,7 @@ class _Saving:
         entered = {*ids_of(rows)}
         for row in saved:
             (_marks(self.ws)/row['image_id']).unlink(missing_ok=True)
+            _colourless_mark(self.ws, row).unlink(missing_ok=True)
             if row['image_id'] not in entered: (self.ws.root/row['path']).unlink(missing_ok=True)
         self.leases.release(ids_of(part))
         made = [(j, im) for j, im in made if j['image_id'] in entered]
@@ -280,7 +324,7 @@ class _Saving:
         images = self.make(part)
         self.ws.check_there()
         self.finish()
-        self.failed += [j for j, im in zip(part, images) if im is None]
+        self._fail([j for j, im in zip(part, images) if im is None])
         made = [(j, im) for j, im in zip(part, images) if im is not None]
         saving = [self.writers.submit(self._save, j, im) for j, im in made]
         self.kept = self.writers.submit(self._keep, part, made, saving)
@@ -289,15 +333,6 @@ class _Saving:
     def finish(self):
         "Wait for the batch before. Raises what went wrong with it."
         if self.kept: self.kept.result()
-
-    def say_failed(self):
-        "Name the images that were not stored, since they have no colours."
-        if self.failed: warnings.warn(
-            f'{counted(len(self.failed), "image")} came out without colours (NaN), also with the VAE in float32, and '
-            f'{"was" if len(self.failed) == 1 else "were"} not stored: {first_few(ids_of(self.failed))}; the same '
-            'command tries again, with --mixed_precision bf16 or no it may succeed.',
-            stacklevel=3,
-        )
 
 # %% ../../nbs/2_images/07_jobs.ipynb #run-jobs-2
 def run_jobs(
@@ -322,7 +357,8 @@ def run_jobs(
     """
     written = Written(ws, 'images')
     written.ids -= {p.name for p in _marks(ws).glob('*')}        # found broken: made again
-    todo = _Todo(sorted(jobs, key=_settings) if isinstance(jobs, list) else jobs, written.ids)
+    todo = _Todo(sorted(jobs, key=_settings) if isinstance(jobs, list) else jobs, written.ids, _marked_colourless(ws))
+    _say_left_out(ws, todo.left_out)
     if not todo: return 0
     sweep_temporary(ws.root/'images'/domain)
     announce(_cost(ws, todo, label), progress)
