@@ -12,7 +12,7 @@ import argparse, contextlib, difflib, errno, importlib, os, signal, sys, textwra
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .engines import in_silence, run_on
+from .engines import in_silence, run_on, send_no_reports
 from .show import launched
 from .flags import add_flag, description_of, Parameter, read_definition, summary_of
 from .files import UsageError, UserError
@@ -224,6 +224,8 @@ def _about_disk(e): # one sentence; '' where an error is about nothing of the ki
     code, what = getattr(e, 'errno', None), f'{getattr(e, "filename", None) or "a file"} ({getattr(e, "strerror", "")})'
     if code in _NOT_ALLOWED:
         return f'No permission for {what}; make its folder writable, or work on a copy of the workspace in one that is.'
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return f'The disk is full for {what}; free some space and run the same command again, finished work is kept.'
     if code in _GONE:
         return (f'The disk or network drive does not answer for {what}; when it is back, run the same command again, '
                 'finished work is kept.')
@@ -288,8 +290,7 @@ def with_underscores(argv: list) -> list:
 # %% ../nbs/8_run/04_cli.ipynb #main-2
 def main(argv=None) -> int: # exit code
     "Run one command. 0 success, 1 failure, 2 wrong usage, 130 interrupted."
-    for name in ('FIFTYONE_DO_NOT_TRACK', 'HF_HUB_DISABLE_TELEMETRY', 'DO_NOT_TRACK'):
-        os.environ.setdefault(name, '1' if name != 'FIFTYONE_DO_NOT_TRACK' else 'true')
+    send_no_reports()
     warnings.formatwarning = _one_sentence
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help'):

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TEMPORARY', 'SAMPLE', 'FORMATS', 'QUALITIES', 'BYTES', 'UserError', 'UsageError', 'refuses', 'command_line',
-           'short_id', 'prompt_id_of', 'pair_id_of', 'pair_ids_of', 'temporary_path', 'atomic_path', 'sweep_temporary',
-           'write_text', 'write_json', 'read_json', 'checked_name', 'file_sha256', 'first_changed', 'check_encoding',
-           'bytes_a_pixel', 'encoding_words', 'ImageFiles', 'counted', 'first_few', 'in_batches']
+           'short_id', 'prompt_id_of', 'pair_id_of', 'pair_ids_of', 'temporary_path', 'atomic_path', 'said_if_full',
+           'sweep_temporary', 'write_text', 'write_json', 'read_json', 'check_kinds', 'checked_name', 'file_sha256',
+           'first_changed', 'check_encoding', 'bytes_a_pixel', 'encoding_words', 'ImageFiles', 'counted', 'first_few',
+           'in_batches']
 
 # %% ../nbs/0_base/00_files.ipynb #import-contextlib-errno-hashlib-json-os
-import contextlib, errno, hashlib, json, os, platform, re, shlex, shutil, time, uuid
+import contextlib, errno, hashlib, json, math, os, platform, re, shlex, shutil, time, uuid
 from pathlib import Path
 
 # %% ../nbs/0_base/00_files.ipynb #usererror
@@ -114,23 +115,26 @@ def atomic_path(path): # final path; yields a temporary path in the same folder,
 
     Raises `UserError` on a full disk.
     """
-    with temporary_path(path) as tmp:
-        try:
-            yield tmp
-            os.replace(tmp, path)
-        except Exception as e:
-            if _disk_is_full(e):
-                raise UserError(
-                    f'The disk is full: {path} was not written; free some space and run the same command again, '
-                    'nothing else changed.'
-                ) from e
-            raise
+    with temporary_path(path) as tmp, said_if_full(path):
+        yield tmp
+        os.replace(tmp, path)
 
 # %% ../nbs/0_base/00_files.ipynb #disk-is-full
 def _disk_is_full(e): # safetensors and torch wrap the system's error in their own
     return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or any(
         w in str(e) for w in ('No space left', 'os error 28', 'Disk quota exceeded', 'PytorchStreamWriter failed')
     )
+
+@contextlib.contextmanager
+def said_if_full(path): # of the file that is written
+    "Raises `UserError` where the disk is full; other errors stay as they are."
+    try: yield
+    except Exception as e:
+        if not _disk_is_full(e): raise
+        raise UserError(
+            f'The disk is full: {path} was not written; free some space and run the same command again, nothing else '
+            'changed.'
+        ) from e
 
 # %% ../nbs/0_base/00_files.ipynb #is-written
 TEMPORARY = re.compile(r'\.[0-9a-f]{8}(?:-(?P<machine>[0-9a-f]{4})-(?P<pid>\d+))?\.tmp(?:\.\w+)?')
@@ -180,6 +184,34 @@ def read_json(path, default=None):
     "Read a JSON file, or return `default` if there is none."
     p = Path(path)
     return json.loads(p.read_text(encoding='utf-8')) if p.exists() else default
+
+# %% ../nbs/0_base/00_files.ipynb #check-kinds
+_KINDS = dict(
+    str='text',
+    int='a whole number',
+    float='a number',
+    bool='true or false',
+    list='a list of texts',
+    dict='a table',
+)
+
+# %% ../nbs/0_base/00_files.ipynb #is-of
+def _is_of(value, kind): # a type of `_KINDS`
+    if kind is str: return isinstance(value, (str, os.PathLike))
+    if kind is list: return isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+    if kind in (int, float) and isinstance(value, bool): return False
+    return isinstance(value, (int, float)) and math.isfinite(value) if kind is float else isinstance(value, kind)
+
+# %% ../nbs/0_base/00_files.ipynb #check-kinds-2
+def check_kinds(
+    values,      # as JSON or TOML has them
+    kinds: dict, # name -> type; what has another name may be anything
+):
+    "Raises `UsageError` for a value that is not of its type."
+    if not isinstance(values, dict): raise UsageError(f'It holds {str(values)[:80]!r}; it must be a table of values.')
+    for name, value in values.items():
+        if name in kinds and not _is_of(value, kinds[name]):
+            raise UsageError(f'{name} is {str(value)[:80]!r}; it must be {_KINDS[kinds[name].__name__]}.')
 
 # %% ../nbs/0_base/00_files.ipynb #checked-name
 def checked_name(

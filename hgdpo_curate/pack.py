@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACK_FORMAT', 'PURPOSES', 'LINE', 'PackInfo', 'Contents', 'origins_of', 'Megabytes', 'Hashed', 'check_removal',
-           'Pack', 'pack_workspace']
+           'check_space', 'Pack', 'pack_workspace']
 
 # %% ../nbs/8_run/05_pack.ipynb #imports
 import dataclasses, hashlib, io, json, secrets, shutil, tarfile
@@ -15,15 +15,15 @@ from .curate.splits import load_split
 from .document.removal import make_salt
 from .document.search import files_of, PLAN
 from hgdpo_curate.files import (
-    atomic_path, command_line, counted, file_sha256, sweep_temporary, TEMPORARY, temporary_path, UsageError, UserError,
-    write_text,
+    atomic_path, check_kinds, command_line, counted, file_sha256, sweep_temporary, TEMPORARY, temporary_path,
+    UsageError, UserError, write_text,
 )
 
 # %% ../nbs/8_run/05_pack.ipynb #imports-2
 from .long_jobs import announce, in_bytes, in_words
 from .workspace import tombstone_of
 from .parts import Table
-from .runs import no_such_run
+from .runs import fields_of, no_such_run
 from .show import progress_bar
 from .tables import BY_PERSON, now, SCHEMAS
 from .toy.drawings import DRAWN
@@ -53,12 +53,12 @@ class PackInfo:
     @classmethod
     def of(cls, text: str): # JSON
         "Read `pack.json`. Raises `UserError` for one of a later version, and `ValueError` for anything else."
-        stored = json.loads(text)
-        if not isinstance(stored, dict): raise ValueError('not a pack')
-        if stored.get('format', 1) > PACK_FORMAT:
-            raise UserError('The pack was written by a later version of hgdpo_curate; install that one to unpack it.')
-        try: return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls) if f.name in stored})
-        except TypeError as e: raise ValueError(str(e)) from e
+        try:
+            stored = json.loads(text)
+            check_kinds(stored, dict(format=int))
+            if stored.get('format', 1) <= PACK_FORMAT: return cls(**fields_of(cls, stored))
+        except (TypeError, RecursionError, UsageError) as e: raise ValueError(str(e)) from e
+        raise UserError('The pack was written by a later version of hgdpo_curate; install that one to unpack it.')
 
 # %% ../nbs/8_run/05_pack.ipynb #contents
 @dataclass
@@ -341,13 +341,12 @@ def _place(ws, output, purpose) -> Path: # of the pack
         raise UsageError(f'{file} lies in the workspace, where no removal could search it; give --output elsewhere.')
     return file
 
-def _check_space(file, files): # path -> file
-    need = sum(f.stat().st_size for f in files.values())
+def check_space(file, need: float): # to be written; bytes
+    "Raises `UserError` where the disk has less room."
     there = next(p for p in file.resolve().parents if p.is_dir())
     free = shutil.disk_usage(there).free
     if need > free:
         raise UserError(f'The pack takes {in_bytes(need)}, and {in_bytes(free)} are free in {there}; free some first.')
-    return need
 
 # %% ../nbs/8_run/05_pack.ipynb #packed
 @dataclass
@@ -395,7 +394,8 @@ def _say_size(file, contents, need, progress):
 def _written(file, staging, contents, facts, progress) -> PackInfo: # facts: fields of `PackInfo`
     "Write and record the pack."
     ws, files = contents.ws, contents.files
-    need = _check_space(file, files)
+    need = sum(f.stat().st_size for f in files.values())
+    check_space(file, need)
     _say_size(file, contents, need, progress)
     subjects = {tombstone_of(ws, i) for i in contents.photos}
     with atomic_path(file) as tmp, progress_bar(2*need//10**6, 'packing, MB', progress) as bar:

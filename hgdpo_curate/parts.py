@@ -47,7 +47,7 @@ class Table:
         parts: list = None,     # just these files of it, see `parts`
         columns: list = None,   # just these columns
     ):  # a DataFrame; empty, with the right columns, where nothing was written yet
-        "Read the rows. Raises `UserError` that names the folder where a part is broken."
+        "Read the rows. Raises `UserError` that names the file where a part is broken."
         files = self.parts() if parts is None else [*parts]
         columns = [*(self.schema.columns if columns is None else columns)]
         try: return _rows(self, files, columns, (history, only))
@@ -89,21 +89,16 @@ def _read_parts(parts, table, columns=None):
     arrow = arrow_schema(table.schema)
     columns = arrow.names if columns is None else columns
     if not parts: return arrow.empty_table().select(columns)
-    try: return pa.concat_tables([_read_part(p, table.schema, columns) for p in parts])
-    except FileNotFoundError: raise
-    except (pa.ArrowInvalid, OSError, ValueError) as e: raise _broken_part(table, e) from e
+    return pa.concat_tables([_read_part(p, table.schema, columns) for p in parts])
 
 def _read_part(part, schema, columns):
-    import pyarrow.parquet as pq
-    with pq.ParquetFile(part) as file:
-        names = [c for c in file.schema_arrow.names if c in columns or c == 'at']
-        return as_it_is_now(file.read(names), schema).select(columns)
-
-def _broken_part(table, error):
-    return UserError(
-        f'A part of the table {table.folder} cannot be read ({str(error).splitlines()[0]}); '
-        'restore it from a copy or delete that part.'
-    )
+    import pyarrow as pa, pyarrow.parquet as pq
+    try:
+        with pq.ParquetFile(part) as file:
+            names = [c for c in file.schema_arrow.names if c in columns or c == 'at']
+            return as_it_is_now(file.read(names), schema).select(columns)
+    except FileNotFoundError: raise
+    except (pa.ArrowInvalid, OSError, ValueError) as e: raise _broken_part(part, e) from e
 
 def _write_part(path, schema, tables, **metadata): # arrow tables, one after another
     import pyarrow.parquet as pq
@@ -111,6 +106,30 @@ def _write_part(path, schema, tables, **metadata): # arrow tables, one after ano
     if metadata: arrow = arrow.with_metadata({k: json.dumps(v) for k, v in metadata.items()})
     with atomic_path(path) as tmp, pq.ParquetWriter(tmp, arrow) as writer:
         for rows in tables: writer.write_table(rows.replace_schema_metadata(arrow.metadata))
+
+# %% ../nbs/0_base/03_parts.ipynb #broken-part
+_COST = dict(
+    prompts='its captions must be imported again',
+    images='its photos must be imported and its images made again',
+    photo_facts='consent and what else it states about photos is lost until they are imported again',
+    scores='its images are scored again',
+    detections='its images are judged again, and boxes in it that people drew are lost',
+    flags='faults in it that people confirmed or cleared are lost',
+    duplicates='its duplicates are looked for at the next import',
+    pairs='its pairs are drafted again',
+    reviews='decisions of people in it are lost',
+    study='answers of people in it are lost',
+    redrawn='its pictures must be made again',
+    tombstones='photos in it that were removed could be imported again, and nothing would say so',
+    packs='no card and no removal names its packs any more',
+)
+
+# %% ../nbs/0_base/03_parts.ipynb #broken-part-2
+def _broken_part(part, error): # the file
+    cost = _COST.get(part.parent.name, 'its rows are lost')
+    return UserError(
+        f'{part} cannot be read ({str(error).splitlines()[0]}); restore it from a copy, or delete it: then {cost}.'
+    )
 
 # %% ../nbs/0_base/03_parts.ipynb #rows
 _unique = set()    # folder and marks of parts in which no key stands twice
@@ -365,10 +384,10 @@ def run_sql(
 
 def _check_parts(tables):
     import pyarrow as pa, pyarrow.parquet as pq
-    for table, part in ((t, p) for t in tables.values() for p in t.parts()):
+    for part in (p for t in tables.values() for p in t.parts()):
         try: pq.ParquetFile(part).close()
         except FileNotFoundError: return
-        except (pa.ArrowInvalid, OSError) as e: raise _broken_part(table, e) from e
+        except (pa.ArrowInvalid, OSError) as e: raise _broken_part(part, e) from e
 
 def _duckdb_settings() -> dict:
     import psutil

@@ -13,16 +13,16 @@ from pathlib import Path
 from .curate.pairs import SPLIT_STAGES
 from .document.removal import REGISTER
 from hgdpo_curate.files import (
-    checked_name, command_line, counted, file_sha256, first_few, read_json, sweep_temporary, temporary_path, UsageError,
-    UserError, write_json, write_text,
+    checked_name, command_line, counted, file_sha256, first_few, read_json, said_if_full, sweep_temporary,
+    temporary_path, UsageError, UserError, write_json, write_text,
 )
 from .workspace import tombstone_of
-from .pack import check_removal, Hashed, Megabytes, PackInfo
+from .pack import check_removal, check_space, Hashed, Megabytes, PackInfo
 
 # %% ../nbs/8_run/06_unpack.ipynb #imports-2
-from .runs import RunConfig
+from .runs import RunConfig, SftRecord
 from .show import progress_bar
-from .workspace import open_workspace, refuse_occupied, Workspace
+from .workspace import check_settings, open_workspace, refuse_occupied, Workspace
 
 # %% ../nbs/8_run/06_unpack.ipynb #pack-reader
 class PackReader:
@@ -61,7 +61,8 @@ class PackReader:
     def copy(self, member, size: int, sha: str, target, bar): # target: a path, or None for what is not wanted
         "Write a member, checking size and hash."
         with contextlib.ExitStack() as stack:
-            out = stack.enter_context(_new_file(target)) if target else None
+            stack.enter_context(said_if_full(target))
+            out = stack.enter_context(_opened(self, target)) if target else None
             try:
                 reader = Hashed(self.tar.extractfile(member), bar)
                 while block := reader.read(2**20):
@@ -88,6 +89,15 @@ def _new_file(path): # open for writing; it must not be there
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(path, 'xb')
 
+# %% ../nbs/8_run/06_unpack.ipynb #opened
+def _opened(pack, target):
+    try: return _new_file(target)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as e:
+        raise _forged(pack, f'{pack.at} twice, or as a file and a folder') from e
+
+def _forged(pack, what): # that it holds, as `hgdpo pack` never writes it
+    return UserError(f'{pack.file} holds {what}, so hgdpo pack did not write it; do not use it.')
+
 # %% ../nbs/8_run/06_unpack.ipynb #head-read-head
 def read_head(pack: PackReader, manifest) -> PackInfo: # path to write the manifest to
     "What the pack says of itself. Raises `UserError` for a damaged one."
@@ -103,7 +113,19 @@ def read_head(pack: PackReader, manifest) -> PackInfo: # path to write the manif
         manifest,
         lambda n: None,
     )
+    _check_manifest(pack, manifest)
     return info
+
+# %% ../nbs/8_run/06_unpack.ipynb #check-manifest
+def _check_manifest(pack, manifest):
+    "Each line is a path, a size and a hash."
+    with open(manifest, 'rb') as lines:
+        for n, line in enumerate(lines, 1):
+            try:
+                path, size, sha = json.loads(line)
+                good = [*map(type, (path, size, sha))] == [str, int, str] and size >= 0 and Path(path).parts
+            except (ValueError, TypeError, RecursionError): good = False
+            if not good: raise _forged(pack, f'a manifest whose line {n} is not a path, a size and a hash')
 
 # %% ../nbs/8_run/06_unpack.ipynb #head-entries
 def entries(manifest): # yields path, size, SHA-256
@@ -118,6 +140,7 @@ def extract(
     bar,               # takes bytes
 ):
     "Write the files of a pack. Raises `UserError` that names the first that is not as the manifest has it."
+    check_space(manifest, sum(size for path, size, _ in entries(manifest) if place(path)))
     for path, size, sha in entries(manifest):
         member = pack.next(path)
         pack.copy(
@@ -144,11 +167,13 @@ def _check_folder(folder, info, file):
     refuse_occupied(folder)
 
 # %% ../nbs/8_run/06_unpack.ipynb #new-folder-settle-new
-def _settle_new(staging, folder, info):
+def _settle_new(staging, folder, pack, info):
     "Give an unpacked workspace an id of its own."
     import tomli_w
     config = _unpacked_at(staging)
-    if not config: raise UserError('The pack holds no workspace.toml, so it is none of hgdpo; make it again.')
+    if not config: raise _forged(pack, 'no workspace.toml that can be read')
+    try: check_settings(config)
+    except UsageError as e: raise _forged(pack, f'a workspace.toml in which {str(e).rstrip(".")}') from e
     own = dict(id=secrets.token_hex(8), root=str(folder.resolve()), unpacked=info.manifest)
     write_text(staging/'workspace.toml', tomli_w.dumps(config | own))
     if (staging/'salt').exists(): (staging/'salt').chmod(0o600)
@@ -163,7 +188,7 @@ def _into_new_folder(pack, info, manifest, folder, progress) -> Workspace:
         staging.mkdir()
         with progress_bar(info.bytes//10**6, 'unpacking, MB', progress) as bar:
             extract(pack, manifest, lambda path: staging/path, Megabytes(bar))
-        _settle_new(staging, folder, info)
+        _settle_new(staging, folder, pack, info)
         if folder.exists(): folder.rmdir()            # it is empty
         os.replace(staging, folder)
     return open_workspace(folder)
@@ -286,6 +311,7 @@ def _into_workspace(pack, info, manifest, into, progress) -> Homecoming:
         with progress_bar(info.bytes//10**6, 'unpacking, MB', progress) as bar:
             extract(pack, manifest, place, Megabytes(bar))
         runs = sorted(p.name for p in (staging/'runs').glob('*'))
+        _check_runs(pack, staging/'runs', runs)
         with ws.lock():
             check_removal(ws)
             if removed_since(ws, info) != removed:
@@ -302,6 +328,11 @@ def _into_workspace(pack, info, manifest, into, progress) -> Homecoming:
     )
 
 # %% ../nbs/8_run/06_unpack.ipynb #into-workspace-run-of
+def _check_runs(pack, folder, runs): # names
+    for run in runs:
+        try: RunConfig.of(folder/run), SftRecord.read(folder/run/'sft.json')
+        except UserError as e: raise _forged(pack, f'a config.json or sft.json of the run {run} that is broken') from e
+
 def _run_of(path): # '' for a sample
     parts = Path(path).parts
     if parts[0] == 'samples' and len(parts) == 2: return ''

@@ -1,7 +1,9 @@
-"""A job that a Ray worker can do without torch: drawn people, slowly; test_engines.py calls it on other processes."""
+"""Jobs for Ray workers, mostly without torch; test_engines.py calls them on other processes."""
 import time
 
-from hgdpo_curate import open_workspace
+import numpy as np
+
+from hgdpo_curate import open_workspace, register_scorer, score_images
 from hgdpo_curate.images.jobs import image_job, run_jobs, seed_of
 from hgdpo_curate.toy.drawings import draw_person
 
@@ -16,3 +18,25 @@ def draw_pool(workspace, pause=.4, device='cpu'):
         time.sleep(pause)
         return [draw_person([7, j['seed']]).pil() for j in part]
     return run_jobs(ws, None, jobs, 'generated', BATCH, make=make, progress=lambda total, label: lambda n: None)
+
+
+class Faulty: # a scorer from outside
+    name, version = 'faulty', '1'
+    def score(self, images, prompts): raise ValueError('no such layer')
+
+
+def pool_with_a_faulty_scorer(workspace, **options):
+    "As `hgdpo pool --score faulty`."
+    from hgdpo_curate.judge.scores import generate_and_score
+    register_scorer('faulty', Faulty, measures='nothing', licence='Apache-2.0')
+    return generate_and_score(workspace, **options)
+
+
+class Brightness: # another one
+    name, version = 'brightness', '1'
+    def score(self, images, prompts): return np.array([np.asarray(i, float).mean() for i in images])
+
+
+def score_by_brightness(workspace, device='cpu'):
+    "As `hgdpo score`."
+    return score_images(workspace, Brightness())

@@ -219,6 +219,40 @@ def test_a_pool_with_fewer_than_two_images_is_refused(empty, photos, random_base
     assert said(capsys, main(['pairs', '--workspace', str(empty.root), '--scorer', 'chance']), 'hgdpo pool') == 1
 
 
+@pytest.mark.parametrize('old, new, words', [
+    ('steps = ', 'steps = "two" # ', "steps is 'two'; it must be a whole number."),
+    ('guidance = ', 'guidance = nan # ', "guidance is 'nan'; it must be a number."),
+    ('seed = ', 'seed = true # ', "seed is 'True'; it must be a whole number."),
+    ('format = ', 'format = "3" # ', "format is '3'; it must be a whole number."),
+    ('sampler = ', 'sampler = 5 # ', "sampler is '5'; it must be text."),
+    ('resolution = ', 'resolution = "wide" # ', "The resolution 'wide' is not usable"),
+    ('steps = ', 'steps = \xff # ', 'cannot be read'),
+])
+def test_a_mistyped_setting_is_named_with_its_file(empty, capsys, old, new, words):
+    file = empty.root/'workspace.toml'
+    file.write_bytes(file.read_text().replace(f'\n{old}', f'\n{new}').encode('latin-1'))
+    for command in (['status'], ['pool'], ['score', '--scorer', 'smallscore']):
+        code = main([*command, '--workspace', str(empty.root)])
+        err = capsys.readouterr().err
+        assert (code, len(err.strip().splitlines())) == (1, 1) and words in err and str(file) in err
+
+
+def test_a_run_whose_configuration_was_changed_by_hand_is_named(finished, copy_of, capsys):
+    ws = copy_of(finished)
+    (ws.root/'runs'/'mine'/'easy').mkdir(parents=True)
+    (ws.root/'runs'/'mine'/'config.json').write_text('{"base": "x",')
+    words = 'mine/config.json is not as hgdpo writes it'
+    for command in (['sample', '--prompt', 'a person', '--run', 'mine'], ['card', '--run', 'mine']):
+        assert said(capsys, main([*command, '--workspace', str(ws.root)]), words) == 1
+
+
+def test_a_disk_that_fills_up_anywhere_is_one_sentence(finished, capsys):
+    from hgdpo_curate.cli import exit_code
+    def fill():
+        with open('/dev/full', 'w') as f: f.write('x')
+    assert said(capsys, exit_code(fill), 'The disk is full for') == 1
+
+
 def test_a_full_disk_leaves_the_tables_as_they_were(finished, copy_of, monkeypatch, capsys):
     import pyarrow.parquet as pq
     ws = copy_of(finished)

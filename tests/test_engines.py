@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from test_killed_pool import images_of
 
 from hgdpo_curate import create_workspace, import_photos, UserError
 from hgdpo_curate.cli import main, VERBS
-from hgdpo_curate.engines import work_on_ray
+from hgdpo_curate.engines import _Worker, work_on_ray
+from hgdpo_curate.pipelines import assets_folder
 from hgdpo_curate.toy.drawings import export_photos
 
 
@@ -82,7 +84,8 @@ def test_flags_of_ray_need_ray(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize('address, code, words', [
-    ('127.0.0.1:9', 1, 'There is no Ray cluster at 127.0.0.1:9; start one with: ray start --head'),
+    ('127.0.0.1:9', 1, 'There is no Ray cluster at 127.0.0.1:9; start one with: RAY_USAGE_STATS_ENABLED=0 ray start '
+     '--head --include-dashboard=false --port 6379, and give'),
     ('ray://127.0.0.1:9', 1, 'There is no Ray cluster at ray://127.0.0.1:9'),
     ('gpu1', 2, 'gpu1 is not the address of a Ray cluster; give --ray_address HOST:PORT'),
 ])
@@ -138,13 +141,52 @@ def test_a_cluster_that_loses_a_machine_makes_what_one_process_makes(tmp_path, c
     assert not list((ws.root/'cache'/'leases').glob('*.[0-9]*'))
 
 
+def test_workers_send_no_reports_on_machines_where_nobody_said_so(tmp_path, monkeypatch):
+    names = ('RAY_USAGE_STATS_ENABLED', 'HF_HUB_DISABLE_TELEMETRY', 'FIFTYONE_DO_NOT_TRACK', 'DO_NOT_TRACK')
+    for name in names: monkeypatch.delenv(name, raising=False)
+    ws = create_workspace(tmp_path/'ws', resolution='40x56')
+    assert _Worker().work('drawn_pool.score_by_brightness', dict(workspace=str(ws.root))) == ([], [])
+    assert [os.environ.get(name) for name in names] == ['0', '1', 'true', '1']
+
+
+def on_cluster(cluster, verb, ws, *words): # exit code
+    at = ['--workspace', str(ws.root), '--engine', 'ray', '--ray_address', cluster.address, '--workers', '1']
+    return main([verb, *at, '--device', 'cpu', *words])
+
+
+def test_weights_in_a_folder_named_from_here_are_found_by_workers(tmp_path, cluster, finished, copy_of, monkeypatch):
+    ws = copy_of(finished)
+    shutil.copytree(assets_folder(), tmp_path/'weights')
+    shutil.rmtree(ws.root/'tables'/'scores')
+    monkeypatch.chdir(tmp_path)                          # workers stay in the folder that the cluster was started in
+    assert on_cluster(cluster, 'score', ws, '--scorer_path', 'weights') == 0
+    assert len(ws.table('scores')) == len(ws.table('images')) > 0
+
+
+def test_what_a_worker_warns_of_and_how_far_all_are_is_shown(tmp_path, cluster, random_base, capsys):
+    ws = create_workspace(tmp_path/'ws', resolution='40x56', steps=2, guidance=2.)
+    import_photos(ws, export_photos(tmp_path/'photos', 2, seed=3), progress=lambda items, **k: items)
+    given = dict(workspace=str(ws.root), base=str(random_base), n=4, device='cpu', score='faulty')
+    with pytest.warns(UserWarning, match=r'^worker 1: faulty stopped scoring \(ValueError: no such layer\)'):
+        made = work_on_ray('drawn_pool.pool_with_a_faulty_scorer', given, 'images', cluster.address, workers=1)
+    said = capsys.readouterr().err
+    assert made == len(ws.table('images').query("domain == 'generated'")) > 0
+    assert 'worker 1: 0 images scored by faulty.' in said and f'new images: {made}it' in said
+
+
+def test_scores_by_a_second_scorer_are_counted_too(cluster, finished, copy_of):
+    ws = copy_of(finished)
+    given, images = dict(workspace=str(ws.root), device='cpu'), len(ws.table('images'))
+    assert len(ws.table('scores')) == images             # by the first one
+    assert work_on_ray('drawn_pool.score_by_brightness', given, 'scores', cluster.address, workers=1) == images
+
+
 def test_a_cluster_without_gpus_or_a_workspace_that_it_does_not_see_is_one_sentence(tmp_path, cluster):
     ws = create_workspace(tmp_path/'ws', resolution='40x56')
     given = dict(workspace=str(ws.root))
     with pytest.raises(UserError, match='has no GPU; give --device cpu'):
         work_on_ray('drawn_pool.draw_pool', given, 'images', cluster.address)
     Path(ws.root/'workspace.toml').rename(tmp_path/'hidden')
-    from hgdpo_curate.engines import _Worker
     with pytest.raises(UserError, match='does not see'): _Worker().work('drawn_pool.draw_pool', given)
 
 

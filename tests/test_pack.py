@@ -349,6 +349,87 @@ def test_what_would_leave_the_folder_is_refused(kind, ws, tmp_path):
     assert not (tmp_path/'there').exists() and not hidden(tmp_path) and not (tmp_path/'evil.toml').exists()
 
 
+def forged(file, lines=lambda lines: lines, **contents): # contents: path -> bytes; the hashes are right again
+    "A pack as somebody writes it by hand."
+    there = members(file)
+    info, _ = json.loads(there.pop('pack.json')), there.pop('manifest.jsonl')
+    there |= contents.pop('files', {})
+    listed = lines([[path, len(data), hashlib.sha256(data).hexdigest()] for path, data in there.items()])
+    manifest = b''.join(line if isinstance(line, bytes) else json.dumps(line).encode() + b'\n' for line in listed)
+    info |= dict(manifest=hashlib.sha256(manifest).hexdigest(), files=len(listed)) | contents
+    known = [line for line in listed if isinstance(line, list) and line[0] in there]
+    parts = [('pack.json', json.dumps(info).encode()), ('manifest.jsonl', manifest)]
+    parts += [(path, there[path]) for path, *_ in known]
+    with tarfile.open(file, 'w') as tar:
+        for name, data in parts:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file
+
+
+def settings_with(file, old, new):
+    return dict(files={'workspace.toml': members(file)['workspace.toml'].replace(old, new)})
+
+
+@pytest.mark.parametrize('kind, words', [
+    ('line', 'holds a manifest whose line 2 is not a path'),
+    ('size', 'holds a manifest whose line 1 is not a path'),
+    ('twice', 'twice, or as a file and a folder'),
+    ('bytes', 'is not a pack of hgdpo'),
+    ('photos', 'is not a pack of hgdpo'),
+    ('format', 'is not a pack of hgdpo'),
+    ('steps', "holds a workspace.toml in which steps is 'two'; it must be a whole number"),
+    ('toml', 'holds no workspace.toml that can be read'),
+])
+def test_a_pack_written_by_hand_is_refused_in_one_sentence(kind, words, ws, tmp_path, capsys):
+    file = pack(ws)
+    how = dict(
+        line=dict(lines=lambda lines: [lines[0], b'{"path": \n', *lines[1:]]),
+        size=dict(lines=lambda lines: [[lines[0][0], 'many', lines[0][2]], *lines[1:]]),
+        twice=dict(lines=lambda lines: [*lines, lines[0]]),
+        bytes=dict(bytes='many'),
+        photos=dict(photos=[1]),
+        format=dict(format='1'),
+        steps=settings_with(file, b'steps = ', b'steps = "two" # '),
+        toml=settings_with(file, b'steps = ', b'steps '),
+    )[kind]
+    forged(file, **how)
+    assert main(['unpack', str(file), '--output', str(tmp_path/'there')]) == 1
+    said = capsys.readouterr().err.strip().split('\r')[-1].splitlines()[-1]
+    assert words in said and file.name in said and 'unexpected' not in said
+    assert not (tmp_path/'there').exists() and not hidden(tmp_path)
+
+
+@pytest.mark.parametrize('text', [b'{"base": ', b'{"base": 3}', b'[]'])
+def test_a_run_with_a_broken_configuration_does_not_come_home(text, ws, tmp_path):
+    there = unpack(pack(ws), tmp_path/'there').ws
+    run = there.root/'runs'/'away'
+    (run/'easy').mkdir(parents=True)
+    (run/'easy'/'metrics.parquet').write_bytes(b'1')
+    (run/'config.json').write_text('{}')
+    before, file = state(ws.root), pack(there, 'runs')
+    forged(file, files={'runs/away/config.json': text})
+    with pytest.raises(UserError, match=f'{file.name} holds a config.json .* run away'): unpack(file, into=ws.root)
+    assert state(ws.root) == before
+
+
+def test_a_full_disk_is_said_before_and_while_unpacking(ws, tmp_path, monkeypatch, capsys):
+    import hgdpo_curate.unpack as module
+    file = pack(ws)
+    command = ['unpack', str(file), '--output', str(tmp_path/'there')]
+    def said(): return capsys.readouterr().err.strip().split('\r')[-1].splitlines()[-1]
+    with monkeypatch.context() as m:
+        m.setattr(shutil, 'disk_usage', lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
+        assert main(command) == 1 and 'The pack takes' in (words := said()) and 'free some first' in words
+    with monkeypatch.context() as m:
+        new = module._new_file                             # the kernel's own error, as of a disk that filled up
+        m.setattr(module, '_new_file', lambda path: open('/dev/full', 'wb') if path.suffix == '.png' else new(path))
+        assert main(command) == 1 and 'The disk is full' in (words := said()) and '.png' in words
+    assert not (tmp_path/'there').exists() and not hidden(tmp_path)
+    assert main(command) == 0
+
+
 def test_what_is_no_pack(tmp_path, capsys):
     (tmp_path/'a.tar').write_text('nothing of the kind')
     with tarfile.open(tmp_path/'b.tar', 'w') as tar: tar.add(tmp_path/'a.tar', 'a.txt')

@@ -1,4 +1,6 @@
 """`hgdpo pool --score`: images are scored while they are in memory, as `hgdpo score` would score their files."""
+import time
+
 import numpy as np
 import pytest
 from conftest import Chance, quiet
@@ -61,3 +63,33 @@ def test_a_scorer_that_fails_does_not_stop_the_pool(photos, tmp_path, random_bas
     monkeypatch.setattr(Light, 'bad', False)
     assert score_images(ws, 'light', progress=quiet) == len(ws.table('images'))
     assert main([*command, '--score', 'brightest']) == 2 and 'pickscore' in capsys.readouterr().err
+
+
+class Raising: # as a scorer from outside may
+    name, version = 'raising', '1'
+    def score(self, images, prompts): raise ValueError('no such layer\nin this file')
+
+
+class Slow: # notes how many scores are in the table when it is asked
+    name, version, seen = 'slow', '1', []
+    def score(self, images, prompts):
+        Slow.seen.append(len(Slow.ws.table('scores')))
+        time.sleep(1.1)
+        return np.zeros(len(images))
+
+
+def test_a_scorer_that_raises_anything_is_named_and_the_pool_goes_on(photos, tmp_path, random_base):
+    ws = workspace_of(photos, tmp_path/'ws')
+    register_scorer('raising', Raising, measures='nothing', licence='Apache-2.0')
+    with pytest.warns(UserWarning, match=r'raising stopped scoring \(ValueError: no such layer in this file\)'):
+        made = generate_and_score(ws, 'raising,chance', n=4, batch=2, base=random_base, progress=quiet)
+    assert made == len(ws.table('images').query("domain == 'generated'")) > 4
+    assert ws.table('scores').scorer.tolist() == ['chance']*made
+
+
+def test_scores_of_the_pool_are_written_every_two_seconds(photos, tmp_path, random_base):
+    ws = Slow.ws = workspace_of(photos, tmp_path/'ws')
+    register_scorer('slow', Slow, measures='nothing', licence='Apache-2.0')
+    made = generate_and_score(ws, 'slow', n=4, batch=2, base=random_base, progress=quiet)
+    lost = [2*n - seen for n, seen in enumerate(Slow.seen)]        # what a kill would have lost, in images
+    assert len(lost) == made/2 >= 4 and max(lost) <= 4

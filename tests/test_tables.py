@@ -130,7 +130,19 @@ def test_a_broken_part_is_named_and_an_error_of_the_query_is_duckdbs(tmp_path):
     ws.append('scores', [dict(image_id='a', scorer='x', score=1.0)])
     with pytest.raises(duckdb.Error, match='nonsense'): ws.sql('select nonsense from scores')
     ws.parts('scores')[0].with_name('part-9.parquet').write_bytes(b'PAR1 broken')
-    with pytest.raises(UserError, match='scores cannot be read'): ws.sql('select * from scores')
+    for read in (lambda: ws.sql('select * from scores'), lambda: ws.table('scores'), lambda: ws.compact('scores')):
+        with pytest.raises(UserError, match='scores/part-9.parquet cannot be read .*then its images are scored again'):
+            read()
+
+
+@pytest.mark.parametrize('name', SCHEMAS)
+def test_what_deleting_a_half_written_part_costs_is_said_for_every_table(tmp_path, name):
+    table = Table(tmp_path/name, SCHEMAS[name])
+    table.append([{c: 'a' for c in SCHEMAS[name].key if SCHEMAS[name].columns[c] == 'str'}])
+    part = table.parts()[0]
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(UserError, match=f'{part.name} cannot be read .*or delete it: then') as e: table.read()
+    assert 'its rows are lost' not in str(e.value)         # what stands for a table of which nobody said more
 
 
 def test_killed_before_the_old_parts_are_deleted_nothing_counts_twice(tmp_path, monkeypatch):

@@ -190,21 +190,24 @@ class _Following:
         about = [dict(r, prompt=j['prompt'], picture=im) for j, r, im in zip(jobs, rows, pictures)]
         for name in self.scorers.keys() - self.failed.keys():
             try: found = self.score[name](pd.DataFrame(about))
-            except UserError as e: self.failed[name] = e
+            except UserError as e: self.failed[name] = str(e).split(';')[0]
+            except Exception as e:                     # a scorer from outside may raise anything
+                self.failed[name] = f'{type(e).__name__}: {" ".join(str(e).split())[:200] or "no message"}'
             else:
                 self.rows += found
                 self.scored[name] += len(found)
-        if time.monotonic() - self.written >= 30: self.write()
+        if time.monotonic() - self.written >= 2: self.write()
 
     def write(self):
         rows, self.rows, self.written = self.rows, [], time.monotonic()
         self.ws.append('scores', rows)
 
     def tell(self):
-        for name, count in self.scored.items(): announce(f'{counted(count, "image")} scored by {name}.', self.progress)
-        for name, e in self.failed.items():
+        for name, count in self.scored.items():
+            announce(f'{counted(count, "image")} scored by {name}.', self.progress, lasting=True)
+        for name, why in self.failed.items():
             rest = command_line('score', self.ws, scorer=name)
-            warnings.warn(f'{name} stopped scoring ({str(e).split(";")[0]}); the rest is left to: {rest}', stacklevel=3)
+            warnings.warn(f'{name} stopped scoring ({why}); the rest is left to: {rest}', stacklevel=3)
 
 def _judged(ws, scorer, rows): return _score_rows(ws, scorer, rows, rows.picture.tolist())
 
