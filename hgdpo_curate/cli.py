@@ -8,7 +8,7 @@ __all__ = ['FLAG_NAMES', 'HIDDEN', 'ENGINE_ONLY', 'ON_ENGINES', 'RECIPE_FIELDS',
            'exit_code', 'run_verb', 'with_underscores', 'main']
 
 # %% ../nbs/8_run/04_cli.ipynb #imports
-import argparse, contextlib, difflib, errno, importlib, os, signal, sys, textwrap, warnings
+import argparse, contextlib, difflib, errno, importlib, inspect, os, signal, sys, textwrap, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Verb:
     hidden: tuple = ()     # parameters that only a notebook can give, besides `HIDDEN`
     stated: bool = False   # has a flag for every column that people state about a photo
     fills: str = ''        # the table that it fills, of one whose work several processes share (see `engines`)
+    shared: str = ''       # 'module.function' that an engine does of it; the rest is done here. By default all of it
     everywhere: bool = False   # runs in every process of `accelerate launch`; others run in the first alone
 
 FLAG_NAMES = dict(
@@ -75,7 +76,13 @@ VERBS = dict(
         hidden=ENGINE_ONLY,
         fills='scores',
     ),
-    flag=Verb('judge.anatomy.flag_images', print_table, flags=(('path', 'detector_path'),), fills='detections'),
+    flag=Verb(
+        'judge.anatomy.flag_images',
+        print_table,
+        flags=(('path', 'detector_path'),),
+        shared='judge.anatomy.look_at_images',
+        **ON_ENGINES | dict(fills='detections'),
+    ),
     curate=Verb('verbs.review_in_app'),
     review=Verb('curate.app.read_reviews', print_reviews),
     pairs=Verb(
@@ -248,12 +255,18 @@ def exit_code(work) -> int: # of a function without arguments
                     'HGDPO_DEBUG=1 to see where.', 1)
 
 # %% ../nbs/8_run/04_cli.ipynb #run-verb
+def _function(name): # 'module.function' of the package
+    module, function = name.rsplit('.', 1)
+    return getattr(importlib.import_module(f'hgdpo_curate.{module}'), function)
+
 def _called(verb, given):
     if verb.fills and given.keys() & {'engine', 'ray_address', 'workers'}:
         engine = {k: given.pop(k) for k in ('engine', 'ray_address', 'workers') if k in given}
-        return run_on(f'hgdpo_curate.{verb.function}', given, verb.fills, **engine)
-    module, function = verb.function.rsplit('.', 1)
-    return getattr(importlib.import_module(f'hgdpo_curate.{module}'), function)(**given)
+        taken = inspect.signature(_function(verb.shared)).parameters if verb.shared else given
+        shared = {k: v for k, v in given.items() if k in taken}
+        made = run_on(f'hgdpo_curate.{verb.shared or verb.function}', shared, verb.fills, **engine)
+        if not verb.shared: return made
+    return _function(verb.function)(**given)
 
 def run_verb(name: str, given: dict) -> int: # exit code
     "Call a command's function with the given flags, and print the result."

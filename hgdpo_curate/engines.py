@@ -6,7 +6,7 @@
 __all__ = ['START', 'in_silence', 'send_no_reports', 'work_on_ray', 'run_on']
 
 # %% ../nbs/0_base/16_engines.ipynb #imports
-import contextlib, importlib, os, socket, time, warnings
+import contextlib, importlib, inspect, os, socket, time, warnings
 from pathlib import Path
 from .files import first_few, UsageError, UserError
 from .long_jobs import announce, LASTING, Written
@@ -67,10 +67,15 @@ def _connect(address): # '' or None starts Ray on this machine; -> ray
     return ray
 
 # %% ../nbs/0_base/16_engines.ipynb #share
+def _device(function, given): # 'module.function', its arguments; '' where it has no such choice
+    module, name = function.rsplit('.', 1)
+    taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+    return given.get('device') if any(p.name == 'device' or p.kind is p.VAR_KEYWORD for p in taken) else ''
+
 def _share(ray, address, device, workers) -> tuple: # how many workers, what each needs
     resources = ray.cluster_resources()
     gpus, cpu = int(resources.get('GPU', 0)), device == 'cpu'
-    if not gpus and address and not cpu:
+    if not gpus and address and device not in ('cpu', ''):
         raise UserError(f'The Ray cluster at {address} has no GPU; give --device cpu to use its processors.')
     if gpus and not cpu: return workers or gpus, dict(num_gpus=1)
     nodes = sum(node['Alive'] for node in ray.nodes())
@@ -152,7 +157,7 @@ def work_on_ray(
     before = len(rows.ids)
     ray = _connect(address)
     try:
-        count, needs = _share(ray, address, given.get('device'), workers)
+        count, needs = _share(ray, address, _device(function, given), workers)
         worker = ray.remote(max_restarts=3, max_task_retries=-1, scheduling_strategy='SPREAD', **needs)(_Worker)
         announce(f'{count} workers of Ray share the work.')
         pool = [worker.remote() for _ in range(count)]

@@ -151,7 +151,7 @@ def test_workers_send_no_reports_on_machines_where_nobody_said_so(tmp_path, monk
 
 def on_cluster(cluster, verb, ws, *words): # exit code
     at = ['--workspace', str(ws.root), '--engine', 'ray', '--ray_address', cluster.address, '--workers', '1']
-    return main([verb, *at, '--device', 'cpu', *words])
+    return main([verb, *at, *([] if verb == 'flag' else ['--device', 'cpu']), *words])    # detectors take what is there
 
 
 def test_weights_in_a_folder_named_from_here_are_found_by_workers(tmp_path, cluster, finished, copy_of, monkeypatch):
@@ -179,6 +179,17 @@ def test_scores_by_a_second_scorer_are_counted_too(cluster, finished, copy_of):
     given, images = dict(workspace=str(ws.root), device='cpu'), len(ws.table('images'))
     assert len(ws.table('scores')) == images             # by the first one
     assert work_on_ray('drawn_pool.score_by_brightness', given, 'scores', cluster.address, workers=1) == images
+
+
+def test_machines_look_for_faults_and_the_rules_are_applied_here(cluster, finished, copy_of, capsys):
+    alone, shared = copy_of(finished), copy_of(finished, 'shared')
+    assert main(['flag', '--workspace', str(alone.root)]) == 0
+    assert on_cluster(cluster, 'flag', shared) == 0
+    def of(ws, table): return ws.table(table).drop(columns='written_at').sort_values('image_id').to_dict('records')
+    assert len(shared.table('detections')) and len(shared.table('flags'))
+    for table in ('detections', 'flags'): assert str(of(shared, table)) == str(of(alone, table))
+    assert on_cluster(cluster, 'flag', shared, '--detector', 'learned') == 2
+    assert 'leave out --engine' in capsys.readouterr().err
 
 
 def test_a_cluster_without_gpus_or_a_workspace_that_it_does_not_see_is_one_sentence(tmp_path, cluster):
