@@ -75,6 +75,9 @@ def _same(row, before):
     return before is not None and all(row[k] == before[k] for k in ('status', 'confidence', 'reason', 'rule_version'))
 
 # %% ../../nbs/3_judge/06_anatomy.ipynb #flag-images
+#| export
+
+# %% ../../nbs/3_judge/06_anatomy.ipynb #look-at-images
 def look_at_images(
     workspace,        # a `Workspace` or its folder
     detector='drawn_faults',  # a key of `DETECTORS`
@@ -90,6 +93,7 @@ def look_at_images(
         raise UsageError(f'The detector {detector} learns from all images in one process; leave out --engine.')
     return detect(ws, found, domains, progress=progress)
 
+# %% ../../nbs/3_judge/06_anatomy.ipynb #flag-images-2
 def flag_images(
     workspace,        # a `Workspace` or its folder
     detector='drawn_faults',  # a key of `DETECTORS`
