@@ -69,13 +69,7 @@ VERBS = dict(
     ),
     recon=Verb('images.recon.reconstruct', print_made, **ON_ENGINES),
     redraw=Verb('judge.body_parts.redraw_photos', print_made, **ON_ENGINES),
-    score=Verb(
-        'verbs.score_by',
-        '{} new scores',
-        also=('engines.run_on',),
-        hidden=ENGINE_ONLY,
-        fills='scores',
-    ),
+    score=Verb('verbs.score_by', '{} new scores', **ON_ENGINES | dict(fills='scores')),
     flag=Verb(
         'judge.anatomy.flag_images',
         print_table,

@@ -74,9 +74,6 @@ def propose_flags(workspace) -> pd.DataFrame: # flag, images
 def _same(row, before):
     return before is not None and all(row[k] == before[k] for k in ('status', 'confidence', 'reason', 'rule_version'))
 
-# %% ../../nbs/3_judge/06_anatomy.ipynb #flag-images
-#| export
-
 # %% ../../nbs/3_judge/06_anatomy.ipynb #look-at-images
 def look_at_images(
     workspace,        # a `Workspace` or its folder
