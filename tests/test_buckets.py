@@ -377,7 +377,7 @@ def test_an_evaluation_a_plan_and_the_cards_know_the_shapes(mixed, measured):
 def test_the_grid_of_a_report_shows_every_picture_whole_and_side_by_side(mixed, measured):
     page = measured[0].read_text()
     grid = page.partition('<table class=grid>')[2].partition('</table>')[0]
-    rows = [re.findall(r'height:(\d+)px.*?base64,([^"]+)"', row) for row in grid.split('<tr>')]
+    rows = [re.findall(r'height=(\d+) .*?base64,([^"]+)"', row) for row in grid.split('<tr>')]
     rows = [row for row in rows if row]
     assert [len(row) for row in rows] == [6, 6, 6]                               # photo, base, easy
     for row in rows:
